@@ -1,0 +1,125 @@
+"""The vocabulary of fused operators: what a chain of convolutions computes, independent of how it is spelled.
+
+The passes write it as model-local ONNX functions of the domain `sepwise`; `sepwise.passes.chains` reads it back.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = [
+    "ACTIVATION_PARAMETERS",
+    "DOMAIN",
+    "DOMAIN_VERSION",
+    "FUSED_OPERATORS",
+    "Activation",
+    "ConvStage",
+    "FusedChain",
+]
+
+DOMAIN: Final = "sepwise"
+"""The operator domain of the model-local functions."""
+
+DOMAIN_VERSION: Final = 1
+"""The version under which a fused model imports `DOMAIN`."""
+
+FUSED_OPERATORS: Final = ("FusedConv", "SeparableConv", "InvertedResidual")
+"""The families of fused operators: one stage; depthwise and pointwise in either order; pointwise, depthwise, pointwise."""
+
+ACTIVATION_PARAMETERS: Final[dict[str, tuple[str, ...]]] = {
+    "relu": (),
+    "clip": ("lo", "hi"),
+    "leaky_relu": ("alpha",),
+    "elu": ("alpha",),
+    "sigmoid": (),
+    "tanh": (),
+    "hard_sigmoid": ("alpha", "beta"),
+    "hard_swish": (),
+    "silu": (),
+    "gelu": (),
+    "softplus": (),
+    "mish": (),
+}
+"""Every activation kind with the names of its parameters, in the order of `Activation.parameters`."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise activation.
+
+    `relu` is max(x, 0); `clip` is min(max(x, lo), hi) (ReLU6 is clip(0, 6); lo or hi may be infinite);
+    `leaky_relu` is x if x >= 0 else alpha * x; `elu` is x if x >= 0 else alpha * (exp(x) - 1);
+    `hard_sigmoid` is min(max(alpha * x + beta, 0), 1); `hard_swish` is x * min(max(x / 6 + 1/2, 0), 1);
+    `silu` is x * sigmoid(x); `gelu` is x * (1 + erf(x / sqrt(2))) / 2; `softplus` is log(1 + exp(x));
+    `mish` is x * tanh(softplus(x)).
+
+    Attributes:
+        kind: A key of `ACTIVATION_PARAMETERS`.
+        parameters: The values of the kind's parameters, as float32 values.
+    """
+
+    kind: str
+    parameters: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the kind and the number of its parameters.
+
+        Raises:
+            ValueError: If the kind is unknown or has another number of parameters.
+        """
+        if self.kind not in ACTIVATION_PARAMETERS:
+            raise ValueError(f"Activation {self.kind!r} is unknown; it must be one of {', '.join(ACTIVATION_PARAMETERS)}.")
+        names = ACTIVATION_PARAMETERS[self.kind]
+        if len(names) != len(self.parameters):
+            raise ValueError(
+                f"Activation {self.kind!r} has {len(self.parameters)} parameters; it needs {len(names)}: ({', '.join(names)})."
+            )
+
+
+@dataclass(frozen=True)
+class ConvStage:
+    """One convolution of a chain with its epilogue: activation(conv(input, weight) + bias).
+
+    Attributes:
+        weight: Value name of the weight, shape (out_channels, in_channels / group, *kernel_shape).
+        bias: Value name of the bias, shape (out_channels,), or None.
+        kernel_shape: Kernel extent of each spatial axis, in elements.
+        strides: Stride of each spatial axis, in elements.
+        pads: Zero padding in ONNX order: the begins of all spatial axes, then the ends, in elements.
+        dilations: Dilation of each spatial axis, in elements.
+        group: Number of groups.
+        activation: What is applied to the sum, or None.
+        nodes: Names of the original nodes that this stage covers.
+    """
+
+    weight: str
+    bias: str | None
+    kernel_shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    group: int
+    activation: Activation | None
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FusedChain:
+    """A chain of convolutions: post_activation(stages(input) + residual).
+
+    Attributes:
+        operator: One of `FUSED_OPERATORS`, or `Conv` for a plain convolution.
+        input: Value name of the input.
+        stages: The convolutions, each reading its predecessor's result.
+        residual: Value name of what is added to the last stage's result (after that stage's activation), or None.
+        post_activation: What is applied after the residual was added, or None.
+        output: Value name of the result.
+        nodes: Names of the original nodes that the chain covers: its stages', the residual's addition, the activation after it.
+    """
+
+    operator: str
+    input: str
+    stages: tuple[ConvStage, ...]
+    residual: str | None
+    post_activation: Activation | None
+    output: str
+    nodes: tuple[str, ...]
