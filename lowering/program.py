@@ -1,0 +1,117 @@
+"""The Program: a list of kernel calls over one arena and one block of constants.
+
+The same Program runs everywhere: as generated C over the kernels' objects, in this process, under an
+emulator, on a board, in a bundle. It knows nothing of TVM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sepwise.lowering.graph import TensorType
+
+__all__ = ["BufferRef", "Home", "KernelCall", "Program", "Value"]
+
+
+class Home(Enum):
+    """Where a buffer lives."""
+
+    ARENA = "arena"
+    CONSTANT = "constant"
+    INPUT = "input"
+    OUTPUT = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class BufferRef:
+    """An argument of a kernel call.
+
+    Attributes:
+        home: Where it lives.
+        offset: Bytes from the start of the arena or of the constants; for an input or an output its index.
+    """
+
+    home: Home
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCall:
+    """One call of a kernel, all its tasks.
+
+    The kernel is the C function `void symbol(arg0 *, ..., void *scratch, int32_t task)`; its tasks
+    may run in any order and on any worker.
+
+    Attributes:
+        name: The kernel's name in the KernelGraph.
+        symbol: Its symbol in `Program.object_code`.
+        arguments: Inputs, constants, outputs, in that order.
+        tasks: Calls with `task` from 0 to `tasks - 1` make up the kernel.
+        scratch_bytes: Scratch that one worker needs, 0 for none.
+        macs: Multiply-accumulates of all tasks.
+        nodes: The ONNX nodes it computes.
+        strategy: The implementation that was chosen, for reports.
+    """
+
+    name: str
+    symbol: str
+    arguments: tuple[BufferRef, ...]
+    tasks: int
+    scratch_bytes: int
+    macs: int
+    nodes: tuple[str, ...]
+    strategy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A named tensor of the Program and where it lives, for outputs, inputs and inspection.
+
+    Attributes:
+        name: The ONNX value's name.
+        type: Shape, element type and layout.
+        buffer: Where it lives.
+    """
+
+    name: str
+    type: TensorType
+    buffer: BufferRef
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """All that is needed to run a network on one device.
+
+    Attributes:
+        name: The model's name.
+        device: Name of the device it was built for.
+        calls: In execution order.
+        inputs: The network's inputs, plain layout.
+        outputs: The network's outputs, plain layout.
+        values: Every intermediate, by name; those in the arena are overwritten as the run goes on.
+        constants: One block of bytes (uint8), weights packed, every constant aligned to 64 bytes.
+        arena_bytes: Size of the arena without the workers' scratch.
+        arena_lower_bound_bytes: The largest sum of live bytes over all calls.
+        object_code: One relocatable ELF object with every kernel.
+    """
+
+    name: str
+    device: str
+    calls: tuple[KernelCall, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    values: tuple[Value, ...]
+    constants: np.ndarray
+    arena_bytes: int
+    arena_lower_bound_bytes: int
+    object_code: bytes
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Scratch that one worker needs, the largest over all calls, a multiple of 64."""
+        return max((-(-call.scratch_bytes // 64) * 64 for call in self.calls), default=0)
