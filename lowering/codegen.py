@@ -1,0 +1,205 @@
+"""From scheduled PrimFuncs to one object file of plain C functions.
+
+A scheduled PrimFunc has at most one loop annotated with `TASK_LOOP`; its variable becomes the kernel's last
+parameter. Buffers of the schedule that do not fit the stack are placed in the caller's scratch. The
+result is `void symbol(arg0 *, ..., void *scratch, int32_t task)`: it never allocates, never launches, and the
+object has no undefined symbol and no writable data.
+
+TVM's packed ABI is not used on purpose: a plain C function needs no argument boxes at each call, lets LLVM see that
+its buffers do not alias, and is what a bundle or an emulator wants to link. A packed entry for RPC is a thin
+wrapper over the Program.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+from tvm.ir import PointerType, PrimType
+from tvm.ir.expr import Call, Var
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sepwise.lowering.device import Device
+
+__all__ = ["TASK_LOOP", "CompiledKernel", "build_object", "lower_kernel", "tvm_target"]
+
+TASK_LOOP = "sepwise.task"
+"""Annotation of the loop whose variable becomes the kernel's task."""
+
+STACK_BYTES = 4096
+"""Buffers of a schedule up to this size live on the stack (registers, mostly); larger ones in scratch."""
+
+ALIGNMENT_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledKernel:
+    """A kernel's lowered function and what its caller must know.
+
+    Attributes:
+        symbol: C symbol.
+        function: Lowered PrimFunc, ready for LLVM.
+        tasks: Extent of the task loop, 1 without one.
+        scratch_bytes: Scratch that one worker needs.
+    """
+
+    symbol: str
+    function: tirx.PrimFunc
+    tasks: int
+    scratch_bytes: int
+
+
+def tvm_target(device: Device) -> tvm.target.Target:
+    """Builds TVM's target for a device.
+
+    Args:
+        device: Its triple, cpu and features.
+
+    Returns:
+        An LLVM target.
+    """
+    options: dict[str, Any] = {"kind": "llvm", "mtriple": device.triple, "mcpu": device.cpu}
+    if device.features:
+        options["mattr"] = list(device.features)
+    return tvm.target.Target(options)
+
+
+def lower_kernel(function: tirx.PrimFunc, symbol: str, target: tvm.target.Target) -> CompiledKernel:
+    """Lowers one scheduled PrimFunc to the kernel interface.
+
+    Args:
+        function: Scheduled; its parameters are buffers of static shape.
+        symbol: C symbol of the result.
+        target: The LLVM target.
+
+    Returns:
+        The lowered kernel.
+    """
+    module = tvm.IRModule({symbol: function.with_attr({"global_symbol": symbol, "target": target})})
+    module = _FLATTEN(module)
+    flat = module[symbol]
+    body, tasks, task = _take_task_loop(flat.body)
+    parameters = list(flat.params)
+    handles = [
+        Var(f"{parameter.name}_data", PointerType(parameter.ty.dtype)) for parameter in parameters
+    ]
+    body = _bind_parameters(body, parameters, handles)
+    scratch = Var("scratch", PointerType(PrimType("uint8")))
+    body, scratch_bytes = _place_scratch(body, scratch)
+    lowered = tirx.PrimFunc([*handles, scratch, task], body, flat.ret_type, flat.attrs)
+    lowered = lowered.with_attr("tirx.noalias", True)
+    module = _FINISH(tvm.IRModule({symbol: lowered}))
+    return CompiledKernel(symbol, module[symbol], tasks, scratch_bytes)
+
+
+def build_object(kernels: Mapping[str, CompiledKernel], target: tvm.target.Target) -> bytes:
+    """Compiles kernels to one relocatable object.
+
+    Args:
+        kernels: By symbol.
+        target: The LLVM target.
+
+    Returns:
+        The object file's bytes.
+    """
+    module = tvm.IRModule({symbol: kernel.function for symbol, kernel in kernels.items()})
+    built = tvm.get_global_func("target.build.llvm")(module, target)
+    with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
+        path = Path(folder) / "kernels.o"
+        built.write_to_file(str(path))
+        return path.read_bytes()
+
+
+_FLATTEN = tvm.ir.transform.Sequential(
+    [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.NarrowDataType(32),
+        s_tir.transform.LoopPartition(),
+        tirx.transform.VectorizeLoop(),
+    ]
+)
+
+_FINISH = tvm.ir.transform.Sequential(
+    [
+        s_tir.transform.HoistIfThenElse(),
+        tirx.transform.UnrollLoop(),
+        s_tir.transform.RenormalizeSplitPattern(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.CommonSubexprElim(),
+        tirx.transform.LowerIntrin(),
+        tirx.transform.SkipAssert(),
+    ]
+)
+
+
+def _take_task_loop(body: tirx.Stmt) -> tuple[tirx.Stmt, int, Var]:
+    """`for t in range(n): f(t)` -> `f(task)`; returns the body, `n` and the task variable."""
+    task = Var("task", PrimType("int32"))
+    extents: list[int] = []
+
+    def on_for(loop: tirx.For) -> tirx.Stmt:
+        if TASK_LOOP not in loop.annotations:
+            return loop
+        extents.append(int(loop.extent))
+        return tvm_ffi.structural_map(
+            loop.body, (Var, lambda v: task if v.same_as(loop.loop_var) else v)
+        )
+
+    mapped = tvm_ffi.structural_map(body, (tirx.For, on_for))
+    assert len(extents) <= 1, "a kernel has one task loop"
+    return mapped, extents[0] if extents else 1, task
+
+
+def _bind_parameters(body: tirx.Stmt, parameters: list[Var], handles: list[Var]) -> tirx.Stmt:
+    """`decl_buffer(data=A.data)` -> `decl_buffer(data=A_data)` for each buffer parameter `A`."""
+
+    def on_call(call: Call) -> Any:
+        if getattr(call.op, "name", "") != "tirx.buffer_data":
+            return call
+        for parameter, handle in zip(parameters, handles, strict=True):
+            if call.args[0].same_as(parameter):
+                return handle
+        return call
+
+    return tvm_ffi.structural_map(body, (Call, on_call))
+
+
+def _place_scratch(body: tirx.Stmt, scratch: Var) -> tuple[tirx.Stmt, int]:
+    """`alloc_buffer` over `STACK_BYTES` -> `decl_buffer` at an offset of the scratch; returns the bytes used."""
+    used = 0
+
+    def on_alloc(alloc: tirx.AllocBuffer) -> tirx.Stmt:
+        nonlocal used
+        buffer = alloc.buffer
+        count = 1
+        for extent in buffer.ty.shape:
+            count *= int(extent)
+        nbytes = count * (buffer.ty.dtype.dtype.bits // 8)
+        if nbytes <= STACK_BYTES:
+            return alloc
+        offset = used
+        used += -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        data = tirx.call_intrin(
+            PointerType(buffer.ty.dtype), "tirx.handle_add_byte_offset", scratch, offset
+        )
+        return tirx.DeclBuffer(buffer, data=data)
+
+    mapped = tvm_ffi.structural_map(body, (tirx.AllocBuffer, on_alloc))
+    return mapped, used
