@@ -1,0 +1,345 @@
+"""Devices: the facts that schedules, builds and runs are keyed by, and the detection of this machine."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import platform
+import tomllib
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from sepwise.passes.errors import InputError
+
+__all__ = ["Device", "detect", "get", "host_flags", "load", "missing_flags", "names"]
+
+HOST = "host"
+Isa = Literal["x86", "arm"]
+
+_FACTS_FILE = Path(__file__).parent / "devices.toml"
+_X86_LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2")
+_AVX512_FLAGS = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
+_AVX2_FLAGS = frozenset({"avx2", "fma"})
+# What aarch64's /proc/cpuinfo calls an extension, and what LLVM does.
+_ARM_FEATURES = {"asimdhp": "+fullfp16", "asimddp": "+dotprod", "i8mm": "+i8mm", "bf16": "+bf16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A target: what code is built for and what its machine offers.
+
+    Attributes:
+        name: What the user calls it.
+        triple: LLVM target triple.
+        cpu: LLVM name of the cpu.
+        features: LLVM features beyond those of the cpu, with their sign (`+dotprod`).
+        flags: What a machine must report in /proc/cpuinfo to run code built for this device.
+        isa: Instruction set family.
+        lanes: float32 lanes of one vector register.
+        vector_registers: Architectural vector registers.
+        fma_ports: Vector fused multiply-adds that can start in one cycle.
+        cores: Physical cores that a program may use.
+        l1d_bytes: Level 1 data cache of one core.
+        l2_bytes: Level 2 cache that one core sees.
+        l3_bytes: Level 3 cache, 0 for none.
+        clock_hz: Clock, or None where it is not known or varies.
+        emulator: qemu-user's program, or None where the device only runs natively.
+        emulator_cpu: What the emulator calls the cpu.
+        zig_target: How zig names the target for freestanding C.
+        sources: Where each fact comes from, as pairs of fact and source.
+    """
+
+    name: str
+    triple: str
+    cpu: str
+    features: tuple[str, ...]
+    flags: frozenset[str]
+    isa: Isa
+    lanes: int
+    vector_registers: int
+    fma_ports: int
+    cores: int
+    l1d_bytes: int
+    l2_bytes: int
+    l3_bytes: int
+    clock_hz: int | None
+    emulator: str | None
+    emulator_cpu: str | None
+    zig_target: str
+    sources: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of one vector register."""
+        return self.lanes * 4
+
+    @property
+    def emulated(self) -> bool:
+        """Whether programs for it run under an emulator here: it has one, and this machine cannot run them."""
+        return self.emulator is not None and bool(missing_flags(self))
+
+
+_FACTS = {field.name for field in fields(Device)} - {"name", "isa", "sources"}
+
+
+def names() -> list[str]:
+    """Lists the devices by the names that `get` takes, `host` first."""
+    return [HOST, *load(_FACTS_FILE)]
+
+
+def get(name: str) -> Device:
+    """Finds a device by name; `host` is detected.
+
+    Args:
+        name: A name out of `names()`.
+
+    Returns:
+        The device.
+
+    Raises:
+        InputError: No device has that name.
+
+    Example:
+        >>> get("cortex-a72").lanes
+        4
+    """
+    if name == HOST:
+        return detect()
+    devices = load(_FACTS_FILE)
+    if name in devices:
+        return devices[name]
+    close = difflib.get_close_matches(name, names(), n=1)
+    hint = f"Did you mean '{close[0]}'?" if close else "See `sepwise targets`."
+    raise InputError(f"Target '{name}': unknown; known are {', '.join(names())}. {hint}")
+
+
+@cache
+def load(path: Path) -> dict[str, Device]:
+    """Reads the devices of a facts file.
+
+    Args:
+        path: A TOML file as `devices.toml` describes itself.
+
+    Returns:
+        Devices by name.
+
+    Raises:
+        InputError: A fact is unknown, missing or has no source.
+    """
+    with path.open("rb") as file:
+        document = tomllib.load(file)
+    unknown = sorted(set(document) - {"device", "x86_core", "arm_core"})
+    if unknown:
+        raise InputError(f"{path.name}: unknown table '{unknown[0]}'; known are device, x86_core, arm_core.")
+    return {name: _read_device(path.name, name, facts) for name, facts in document["device"].items()}
+
+
+def _read_device(file: str, name: str, facts: dict[str, Any]) -> Device:
+    """Builds one device from its table, every fact present and sourced."""
+    where = f"{file}: device '{name}'"
+    unknown = sorted(set(facts) - _FACTS)
+    if unknown:
+        raise InputError(f"{where}: unknown fact '{unknown[0]}'; known are {', '.join(sorted(_FACTS))}.")
+    missing = sorted(_FACTS - set(facts))
+    if missing:
+        raise InputError(f"{where}: fact '{missing[0]}' is missing; give it as {{ value, source }}.")
+    for fact, entry in facts.items():
+        if not isinstance(entry, dict) or set(entry) != {"value", "source"} or not entry["source"]:
+            raise InputError(f"{where}: fact '{fact}' is {entry!r}; needed is {{ value, source }}.")
+    values = {fact: entry["value"] for fact, entry in facts.items()}
+    return Device(
+        name=name,
+        isa="arm" if values["triple"].startswith("aarch64") else "x86",
+        sources=tuple((fact, entry["source"]) for fact, entry in facts.items()),
+        **{
+            **values,
+            "features": tuple(values["features"]),
+            "flags": frozenset(values["flags"]),
+            "clock_hz": values["clock_hz"] or None,
+            "emulator": values["emulator"] or None,
+            "emulator_cpu": values["emulator_cpu"] or None,
+        },
+    )
+
+
+def missing_flags(device: Device) -> list[str]:
+    """Says what this machine lacks to run programs built for `device`.
+
+    Args:
+        device: Any device.
+
+    Returns:
+        Names of missing extensions, or the machine that is needed; empty where the device runs here.
+    """
+    machine = device.triple.split("-", maxsplit=1)[0]
+    if machine != platform.machine():
+        return [machine]
+    return sorted(device.flags - host_flags())
+
+
+@cache
+def host_flags() -> frozenset[str]:
+    """Reads the extensions that every cpu of this machine reports, as /proc/cpuinfo names them."""
+    lists = [frozenset(cpu.get("flags", cpu.get("Features", "")).split()) for cpu in _read_cpuinfo(Path("/proc/cpuinfo"))]
+    return frozenset.intersection(*lists) if lists else frozenset()
+
+
+@cache
+def detect() -> Device:
+    """Detects this machine.
+
+    Returns:
+        The device `host`.
+    """
+    return describe_machine(
+        machine=platform.machine(),
+        cpus=_read_cpuinfo(Path("/proc/cpuinfo")),
+        cpu_folder=Path("/sys/devices/system/cpu"),
+        allowed=frozenset(os.sched_getaffinity(0)),
+    )
+
+
+def describe_machine(*, machine: str, cpus: list[dict[str, str]], cpu_folder: Path, allowed: frozenset[int]) -> Device:
+    """Makes the device `host` from what a machine says about itself.
+
+    Args:
+        machine: `x86_64` or `aarch64`.
+        cpus: Entries of /proc/cpuinfo, one a logical cpu.
+        cpu_folder: /sys/devices/system/cpu, for caches and topology.
+        allowed: Logical cpus that the process may use.
+
+    Returns:
+        The device.
+
+    Raises:
+        InputError: sepwise knows nothing of the machine's instruction set.
+    """
+    if machine not in ("x86_64", "aarch64"):
+        raise InputError(f"Target 'host': this machine is {machine}; known are x86_64 and aarch64. Name a target.")
+    levels = load(_FACTS_FILE)
+    if machine == "x86_64":
+        cpu, flags, features, fma_ports = _recognise_x86(cpus)
+        wide = flags >= _AVX512_FLAGS
+        lanes = 16 if wide else 8 if flags >= _AVX2_FLAGS else 4
+        registers = 32 if wide else 16
+        base = levels["x86-64-v4" if wide else "x86-64-v3" if lanes == 8 else "x86-64-v2"]
+    else:
+        cpu, flags, features, fma_ports = _recognise_arm(cpus)
+        lanes, registers = 4, 32
+        base = levels["cortex-a72"]
+    caches = _read_caches(cpu_folder / f"cpu{min(allowed)}" / "cache")
+    origin = f"detected: {cpu}"
+    cache_origin = "detected: sysfs" if caches else f"not reported, taken from {base.name}"
+    return Device(
+        name=HOST,
+        triple=f"{machine}-unknown-linux-gnu",
+        cpu=cpu,
+        features=features,
+        flags=flags,
+        isa=base.isa,
+        lanes=lanes,
+        vector_registers=registers,
+        fma_ports=fma_ports,
+        cores=len(distinct_cores(cpu_folder, allowed)),
+        l1d_bytes=caches.get(1, base.l1d_bytes),
+        l2_bytes=caches.get(2, base.l2_bytes),
+        l3_bytes=caches.get(3, 0) if caches else base.l3_bytes,
+        clock_hz=None,
+        emulator=None,
+        emulator_cpu=None,
+        zig_target=f"{machine}-freestanding-none",
+        sources=tuple(
+            sorted({fact: cache_origin if fact.startswith("l") and fact != "lanes" else origin for fact in _FACTS}.items())
+        ),
+    )
+
+
+def distinct_cores(cpu_folder: Path, allowed: frozenset[int]) -> list[int]:
+    """Picks one logical cpu of each physical core.
+
+    Args:
+        cpu_folder: /sys/devices/system/cpu.
+        allowed: Logical cpus to pick from.
+
+    Returns:
+        The lowest allowed cpu of each core, ascending; every allowed cpu where the topology is not reported.
+    """
+    seen: dict[str, int] = {}
+    for cpu in sorted(allowed):
+        siblings = cpu_folder / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+        seen.setdefault(siblings.read_text().strip() if siblings.exists() else str(cpu), cpu)
+    return list(seen.values())
+
+
+def _read_cpuinfo(path: Path) -> list[dict[str, str]]:
+    """Reads one dictionary a logical cpu."""
+    if not path.exists():
+        return []
+    entries = []
+    for block in path.read_text().split("\n\n"):
+        pairs = (line.split(":", 1) for line in block.splitlines() if ":" in line)
+        entry = {key.strip(): value.strip() for key, value in pairs}
+        if "processor" in entry:
+            entries.append(entry)
+    return entries
+
+
+def _read_caches(folder: Path) -> dict[int, int]:
+    """Reads bytes of the data (or unified) cache of each level."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    caches = {}
+    for index in sorted(folder.glob("index*")):
+        if (index / "type").read_text().strip() == "Instruction":
+            continue
+        size = (index / "size").read_text().strip()
+        caches[int((index / "level").read_text())] = int(size[:-1]) * units[size[-1]] if size[-1] in units else int(size)
+    return caches
+
+
+@cache
+def _cores(kind: str) -> list[dict[str, Any]]:
+    """Reads the table of recognisable cores."""
+    with _FACTS_FILE.open("rb") as file:
+        cores: list[dict[str, Any]] = tomllib.load(file)[kind]
+    return cores
+
+
+def _common_flags(cpus: list[dict[str, str]], key: str) -> frozenset[str]:
+    """Intersects the flags of all cpus."""
+    lists = [frozenset(cpu.get(key, "").split()) for cpu in cpus]
+    return frozenset.intersection(*lists) if lists else frozenset()
+
+
+def _recognise_x86(cpus: list[dict[str, str]]) -> tuple[str, frozenset[str], tuple[str, ...], int]:
+    """Gives LLVM's cpu, the flags it needs, features and FMA ports of an x86 machine."""
+    present = _common_flags(cpus, "flags")
+    levels = load(_FACTS_FILE)
+    level = next((levels[name] for name in _X86_LEVELS if levels[name].flags <= present), None)
+    if level is None:
+        return "x86-64", frozenset(), (), 1
+    first = cpus[0]
+    model = int(first.get("model", -1))
+    for core in _cores("x86_core"):
+        ranges = zip(core["models"][::2], core["models"][1::2], strict=True)
+        if (
+            first.get("vendor_id") == core["vendor"]
+            and int(first.get("cpu family", -1)) == core["family"]
+            and any(low <= model <= high for low, high in ranges)
+            and present >= set(core["flags"])
+        ):
+            return core["cpu"], level.flags | set(core["flags"]), (), core["fma_ports"]
+    return level.cpu, level.flags, (), level.fma_ports
+
+
+def _recognise_arm(cpus: list[dict[str, str]]) -> tuple[str, frozenset[str], tuple[str, ...], int]:
+    """Gives LLVM's cpu, the flags it needs, features and FMA ports of an aarch64 machine."""
+    present = _common_flags(cpus, "Features")
+    parts = {(int(cpu.get("CPU implementer", "0"), 0), int(cpu.get("CPU part", "0"), 0)) for cpu in cpus}
+    if len(parts) == 1:
+        for core in _cores("arm_core"):
+            if (core["implementer"], core["part"]) in parts and present >= set(core["flags"]):
+                return core["cpu"], frozenset(core["flags"]), (), core["fma_ports"]
+    used = {flag: feature for flag, feature in _ARM_FEATURES.items() if flag in present}
+    return "generic", frozenset({"asimd", *used}), tuple(used.values()), 1
