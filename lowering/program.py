@@ -51,6 +51,8 @@ class KernelCall:
         name: The kernel's name in the KernelGraph.
         symbol: Its symbol in `Program.object_code`.
         arguments: Inputs, constants, outputs, in that order.
+        inputs: Names of the values that the first arguments are.
+        outputs: Names of the values that the last arguments are.
         tasks: Calls with `task` from 0 to `tasks - 1` make up the kernel.
         scratch_bytes: Scratch that one worker needs, 0 for none.
         macs: Multiply-accumulates of all tasks.
@@ -61,6 +63,8 @@ class KernelCall:
     name: str
     symbol: str
     arguments: tuple[BufferRef, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     tasks: int
     scratch_bytes: int
     macs: int
@@ -115,3 +119,20 @@ class Program:
     def scratch_bytes(self) -> int:
         """Scratch that one worker needs, the largest over all calls, a multiple of 64."""
         return max((-(-call.scratch_bytes // 64) * 64 for call in self.calls), default=0)
+
+    def find_value(self, name: str) -> Value:
+        """Finds an input, an intermediate or an output by name.
+
+        Args:
+            name: The ONNX value's name.
+
+        Returns:
+            The value; an intermediate where a network output has the same name.
+
+        Raises:
+            KeyError: The Program has no such value.
+        """
+        for value in (*self.values, *self.inputs, *self.outputs):
+            if value.name == name:
+                return value
+        raise KeyError(name)
