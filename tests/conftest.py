@@ -1,0 +1,66 @@
+"""Fixtures and options shared by all tests, and the list of what was skipped at the end of a run."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--nightly", action="store_true", help="also run the tests marked nightly: full sizes, an hour or more")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the nightly tests out, deselected and not skipped: a skip means that this machine lacks something."""
+    if config.getoption("--nightly"):
+        return
+    nightly = [item for item in items if item.get_closest_marker("nightly")]
+    if nightly:
+        config.hook.pytest_deselected(items=nightly)
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Ends the run with every skip's reason and how many tests it cost."""
+    reasons: dict[str, int] = {}
+    for report in terminalreporter.getreports("skipped"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason.removeprefix("Skipped: ")] = reasons.get(reason.removeprefix("Skipped: "), 0) + 1
+    terminalreporter.section("skipped")
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.line(f"{count} x {reason}")
+    if not reasons:
+        terminalreporter.line("nothing")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The repository's root."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def zoo_file(request: pytest.FixtureRequest) -> Callable[..., Path]:
+    """Gives a function that exports a zoo network: `zoo_file("mobilenet_v2", shape=(1, 3, 32, 32), width=0.25)`.
+
+    A file is exported once and kept in pytest's cache until a source file of the zoo changes.
+    """
+    sources = sorted((REPOSITORY / "models").glob("*.py"))
+    version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+    folder = Path(request.config.cache.mkdir("exports")) / version
+    folder.mkdir(exist_ok=True)
+
+    def export(name: str, **options: object) -> Path:
+        spelled = "-".join(f"{key}={value}" for key, value in sorted(options.items()))
+        path = folder / f"{name}-{hashlib.sha256(spelled.encode()).hexdigest()[:12]}" / f"{name}.onnx"
+        if not path.exists():
+            from sepwise import models
+
+            path.parent.mkdir(exist_ok=True)
+            models.export(name, path, **options)
+        return path
+
+    return export
