@@ -1,0 +1,153 @@
+"""Devices: facts from the file, detection of this machine and of others from what they report."""
+
+import dataclasses
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sepwise.lowering import device as devices
+from sepwise.passes.errors import InputError
+
+ZEN5_FLAGS = (
+    "sse4_1 sse4_2 ssse3 pni popcnt cx16 lahf_lm avx avx2 bmi1 bmi2 f16c fma abm movbe avx512f avx512bw avx512cd avx512dq "
+    "avx512vl avx512ifma avx512vbmi avx512_vbmi2 avx512_vnni avx512_bitalg avx512_vpopcntdq avx512_bf16 gfni vaes vpclmulqdq "
+    "avx_vnni"
+)
+HASWELL_FLAGS = "sse4_1 sse4_2 ssse3 pni popcnt cx16 lahf_lm avx avx2 bmi1 bmi2 f16c fma abm movbe"
+
+
+def x86(vendor: str, family: int, model: int, flags: str) -> list[dict[str, str]]:
+    cpu = {"vendor_id": vendor, "cpu family": str(family), "model": str(model), "flags": flags}
+    return [cpu, dict(cpu)]
+
+
+def arm(*parts: int, features: str) -> list[dict[str, str]]:
+    return [{"CPU implementer": "0x41", "CPU part": hex(part), "Features": features} for part in parts]
+
+
+def describe(machine: str, cpus: list[dict[str, str]], folder: Path) -> devices.Device:
+    return devices.describe_machine(machine=machine, cpus=cpus, cpu_folder=folder, allowed=frozenset({0, 1}))
+
+
+@pytest.mark.parametrize("name", ["x86-64-v2", "x86-64-v3", "x86-64-v4", "cortex-a72"])
+def test_every_fact_of_a_device_has_a_source(name: str) -> None:
+    device = devices.get(name)
+    facts = {field.name for field in dataclasses.fields(device)} - {"name", "isa", "sources"}
+    assert {fact for fact, source in device.sources if source} == facts
+
+
+@pytest.mark.parametrize(
+    ("name", "lanes", "registers"), [("x86-64-v2", 4, 16), ("x86-64-v3", 8, 16), ("x86-64-v4", 16, 32), ("cortex-a72", 4, 32)]
+)
+def test_register_files(name: str, lanes: int, registers: int) -> None:
+    device = devices.get(name)
+    assert (device.lanes, device.vector_registers) == (lanes, registers)
+
+
+def test_an_unknown_target_names_the_closest() -> None:
+    with pytest.raises(InputError, match=r"Target 'cortex-a27': unknown.*Did you mean 'cortex-a72'\?"):
+        devices.get("cortex-a27")
+
+
+def test_host_is_this_machine() -> None:
+    host = devices.get("host")
+    assert devices.names()[0] == host.name == "host"
+    assert devices.missing_flags(host) == []
+    assert host.triple.startswith(platform.machine())
+    assert not host.emulated
+    assert host.cores >= 1
+    assert host.l1d_bytes >= 1 << 12
+
+
+def test_zen5_is_recognised(tmp_path: Path) -> None:
+    host = describe("x86_64", x86("AuthenticAMD", 26, 2, ZEN5_FLAGS), tmp_path)
+    assert (host.cpu, host.lanes, host.vector_registers, host.fma_ports) == ("znver5", 16, 32, 2)
+
+
+def test_hidden_flags_fall_back_to_the_level_that_is_left(tmp_path: Path) -> None:
+    flags = ZEN5_FLAGS.replace(" gfni", "")
+    assert describe("x86_64", x86("AuthenticAMD", 26, 2, flags), tmp_path).cpu == "x86-64-v4"
+    host = describe("x86_64", x86("AuthenticAMD", 26, 2, HASWELL_FLAGS), tmp_path)
+    assert (host.cpu, host.lanes, host.vector_registers) == ("x86-64-v3", 8, 16)
+    assert host.flags == devices.get("x86-64-v3").flags
+
+
+@pytest.mark.parametrize(
+    ("family", "model", "flags", "cpu"),
+    [
+        (6, 63, HASWELL_FLAGS, "haswell"),
+        (6, 85, ZEN5_FLAGS.replace(" avx512_bf16", ""), "cascadelake"),
+        (6, 143, ZEN5_FLAGS + " avx512_fp16", "sapphirerapids"),
+        (6, 250, ZEN5_FLAGS, "x86-64-v4"),
+    ],
+)
+def test_intel_cores(family: int, model: int, flags: str, cpu: str, tmp_path: Path) -> None:
+    assert describe("x86_64", x86("GenuineIntel", family, model, flags), tmp_path).cpu == cpu
+
+
+def test_a_machine_without_avx_gets_four_lanes(tmp_path: Path) -> None:
+    host = describe("x86_64", x86("GenuineIntel", 6, 26, "pni"), tmp_path)
+    assert (host.cpu, host.lanes, host.flags) == ("x86-64", 4, frozenset())
+
+
+def test_arm_hosts(tmp_path: Path) -> None:
+    n1 = describe("aarch64", arm(0xD0C, 0xD0C, features="fp asimd crc32 asimdhp asimddp atomics"), tmp_path)
+    assert (n1.cpu, n1.lanes, n1.isa, n1.triple) == ("neoverse-n1", 4, "arm", "aarch64-unknown-linux-gnu")
+    mixed = describe("aarch64", arm(0xD03, 0xD08, features="fp asimd crc32 asimddp"), tmp_path)
+    assert (mixed.cpu, mixed.features) == ("generic", ("+dotprod",))
+
+
+def test_an_unknown_machine_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="this machine is riscv64"):
+        describe("riscv64", [], tmp_path)
+
+
+def test_caches_and_cores_come_from_sysfs(tmp_path: Path) -> None:
+    for index, (level, kind, size) in enumerate([(1, "Data", "48K"), (1, "Instruction", "32K"), (2, "Unified", "2M")]):
+        folder = tmp_path / "cpu0" / "cache" / f"index{index}"
+        folder.mkdir(parents=True)
+        (folder / "level").write_text(f"{level}\n")
+        (folder / "type").write_text(f"{kind}\n")
+        (folder / "size").write_text(f"{size}\n")
+    for cpu in (0, 1):
+        topology = tmp_path / f"cpu{cpu}" / "topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text("0-1\n")
+    host = describe("x86_64", x86("AuthenticAMD", 26, 2, ZEN5_FLAGS), tmp_path)
+    assert (host.l1d_bytes, host.l2_bytes, host.l3_bytes, host.cores) == (48 << 10, 2 << 20, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("lanes = {", 'colour = { value = "red", source = "none" }\nlanes = {'), "device 'cortex-a72': unknown fact 'colour'"),
+        (("lanes =", "# lanes ="), "device 'cortex-a72': fact 'lanes' is missing"),
+        (('source = "Armv8-A: v0 to v31"', 'source = ""'), "fact 'vector_registers' is .*needed is { value, source }"),
+        (("[device.cortex-a72]", "[gadget]\nx = 1\n\n[device.cortex-a72]"), "unknown table 'gadget'"),
+    ],
+)
+def test_a_wrong_facts_file_is_refused(change: tuple[str, str], message: str, tmp_path: Path) -> None:
+    text = Path(devices.__file__).with_name("devices.toml").read_text()
+    head, tail = text.split("[device.cortex-a72]")
+    text = head + ("[device.cortex-a72]" + tail).replace(*change, 1)
+    path = tmp_path / "facts.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        devices.load(path)
+
+
+def test_the_compiler_knows_every_cpu() -> None:
+    codegen = pytest.importorskip("tvm.target.codegen")
+    target = pytest.importorskip("tvm.target")
+    for name in devices.names():
+        device = devices.get(name)
+        known = codegen.llvm_get_cpu_archlist(target.Target({"kind": "llvm", "mtriple": device.triple}))
+        assert device.cpu in {str(cpu) for cpu in known}
+
+
+def test_the_file_is_read_without_tvm() -> None:
+    code = "import sys; from sepwise.lowering import device; device.get('host'); assert 'tvm' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
