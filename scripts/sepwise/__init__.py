@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from sepwise import lowering, models, passes
-    from sepwise.api import bench, compile, export, fuse, inspect, load, run, targets, verify  # noqa: A004
+    from sepwise.api import bench, compile, export, fuse, inspect, load, run, targets, verify
     from sepwise.passes.errors import CheckFailed, InputError, SepwiseError, UnsupportedError
 
 __all__ = [

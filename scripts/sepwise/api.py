@@ -1,0 +1,356 @@
+"""The verbs as functions: the same names and options as on the command line.
+
+Each imports what it needs when it is called; importing this module loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sepwise.files import new_file, require_writable, resolve
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sepwise.inspection import Inspection
+    from sepwise.lowering import Artifact
+    from sepwise.lowering.bench import Benchmark
+    from sepwise.lowering.verify import Verification
+
+__all__ = [
+    "Fusion",
+    "PassOutcome",
+    "Refused",
+    "TargetFacts",
+    "bench",
+    "compile",
+    "export",
+    "fuse",
+    "inspect",
+    "load",
+    "run",
+    "targets",
+    "verify",
+]
+
+Shapes = Mapping[str, Sequence[int]] | Sequence[int] | None
+"""Shapes by input name, the shape of the only input, or None where the file's own hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFacts:
+    """A target as `sepwise targets` lists it.
+
+    Attributes:
+        name: What `--target` takes.
+        method: How programs for it run here: `native` or `emulated`.
+        cpu: LLVM's name of the cpu.
+        isa: Instruction set family.
+        lanes: float32 lanes of a vector register.
+        l1d_bytes: Level 1 data cache.
+        l2_bytes: Level 2 cache that one core sees.
+    """
+
+    name: str
+    method: str
+    cpu: str
+    isa: str
+    lanes: int
+    l1d_bytes: int
+    l2_bytes: int
+
+    def to_json(self) -> dict[str, object]:
+        """Gives the fields as a JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A place that a pass left alone.
+
+    Attributes:
+        node: Name of the node.
+        reason: Why the rewrite would be wrong there.
+    """
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PassOutcome:
+    """What one pass did.
+
+    Attributes:
+        name: The pass.
+        fired: Number of rewrites.
+        refused: Where it would have been wrong.
+    """
+
+    name: str
+    fired: int
+    refused: tuple[Refused, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """What fusing a model did.
+
+    Attributes:
+        model: Its name.
+        passes: In the order in which they ran.
+        operators: Fused operators by how often each occurs.
+    """
+
+    model: str
+    passes: tuple[PassOutcome, ...]
+    operators: dict[str, int]
+
+    def to_json(self) -> dict[str, object]:
+        """Gives the fields that `sepwise fuse --json` prints."""
+        return asdict(self)
+
+
+def targets() -> list[TargetFacts]:
+    """Lists the targets, `host` as detected.
+
+    Returns:
+        Facts of each, in the order of `devices.toml`.
+    """
+    from sepwise.lowering import device
+
+    return [
+        TargetFacts(
+            name=name,
+            method="emulated" if facts.emulated else "native",
+            cpu=facts.cpu,
+            isa=facts.isa,
+            lanes=facts.lanes,
+            l1d_bytes=facts.l1d_bytes,
+            l2_bytes=facts.l2_bytes,
+        )
+        for name, facts in ((name, device.get(name)) for name in device.names())
+    ]
+
+
+def export(
+    model: str,
+    path: str | Path,
+    *,
+    shape: Sequence[int] | None = None,
+    width: float = 1.0,
+    batch: int = 1,
+    opset: int | None = None,
+) -> Path:
+    """Exports a zoo network from torch to ONNX, batch norm kept.
+
+    Args:
+        model: A name out of `sepwise.models.names()`.
+        path: Where the file is to appear.
+        shape: Shape of the input with its batch; the network's own where None.
+        width: Factor on the number of channels.
+        batch: Images at once.
+        opset: ONNX operator set; torch's choice where None.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: The name is unknown, a shape does not fit, or the path cannot be written.
+
+    Example:
+        >>> export("mobilenet_v2", "m.onnx", shape=(1, 3, 96, 96))  # doctest: +SKIP
+        PosixPath('m.onnx')
+    """
+    from importlib.util import find_spec
+
+    from sepwise import models
+    from sepwise.passes.errors import InputError
+
+    path = Path(path)
+    require_writable(path)
+    models.find(model)
+    if find_spec("torch") is None:
+        raise InputError(f"'{model}': zoo networks need torch, which is not installed: pip install 'sepwise[export]'.")
+    return models.export(model, path, shape=shape, width=width, batch=batch, opset=opset)
+
+
+def inspect(model: str | Path, *, shapes: Shapes = None) -> Inspection:
+    """Describes a network's layers and what they cost, separable against standard.
+
+    Args:
+        model: An ONNX file or a zoo name.
+        shapes: Shapes of inputs that the file leaves open.
+
+    Returns:
+        Layers, separable pairs and totals.
+
+    Raises:
+        InputError: The model cannot be used.
+    """
+    from sepwise.inspection import inspect_model
+    from sepwise.passes import load_model
+
+    source = resolve(model, shapes)
+    return inspect_model(source.name, load_model(source.path, shapes=source.shapes))
+
+
+def fuse(model: str | Path, path: str | Path | None = None, *, shapes: Shapes = None, inline: bool = False) -> Fusion:
+    """Runs the passes over a model.
+
+    Args:
+        model: An ONNX file or a zoo name.
+        path: Where to write the fused model; nowhere where None.
+        shapes: Shapes of inputs that the file leaves open.
+        inline: Whether to write plain ONNX in place of functions.
+
+    Returns:
+        What each pass did, and what it refused.
+
+    Raises:
+        InputError: The model cannot be used or the path not written.
+    """
+    from sepwise.passes import fuse as fuse_model
+    from sepwise.passes import load_model, save_model
+
+    target = None if path is None else Path(path)
+    if target is not None:
+        require_writable(target)
+    source = resolve(model, shapes)
+    report = fuse_model(load_model(source.path, shapes=source.shapes), inline=inline)
+    if target is not None:
+        with new_file(target) as temporary:
+            save_model(report.model, temporary)
+    outcomes = (
+        PassOutcome(each.name, each.fired, tuple(Refused(node, reason) for node, reason in each.refused))
+        for each in report.passes
+    )
+    return Fusion(source.name, tuple(outcomes), dict(report.operators))
+
+
+def compile(
+    model: str | Path, *, target: str = "host", shapes: Shapes = None, threads: int = 1, output: str | Path | None = None
+) -> Artifact:
+    """Compiles a network for a target.
+
+    Args:
+        model: An ONNX file or a zoo name.
+        target: A name out of `targets()`.
+        shapes: Shapes of inputs that the file leaves open.
+        threads: Worker threads.
+        output: Folder to save the artifact in; not saved where None.
+
+    Returns:
+        What `run` takes; its `report` says how each kernel is computed.
+
+    Raises:
+        InputError: The model, the target or the folder cannot be used.
+
+    Example:
+        >>> compile("mobilenet_v2").run(x=x)  # doctest: +SKIP
+    """
+    from sepwise.lowering import compile as compile_model
+    from sepwise.lowering import device
+
+    device.get(target)
+    if output is not None:
+        require_writable(Path(output))
+    source = resolve(model, shapes)
+    return compile_model(source.path, target=target, shapes=source.shapes, threads=threads, output=output)
+
+
+def load(folder: str | Path) -> Artifact:
+    """Loads what `compile` saved.
+
+    Args:
+        folder: The artifact's folder.
+
+    Returns:
+        The artifact.
+
+    Raises:
+        InputError: The folder holds no artifact, or one that this machine cannot run.
+    """
+    from sepwise.lowering import load as load_artifact
+
+    return load_artifact(folder)
+
+
+def run(artifact: Artifact | str | Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Runs a compiled network.
+
+    Args:
+        artifact: What `compile` returned, or the folder that it saved.
+        inputs: Arrays by input name, of the exact shape and dtype.
+
+    Returns:
+        Arrays by output name.
+
+    Raises:
+        InputError: An input is missing, unknown, or has another shape or dtype.
+    """
+    ready = load(artifact) if isinstance(artifact, str | Path) else artifact
+    return ready.run(**inputs)
+
+
+def verify(
+    model: str | Path,
+    *,
+    target: str = "host",
+    against: str | Path | None = None,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    shapes: Shapes = None,
+    threads: int = 1,
+) -> Verification:
+    """Checks that the numbers did not change: passes, kernels and the whole network on a target.
+
+    Args:
+        model: An ONNX file or a zoo name.
+        target: Where the kernels and the network run.
+        against: A second file that should compute the same; then nothing is compiled.
+        inputs: Arrays by input name; drawn where None.
+        shapes: Shapes of inputs that the file leaves open.
+        threads: Worker threads.
+
+    Returns:
+        Every check with its error and its bound.
+
+    Raises:
+        InputError: The model or the target cannot be used.
+    """
+    source = resolve(model, shapes)
+    if against is not None:
+        from sepwise.passes.equivalence import compare_files
+
+        return compare_files(source.path, Path(against), inputs=inputs, shapes=source.shapes)
+    from sepwise.lowering.verify import verify as verify_model
+
+    return verify_model(source.path, target=target, inputs=inputs, shapes=source.shapes, threads=threads)
+
+
+def bench(
+    model: str | Path, *, target: str = "host", threads: int = 1, against: Collection[str] = (), shapes: Shapes = None
+) -> Benchmark:
+    """Measures a network on a target, beside other runtimes.
+
+    Args:
+        model: An ONNX file or a zoo name.
+        target: Where it runs; peers run natively only.
+        threads: Worker threads of every runtime.
+        against: Peers out of `sepwise.lowering.peers.names()`.
+        shapes: Shapes of inputs that the file leaves open.
+
+    Returns:
+        Latencies (native) or instruction counts (emulated), and the kernels' share of them.
+
+    Raises:
+        InputError: The model, the target or a peer cannot be used.
+        CheckFailed: A runtime computes something else than the others.
+    """
+    from sepwise.lowering.bench import bench as bench_model
+
+    source = resolve(model, shapes)
+    return bench_model(source.path, target=target, threads=threads, against=tuple(against), shapes=source.shapes)

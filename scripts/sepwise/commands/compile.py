@@ -1,0 +1,26 @@
+"""`sepwise compile`."""
+
+from __future__ import annotations
+
+from sepwise.console import number, print_json, print_table, working
+from sepwise.options import AsJson, Model, Output, Shape, Target, Threads, read_shapes
+
+__all__ = ["compile_"]
+
+
+def compile_(
+    model: Model, output: Output, target: Target = "host", shape: Shape = None, threads: Threads = 1, as_json: AsJson = False
+) -> None:
+    """Compile a network for a target into a folder that `sepwise run` runs."""
+    from sepwise import api
+
+    shapes = read_shapes(shape)
+    with working(f"compiling {model} for {target}"):
+        report = api.compile(model, target=target, shapes=shapes, threads=threads, output=output).report
+    if as_json:
+        print_json(report)
+        return
+    columns = ["kernel", "strategy", "MACs"]
+    rows = [[kernel["name"], kernel["strategy"], number(kernel["macs"])] for kernel in report["kernels"]]
+    print_table(f"{report['model']} for {report['target']}", columns, rows)
+    print(f"{100 * report['strategy_mac_share']:.2f} % of the MACs on strategies, {report['seconds']:.1f} s -> {output}")

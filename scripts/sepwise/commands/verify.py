@@ -1,0 +1,51 @@
+"""`sepwise verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sepwise.console import number, print_json, print_table, working
+from sepwise.options import AsJson, Model, Shape, Target, Threads, read_shapes
+
+__all__ = ["verify"]
+
+
+def verify(
+    model: Model,
+    target: Target = "host",
+    against: Annotated[Path | None, typer.Option("--against", help="An ONNX file that should compute the same.")] = None,
+    data: Annotated[Path | None, typer.Option("--input", metavar="DATA.npz", help="Inputs by name; drawn where absent.")] = None,
+    shape: Shape = None,
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Check passes, kernels and the whole network against a float64 reference, with derived tolerances."""
+    from sepwise import api
+    from sepwise.files import read_arrays
+
+    shapes = read_shapes(shape)
+    inputs = None if data is None else read_arrays(data)
+    with working(f"verifying {model}"):
+        verdict = api.verify(model, target=target, against=against, inputs=inputs, shapes=shapes, threads=threads).to_json()
+    if as_json:
+        print_json(verdict)
+    else:
+        print_table(
+            f"{verdict['model']} on {verdict['target'] or against}",
+            ["check", "scope", "status", "largest error", "bound", "worst ratio"],
+            [
+                [
+                    check["name"],
+                    check["scope"],
+                    check["status"],
+                    *map(number, (check["max_abs_error"], check["bound"], check["worst_ratio"])),
+                ]
+                for check in verdict["checks"]
+            ],
+        )
+        print("passed" if verdict["passed"] else "NOT passed")
+    if not verdict["passed"]:
+        raise typer.Exit(1)

@@ -1,0 +1,202 @@
+"""Files that the verbs read and write: models by path or zoo name, and outputs that appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+
+    Shapes = Mapping[str, Sequence[int]] | Sequence[int] | None
+
+__all__ = ["ModelFile", "new_file", "read_arrays", "require_writable", "resolve", "write_arrays"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """An ONNX file that stands for what the user named.
+
+    Attributes:
+        name: The zoo name, or the file's name without its suffix.
+        path: The file.
+        shapes: Shapes to fix, by input name; None where the file's own hold.
+    """
+
+    name: str
+    path: Path
+    shapes: Mapping[str, Sequence[int]] | None
+
+
+def resolve(model: str | Path, shapes: Shapes = None) -> ModelFile:
+    """Finds the ONNX file for a path or a zoo name; a zoo network is exported to the user's cache.
+
+    Args:
+        model: Path of an ONNX file, or a zoo name.
+        shapes: Shapes by input name, or the shape of the only input.
+
+    Returns:
+        The file and the shapes still to be fixed in it.
+
+    Raises:
+        InputError: There is no such file or zoo network, or torch is needed and absent.
+    """
+    from sepwise.passes.errors import InputError
+
+    path = Path(model)
+    if path.is_file():
+        named = shapes if shapes is None or isinstance(shapes, Mapping) else {_only_input(path): shapes}
+        return ModelFile(path.stem, path, named)
+    if path.is_dir():
+        raise InputError(f"{model}: is a folder; needed is an ONNX file or a zoo name.")
+    if path.suffix or len(path.parts) != 1:
+        raise InputError(f"{model}: no such file.")
+    if isinstance(shapes, Mapping):
+        if len(shapes) != 1:
+            raise InputError(f"{model}: a zoo network has one input; found shapes for {', '.join(shapes)}.")
+        (shapes,) = shapes.values()
+    return ModelFile(str(model), _cached_export(str(model), shapes), None)
+
+
+def _only_input(path: Path) -> str:
+    """Names a file's only input, for a shape that was given without a name."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    from sepwise.passes import load_model
+    from sepwise.passes.errors import InputError
+
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except DecodeError:
+        load_model(path)  # says what is wrong with the file
+        raise
+    constants = {initializer.name for initializer in graph.initializer}
+    names = [value.name for value in graph.input if value.name not in constants]
+    if len(names) != 1:
+        raise InputError(
+            f"{path}: has the inputs {', '.join(names)}; give each shape with its input's name, as in --shape x=1,3,224,224."
+        )
+    return names[0]
+
+
+def _cached_export(name: str, shape: Sequence[int] | None) -> Path:
+    """Exports a zoo network once for every state of the zoo's sources, torch's version and shape."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from sepwise import models
+    from sepwise.passes.errors import InputError
+
+    if name not in models.names():
+        raise InputError(f"'{name}' is neither a file nor a zoo network; the zoo has {', '.join(models.names())}.")
+    try:
+        state = [name, str(None if shape is None else tuple(shape)), version("torch")]
+    except PackageNotFoundError:
+        raise InputError(f"'{name}': zoo networks need torch, which is not installed: pip install 'sepwise[export]'.") from None
+    (folder,) = models.__path__
+    state += [source.read_text() for source in sorted(Path(folder).glob("*.py"))]
+    key = hashlib.sha256("\0".join(state).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sepwise" / "exports"
+    path = cache / key / f"{name}.onnx"
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        path = Path(tempfile.mkdtemp(prefix="sepwise-")) / f"{name}.onnx"
+    models.export(name, path, shape=None if shape is None else tuple(shape))
+    return path
+
+
+def require_writable(path: Path) -> None:
+    """Checks before the work that a file or folder can be made at a path.
+
+    Args:
+        path: Where the output will be.
+
+    Raises:
+        InputError: Its folder is missing, is a file or may not be written to.
+    """
+    from sepwise.passes.errors import InputError
+
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        found = "is not a folder" if parent.exists() else "does not exist"
+        raise InputError(f"{path}: the folder {parent} {found}; make it or choose another.")
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{path}: the folder {parent} is not writable; choose another.")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path` that takes its place at the end, or goes where the body fails.
+
+    Args:
+        path: Where the file is to appear, whole or not at all.
+
+    Yields:
+        The path to write to; its suffix is that of `path`.
+
+    Raises:
+        InputError: The folder is missing or may not be written to.
+    """
+    require_writable(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of an npz file, or the one of an npy file under the name "".
+
+    Args:
+        path: The file.
+
+    Returns:
+        Arrays by name.
+
+    Raises:
+        InputError: The file is missing or holds no arrays.
+    """
+    import zipfile
+
+    import numpy as np
+
+    from sepwise.passes.errors import InputError
+
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {"": loaded}
+            return {name: loaded[name] for name in loaded.files}
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read as numpy arrays ({error}); save it with numpy.save or numpy.savez.") from error
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an npz file, whole or not at all.
+
+    Args:
+        path: The file.
+        arrays: Arrays by name.
+    """
+    import zipfile
+
+    import numpy as np
+
+    with new_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)

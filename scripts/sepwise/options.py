@@ -1,0 +1,105 @@
+"""The options that several subcommands share, and how their texts are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+__all__ = ["AsJson", "Model", "Output", "Shape", "Target", "Threads", "read_inputs", "read_shape", "read_shapes"]
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file, or the name of a zoo network.", show_default=False)]
+Shape = Annotated[
+    list[str] | None,
+    typer.Option("--shape", metavar="[NAME=]N,C,H,W", help="Shape of an input; again for each input.", show_default=False),
+]
+Target = Annotated[str, typer.Option("--target", help="One of those that `sepwise targets` lists.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Worker threads.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def read_shape(text: str) -> tuple[int, ...]:
+    """Reads a shape such as `1,3,224,224`.
+
+    Args:
+        text: Positive integers between commas.
+
+    Returns:
+        The dimensions.
+
+    Raises:
+        InputError: The text is something else.
+    """
+    from sepwise.passes.errors import InputError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"--shape {text}: needed are positive whole numbers between commas, as in 1,3,224,224.")
+    return tuple(int(part) for part in parts)
+
+
+def read_shapes(texts: Sequence[str] | None) -> Mapping[str, Sequence[int]] | Sequence[int] | None:
+    """Reads the values of `--shape`: one shape without a name, or any number with their inputs' names.
+
+    Args:
+        texts: What was given.
+
+    Returns:
+        A shape, shapes by input name, or None where nothing was given.
+
+    Raises:
+        InputError: A text is not a shape, or a name is missing or repeated.
+    """
+    from sepwise.passes.errors import InputError
+
+    if not texts:
+        return None
+    if len(texts) == 1 and "=" not in texts[0]:
+        return read_shape(texts[0])
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, separator, dimensions = text.rpartition("=")
+        if not separator or not name:
+            raise InputError(f"--shape {text}: with several inputs each needs its name, as in x=1,3,224,224.")
+        if name in shapes:
+            raise InputError(f"--shape {text}: input '{name}' already has a shape.")
+        shapes[name] = read_shape(dimensions)
+    return shapes
+
+
+def read_inputs(texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Reads the values of `--input`: `NAME=FILE.npy`, or `FILE.npz` with all inputs by name.
+
+    Args:
+        texts: What was given.
+
+    Returns:
+        Arrays by input name.
+
+    Raises:
+        InputError: A text or a file cannot be read so.
+    """
+    from sepwise.files import read_arrays
+    from sepwise.passes.errors import InputError
+
+    inputs: dict[str, np.ndarray] = {}
+    for text in texts:
+        name, separator, file = text.partition("=")
+        if separator and name and not Path(text).is_file():
+            arrays = read_arrays(Path(file))
+            if set(arrays) != {""}:
+                raise InputError(f"--input {text}: {file} holds several arrays; give the npz without a name.")
+            inputs[name] = arrays[""]
+        else:
+            arrays = read_arrays(Path(text))
+            if "" in arrays:
+                raise InputError(f"--input {text}: an npy file needs its input's name, as in x={text}.")
+            inputs |= arrays
+    return inputs
