@@ -1,7 +1,7 @@
 """From scheduled PrimFuncs to one object file of plain C functions.
 
-A scheduled PrimFunc has at most one loop annotated with `TASK_LOOP`; its variable becomes the kernel's last
-parameter. Buffers of the schedule that do not fit the stack are placed in the caller's scratch. The
+The loops of a scheduled PrimFunc that are annotated with `TASK_LOOP` (nested in each other) become the
+kernel's last parameter. Buffers of the schedule that do not fit the stack are placed in the caller's scratch. The
 result is `void symbol(arg0 *, ..., void *scratch, int32_t task)`: it never allocates, never launches, and the
 object has no undefined symbol and no writable data.
 
@@ -12,6 +12,7 @@ wrapper over the Program.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +24,14 @@ from tvm import s_tir, tirx
 from tvm.ir import PointerType, PrimType
 from tvm.ir.expr import Call, Var
 
+from sepwise.lowering.tiling import TASK_LOOP
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sepwise.lowering.device import Device
 
-__all__ = ["TASK_LOOP", "CompiledKernel", "build_object", "lower_kernel", "tvm_target"]
-
-TASK_LOOP = "sepwise.task"
-"""Annotation of the loop whose variable becomes the kernel's task."""
+__all__ = ["CompiledKernel", "build_object", "lower_kernel", "tvm_target"]
 
 STACK_BYTES = 4096
 """Buffers of a schedule up to this size live on the stack (registers, mostly); larger ones in scratch."""
@@ -46,7 +46,7 @@ class CompiledKernel:
     Attributes:
         symbol: C symbol.
         function: Lowered PrimFunc, ready for LLVM.
-        tasks: Extent of the task loop, 1 without one.
+        tasks: Product of the task loops' shares, 1 without one.
         scratch_bytes: Scratch that one worker needs.
     """
 
@@ -85,7 +85,7 @@ def lower_kernel(function: tirx.PrimFunc, symbol: str, target: tvm.target.Target
     module = tvm.IRModule({symbol: function.with_attr({"global_symbol": symbol, "target": target})})
     module = _FLATTEN(module)
     flat = module[symbol]
-    body, tasks, task = _take_task_loop(flat.body)
+    body, tasks, task = _take_task_loops(flat.body)
     parameters = list(flat.params)
     handles = [
         Var(f"{parameter.name}_data", PointerType(parameter.ty.dtype)) for parameter in parameters
@@ -149,22 +149,54 @@ _FINISH = tvm.ir.transform.Sequential(
 )
 
 
-def _take_task_loop(body: tirx.Stmt) -> tuple[tirx.Stmt, int, Var]:
-    """`for t in range(n): f(t)` -> `f(task)`; returns the body, `n` and the task variable."""
+def _take_task_loops(body: tirx.Stmt) -> tuple[tirx.Stmt, int, Var]:
+    """`for n: for o: f(n, o)` -> `f(task // O, task % O)`; returns the body, the tasks and the task variable.
+
+    A loop of grain `g` over `extent` stays as a loop over its share:
+    `for p in range(min(g, extent - t * g)): f(t * g + p)`, its `t` varying slowest of all.
+    """
     task = Var("task", PrimType("int32"))
-    extents: list[int] = []
+    loops: list[tirx.For] = []
+    tvm_ffi.structural_walk(
+        body, (tirx.For, lambda loop: loops.append(loop) if TASK_LOOP in loop.annotations else None), order="pre"
+    )
+    shares = {id(loop): _ceil_div(int(loop.extent), int(loop.annotations[TASK_LOOP])) for loop in loops}
+    fastest_first = sorted(reversed(loops), key=lambda loop: int(loop.annotations[TASK_LOOP]) > 1)
+    starts: list[tuple[tirx.For, Any]] = []
+    stride = 1
+    tasks = math.prod(shares.values())
+    for loop in fastest_first:
+        share = shares[id(loop)]
+        index = task if stride == 1 else tirx.floordiv(task, stride)
+        if stride * share < tasks:
+            index = tirx.floormod(index, share)
+        starts.append((loop, tirx.const(0, "int32") if share == 1 else index))
+        stride *= share
 
     def on_for(loop: tirx.For) -> tirx.Stmt:
         if TASK_LOOP not in loop.annotations:
             return loop
-        extents.append(int(loop.extent))
-        return tvm_ffi.structural_map(
-            loop.body, (Var, lambda v: task if v.same_as(loop.loop_var) else v)
-        )
+        index = next(start for other, start in starts if other.loop_var.same_as(loop.loop_var))
+        grain = int(loop.annotations[TASK_LOOP])
+        if grain == 1:
+            return _substitute(loop.body, loop.loop_var, index)
+        inner = Var(f"{loop.loop_var.name}_in_task", PrimType("int32"))
+        first = index * grain
+        inner_body = _substitute(loop.body, loop.loop_var, first + inner)
+        extent = tirx.min(grain, loop.extent - first)
+        return tirx.For(inner, 0, extent, tirx.ForKind.SERIAL, inner_body)
 
-    mapped = tvm_ffi.structural_map(body, (tirx.For, on_for))
-    assert len(extents) <= 1, "a kernel has one task loop"
-    return mapped, extents[0] if extents else 1, task
+    return tvm_ffi.structural_map(body, (tirx.For, on_for)), tasks, task
+
+
+def _substitute(body: tirx.Stmt, variable: Var, value: Any) -> tirx.Stmt:
+    """`body` with `value` for `variable`."""
+    return tvm_ffi.structural_map(body, (Var, lambda v: value if v.same_as(variable) else v))
+
+
+def _ceil_div(dividend: int, divisor: int) -> int:
+    """Integer division, rounded up."""
+    return -(-dividend // divisor)
 
 
 def _bind_parameters(body: tirx.Stmt, parameters: list[Var], handles: list[Var]) -> tirx.Stmt:
@@ -195,7 +227,7 @@ def _place_scratch(body: tirx.Stmt, scratch: Var) -> tuple[tirx.Stmt, int]:
         if nbytes <= STACK_BYTES:
             return alloc
         offset = used
-        used += -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        used += _ceil_div(nbytes, ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         data = tirx.call_intrin(
             PointerType(buffer.ty.dtype), "tirx.handle_add_byte_offset", scratch, offset
         )

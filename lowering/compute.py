@@ -1,0 +1,333 @@
+"""What each convolution computes, in TE: no tile, no loop order, no target.
+
+Every function takes the output domain to compute over, which a schedule may have rounded up to whole tiles (see
+`tiling`); elements beyond the true output are never stored. Axes are `n, oc, ic, oh, ow, kh, kw`; a packed
+tensor is `[n, oc_o, *spatial, oc_v]`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from tvm import te, tirx
+
+from sepwise.lowering.vector_math import activation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tvm.ir import PrimExpr
+
+    from sepwise.lowering.workload import ConvWorkload, LinearWorkload, Stage
+    from sepwise.passes.vocabulary import Activation
+
+__all__ = ["ConvCompute", "LaneSource", "StageTensors", "conv", "input_extents", "lane_source", "linear"]
+
+
+@dataclass(frozen=True)
+class StageTensors:
+    """The tensors of one stage, by the names of their blocks.
+
+    Attributes:
+        pad: Name of the block that stages the padded (or gathered) input, or None.
+        accumulator: Name of the reduction block.
+        output: Name of the epilogue block.
+    """
+
+    pad: str | None
+    accumulator: str
+    output: str
+
+
+@dataclass(frozen=True)
+class ConvCompute:
+    """A convolution chain as a PrimFunc.
+
+    Attributes:
+        function: Parameters: input, residual if any, then weight and bias of each stage, output.
+        stages: Block names of each stage.
+    """
+
+    function: tirx.PrimFunc
+    stages: tuple[StageTensors, ...]
+
+
+def conv(
+    workload: ConvWorkload, domain: Sequence[int], oc_blocks: int, oc_pack: Sequence[int], *, flat: bool = False
+) -> ConvCompute:
+    """Builds the compute of a chain of convolutions.
+
+    Args:
+        workload: What to compute.
+        domain: Spatial extents of the last stage's output to compute over, at least the true ones; one extent,
+            the pixels, where `flat`.
+        oc_blocks: Blocks of output channels of the last stage to compute over.
+        oc_pack: For each stage the output blocks that lie together in its weights,
+            `[oc_o / pack, kh, kw, ic, oc_o % pack, oc_v]`.
+        flat: Whether the spatial axes are one; every stage must be flat.
+
+    Returns:
+        The PrimFunc and the names of its blocks.
+    """
+    lanes, last = workload.output_lanes, len(workload.stages) - 1
+    true_spatials = [(math.prod(spatial),) if flat else spatial for spatial in workload.spatials]
+    rounded = tuple(domain) != true_spatials[-1]
+    domains = [tuple(domain)]
+    staged: list[bool] = []
+    for index in range(last, -1, -1):
+        stage = workload.stages[index]
+        # A chain computes whole rows of its intermediates, so its input must be readable past its end.
+        beyond = last > 0 and rounded and index == 0
+        staged.insert(0, stage.padded or lane_source(stage, lanes) is LaneSource.GATHER or beyond)
+        if flat:
+            domains.insert(0, domains[0])
+        else:
+            domains.insert(0, true_spatials[index] if staged[0] else input_extents(stage, domains[0]))
+    first = workload.stages[0]
+    source = _Source.placeholder("data", workload.batch, first.in_channels, domains[0], workload.input_lanes)
+    parameters = [source.tensor]
+    residual = None
+    if workload.residual:
+        residual = te.placeholder((workload.batch, oc_blocks, *domains[-1], lanes), name="residual")
+        parameters.append(residual)
+    names = []
+    for index, stage in enumerate(workload.stages):
+        blocks = oc_blocks if index == last else math.ceil(stage.out_channels / lanes)
+        form = _Form(stage, index, lanes, blocks, oc_pack[index], domains[index + 1], flat)
+        pad = form.stage_input(source, true_spatials[index]) if staged[index] else None
+        total, weight = form.accumulate(pad or source)
+        bias = te.placeholder((blocks, lanes), name=f"bias{index}")
+        output = form.epilogue(
+            total,
+            bias,
+            residual if index == last else None,
+            workload.post_activation if index == last else None,
+        )
+        parameters += [weight, bias]
+        names.append(StageTensors(pad.tensor.op.name if pad else None, total.op.name, output.op.name))
+        source = _Source(output, lanes)
+    return ConvCompute(te.create_prim_func([*parameters, source.tensor]), tuple(names))
+
+
+def linear(workload: LinearWorkload, rows: int, tile_features: int) -> ConvCompute:
+    """Builds the compute of a matrix product with constant weights.
+
+    Args:
+        workload: What to compute.
+        rows: Rows to compute over, at least the true ones.
+        tile_features: Output features of one tile; the weights lie as `[tile, ic, feature]`.
+
+    Returns:
+        The PrimFunc with the output as `[row, tile, feature]`, and the names of its blocks.
+    """
+    tiles = math.ceil(workload.out_features / tile_features)
+    data = te.placeholder((rows, workload.in_features), name="data")
+    weight = te.placeholder((tiles, workload.in_features, tile_features), name="weight0")
+    bias = te.placeholder((tiles, tile_features), name="bias0")
+    ic = te.reduce_axis((0, workload.in_features), name="ic")
+    shape = (rows, tiles, tile_features)
+    total = te.compute(shape, lambda m, t, j: te.sum(data[m, ic] * weight[t, ic, j], axis=ic), name="linear0")
+    output = te.compute(
+        shape, lambda m, t, j: _activate(workload.activation, total[m, t, j] + bias[t, j]), name="output0"
+    )
+    function = te.create_prim_func([data, weight, bias, output])
+    return ConvCompute(function, (StageTensors(None, "linear0", "output0"),))
+
+
+def input_extents(stage: Stage, domain: Sequence[int]) -> tuple[int, ...]:
+    """Gives the padded input extents that a stage reads for an output domain.
+
+    Args:
+        stage: The convolution.
+        domain: Spatial extents of its output.
+
+    Returns:
+        `(extent - 1) * stride + dilation * (kernel - 1) + 1` for each axis.
+    """
+    return tuple(
+        (extent - 1) * stride + dilation * (kernel - 1) + 1
+        for extent, stride, dilation, kernel in zip(
+            domain, stage.strides, stage.dilations, stage.kernel, strict=True
+        )
+    )
+
+
+class LaneSource(Enum):
+    """Which input channel a lane of an output block reads."""
+
+    BROADCAST = "the same channel for all lanes"
+    LANE = "its own channel"
+    GATHER = "a channel of its group"
+
+
+def lane_source(stage: Stage, lanes: int) -> LaneSource:
+    """Tells which input channels the lanes of an output block read.
+
+    Args:
+        stage: The convolution.
+        lanes: Lanes of its output.
+
+    Returns:
+        `BROADCAST` for dense stages and groups that fill whole blocks, `LANE` for depthwise ones of multiplier 1.
+    """
+    if stage.groups == 1 or stage.out_channels_per_group % lanes == 0:
+        return LaneSource.BROADCAST
+    if stage.in_channels_per_group == 1 and stage.out_channels_per_group == 1:
+        return LaneSource.LANE
+    return LaneSource.GATHER
+
+
+def _activate(act: Activation | None, value: PrimExpr) -> PrimExpr:
+    """`act(value)`."""
+    return value if act is None else activation(act.kind, act.parameters, value)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A stage's input: a tensor and its lanes (0: plain)."""
+
+    tensor: Any
+    lanes: int
+
+    @classmethod
+    def placeholder(cls, name: str, batch: int, channels: int, spatial: Sequence[int], lanes: int) -> _Source:
+        """Declares an input of the PrimFunc."""
+        if lanes:
+            shape = (batch, math.ceil(channels / lanes), *spatial, lanes)
+        else:
+            shape = (batch, channels, *spatial)
+        return cls(te.placeholder(shape, name=name), lanes)
+
+    def read(self, n: PrimExpr, channel: PrimExpr, spatial: Sequence[PrimExpr]) -> PrimExpr:
+        """Element `(n, channel, *spatial)`."""
+        if not self.lanes:
+            return self.tensor[(n, channel, *spatial)]
+        block, lane = tirx.floordiv(channel, self.lanes), tirx.floormod(channel, self.lanes)
+        return self.tensor[(n, block, *spatial, lane)]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One stage computed over `domain` output positions and `blocks` output channel blocks."""
+
+    stage: Stage
+    index: int
+    lanes: int
+    blocks: int
+    pack: int
+    domain: tuple[int, ...]
+    flat: bool
+
+    @property
+    def source(self) -> LaneSource:
+        """Which input channels the lanes read."""
+        return lane_source(self.stage, self.lanes)
+
+    def channel(self, oc_o: PrimExpr, oc_v: PrimExpr, ic: PrimExpr) -> PrimExpr:
+        """The input channel that lane `oc_v` of block `oc_o` reads at step `ic` of its reduction."""
+        per_group = self.stage.in_channels_per_group
+        if self.stage.groups == 1:
+            return ic
+        first = oc_o * self.lanes
+        if self.source is not LaneSource.BROADCAST:
+            first = tirx.min(first + oc_v, self.stage.out_channels - 1)
+        return tirx.floordiv(first, self.stage.out_channels_per_group) * per_group + ic
+
+    def stage_input(self, source: _Source, true_input: tuple[int, ...]) -> _Source:
+        """Copies the input with its borders, one channel for each lane where lanes gather.
+
+        `[n, ic_o, *padded, ic_v]`, plain `[n, ic, *padded]`, or gathered `[n, oc_o * ic, *padded, oc_v]`.
+        """
+        name = f"pad{self.index}"
+        extents = input_extents(self.stage, self.domain)
+        batch = source.tensor.shape[0]
+
+        def guarded(read: Callable[[list[PrimExpr]], PrimExpr], padded: Sequence[PrimExpr]) -> PrimExpr:
+            """`read(position - begin)` inside the true input, 0 outside."""
+            inside, position = [], []
+            for p, begin, extent, available in zip(
+                padded, self.stage.pads_begin, extents, true_input, strict=True
+            ):
+                position.append(p - begin)
+                if begin:
+                    inside.append(p >= begin)
+                if extent - begin > available:
+                    inside.append(p < available + begin)
+            value = read(position)
+            return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0.0, "float32")) if inside else value
+
+        if self.source is LaneSource.GATHER:
+            per_group = self.stage.in_channels_per_group
+            shape = (batch, self.blocks * per_group, *extents, self.lanes)
+
+            def gather(n: PrimExpr, row: PrimExpr, *rest: PrimExpr) -> PrimExpr:
+                oc_o, ic = tirx.floordiv(row, per_group), tirx.floormod(row, per_group)
+                channel = self.channel(oc_o, rest[-1], ic)
+                return guarded(lambda position: source.read(n, channel, position), rest[:-1])
+
+            return _Source(te.compute(shape, gather, name=name), self.lanes)
+        rank = len(extents)
+
+        def copy(n: PrimExpr, block: PrimExpr, *rest: PrimExpr) -> PrimExpr:
+            return guarded(
+                lambda position: source.tensor[(n, block, *position, *rest[rank:])], rest[:rank]
+            )
+
+        shape = (*source.tensor.shape[:2], *extents, *source.tensor.shape[2 + rank :])
+        return _Source(te.compute(shape, copy, name=name), source.lanes)
+
+    def accumulate(self, source: _Source) -> tuple[Any, Any]:
+        """The reduction and its weights, `[oc_o / pack, *kernel, ic, oc_o % pack, oc_v]`."""
+        stage, pack = self.stage, self.pack
+        names = ("kd", "kh", "kw")[-len(stage.kernel) :]
+        kernel = [] if self.flat else list(zip(names, stage.kernel, strict=True))
+        axes = [te.reduce_axis((0, extent), name=name) for name, extent in kernel]
+        axes.append(te.reduce_axis((0, stage.in_channels_per_group), name="ic"))
+        batch = source.tensor.shape[0]
+        weight = te.placeholder(
+            (
+                self.blocks // pack,
+                *(extent for _, extent in kernel),
+                stage.in_channels_per_group,
+                pack,
+                self.lanes,
+            ),
+            name=f"weight{self.index}",
+        )
+
+        def total(n: PrimExpr, oc_o: PrimExpr, *rest: PrimExpr) -> PrimExpr:
+            *spatial, oc_v = rest
+            *taps, ic = axes
+            position = spatial
+            if not self.flat:
+                position = [
+                    s * stride + tap * dilation
+                    for s, stride, tap, dilation in zip(
+                        spatial, stage.strides, taps, stage.dilations, strict=True
+                    )
+                ]
+            if self.source is LaneSource.BROADCAST:
+                value = source.read(n, self.channel(oc_o, oc_v, ic), position)
+            elif self.source is LaneSource.LANE:
+                value = source.tensor[(n, oc_o, *position, oc_v)]
+            else:
+                value = source.tensor[(n, oc_o * stage.in_channels_per_group + ic, *position, oc_v)]
+            index = (tirx.floordiv(oc_o, pack), *taps, ic, tirx.floormod(oc_o, pack), oc_v)
+            return te.sum(value * weight[index], axis=axes)
+
+        shape = (batch, self.blocks, *self.domain, self.lanes)
+        return te.compute(shape, total, name=f"conv{self.index}"), weight
+
+    def epilogue(self, total: Any, bias: Any, residual: Any, post: Activation | None) -> Any:
+        """`post(activation(total + bias) + residual)`."""
+
+        def value(n: PrimExpr, oc_o: PrimExpr, *rest: PrimExpr) -> PrimExpr:
+            result = _activate(self.stage.activation, total[(n, oc_o, *rest)] + bias[oc_o, rest[-1]])
+            if residual is not None:
+                result = result + residual[(n, oc_o, *rest)]
+            return _activate(post, result)
+
+        return te.compute(total.shape, value, name=f"output{self.index}")

@@ -1,0 +1,144 @@
+"""The analytic model that picks tiles and strategies: cycles from device facts, no table of shapes.
+
+A micro-kernel keeps `pixels * oc_vectors` accumulators and does one step of the reduction with
+`pixels * oc_vectors` fused multiply-adds, `oc_vectors` vector loads of weights and `pixels` broadcast loads of
+inputs. It is bound by the FMA ports, by the load ports, by issue width, or by the latency of its chains of
+accumulations. Around its reduction it pays for zeroing, epilogue and stores.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sepwise.lowering.device import Device
+
+__all__ = [
+    "copy_cycles",
+    "micro_kernel_cycles",
+    "parallel_cycles",
+    "register_tile_fits",
+    "register_tiles",
+]
+
+LOAD_PORTS = 2
+"""Vector loads per cycle; two on the out-of-order cores that have facts, an optimist's figure on in-order ones."""
+
+ISSUE_WIDTH = 6
+"""Instructions per cycle that reach the ports; only ever the bound for tiny tiles."""
+
+FMA_LATENCY_CYCLES = 4
+"""Cycles from one accumulation to the next on the same register."""
+
+TILE_OVERHEAD_CYCLES = 12
+"""Loop control and address arithmetic around one register tile."""
+
+EPILOGUE_CYCLES = 2.0
+"""Zeroing, bias, activation and store of one accumulator."""
+
+BYTES_PER_CYCLE_L2 = 32
+"""Bytes that a core streams from its second-level cache in one cycle."""
+
+BYTES_PER_CYCLE_MEMORY = 8
+"""Bytes that a core streams from beyond its second-level cache in one cycle."""
+
+LAUNCH_CYCLES = 4000
+"""Cycles to hand a parallel kernel to a second worker and to wait for it."""
+
+TASK_CYCLES = 20
+"""Cycles to start one task."""
+
+
+def register_tile_fits(device: Device, pixels: int, oc_vectors: int) -> bool:
+    """Whether a register tile compiles without spills.
+
+    LLVM hoists the broadcast of every pixel into a register, so accumulators, weights and broadcasts are all
+    live at once; one register is left for constants.
+
+    Args:
+        device: Gives the number of vector registers.
+        pixels: Output pixels of the tile.
+        oc_vectors: Output channel vectors of the tile.
+
+    Returns:
+        Whether `pixels * oc_vectors + oc_vectors + pixels` fits.
+    """
+    return pixels * oc_vectors + oc_vectors + pixels <= device.vector_registers - 1
+
+
+def register_tiles(device: Device, most_pixels: int, most_oc_vectors: int) -> list[tuple[int, int]]:
+    """Lists the register tiles that fit a device.
+
+    Args:
+        device: Gives the number of vector registers.
+        most_pixels: Pixels that there are.
+        most_oc_vectors: Output channel vectors that there are.
+
+    Returns:
+        Pairs of pixels and output channel vectors.
+    """
+    registers = device.vector_registers
+    return [
+        (pixels, oc_vectors)
+        for oc_vectors in range(1, min(most_oc_vectors, registers) + 1)
+        for pixels in range(1, min(most_pixels, registers) + 1)
+        if register_tile_fits(device, pixels, oc_vectors)
+    ]
+
+
+def micro_kernel_cycles(device: Device, pixels: int, oc_vectors: int, reduction: int) -> float:
+    """Predicts the cycles of one register tile.
+
+    Args:
+        device: Gives the FMA ports.
+        pixels: Output pixels of the tile.
+        oc_vectors: Output channel vectors of the tile.
+        reduction: Steps of the reduction.
+
+    Returns:
+        Cycles for the whole reduction with prologue and epilogue.
+    """
+    fmas = pixels * oc_vectors
+    step = max(
+        fmas / device.fma_ports,
+        (pixels + oc_vectors) / LOAD_PORTS,
+        (fmas + pixels + oc_vectors + 1.5) / ISSUE_WIDTH,
+        FMA_LATENCY_CYCLES,
+    )
+    return reduction * step + fmas * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
+
+
+def copy_cycles(device: Device, nbytes: float, *, footprint_bytes: float) -> float:
+    """Predicts the cycles to stream bytes once.
+
+    Args:
+        device: Gives the cache sizes.
+        nbytes: Bytes read.
+        footprint_bytes: Bytes that are live between two reads of the same byte: where they come from.
+
+    Returns:
+        Cycles, 0 where they stay in the first-level cache.
+    """
+    if footprint_bytes <= device.l1d_bytes * 0.75:
+        return 0.0
+    if footprint_bytes <= device.l2_bytes * 0.75:
+        return nbytes / BYTES_PER_CYCLE_L2
+    return nbytes / BYTES_PER_CYCLE_MEMORY
+
+
+def parallel_cycles(cycles: float, tasks: int, threads: int) -> float:
+    """Predicts the cycles of a kernel whose tasks are shared by workers.
+
+    Args:
+        cycles: Of all tasks together.
+        tasks: Equal shares of the work.
+        threads: Workers.
+
+    Returns:
+        Cycles until the last worker is done.
+    """
+    total = cycles + tasks * TASK_CYCLES
+    if threads == 1 or tasks == 1:
+        return total
+    return total / tasks * math.ceil(tasks / threads) + LAUNCH_CYCLES

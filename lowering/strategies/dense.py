@@ -1,0 +1,157 @@
+"""Dense and aligned grouped convolution: direct, a register tile of pixels of one row by output vectors.
+
+# for n, [od], oh_o task:                     accumulators: ow_i pixels * oc_i vectors, 14 of 32 for 7 x 2
+#   copy the padded input rows of oh_o        packed [ic_o, ih, iw, ic_v] or plain [ic, ih, iw]
+#   for oc_t, oh_i, ow_o:
+#     for kh, kw, ic_o, ic_i:                 one step: oc_i loads, ow_i broadcasts, ow_i * oc_i FMA
+#       unrolled oc_i, ow_i: vector oc_v FMA
+#     unrolled oc_i, ow_i: epilogue, store    [n, oc_o, oh, ow, oc_v]
+
+Also for pointwise convolutions with a stride or with padding. The first layer reads its few channels from the
+plain input as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvm import s_tir
+
+from sepwise.lowering import compute
+from sepwise.lowering.cost import (
+    copy_cycles,
+    micro_kernel_cycles,
+    parallel_cycles,
+    register_tile_fits,
+    register_tiles,
+)
+from sepwise.lowering.strategies.base import Implementation, Refusal
+from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
+from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows
+from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
+
+if TYPE_CHECKING:
+    from sepwise.lowering.device import Device
+    from sepwise.lowering.workload import ConvWorkload
+
+__all__ = ["DenseStrategy", "DenseTile"]
+
+MOST_UNROLLED_FMAS = 256
+"""Unrolled multiply-adds of one tile."""
+
+
+@dataclass(frozen=True, slots=True)
+class DenseTile:
+    """Sizes of a direct convolution.
+
+    Attributes:
+        rows: Output rows of one task.
+        pixels: Output pixels in registers, all of one row.
+        oc_vectors: Output channel vectors in registers.
+    """
+
+    rows: int
+    pixels: int
+    oc_vectors: int
+
+    def __post_init__(self) -> None:
+        """Checks that every size is positive."""
+        assert min(self.rows, self.pixels, self.oc_vectors) >= 1
+
+    def fits(self, device: Device) -> bool:
+        """Whether the register tile compiles without spills."""
+        return register_tile_fits(device, self.pixels, self.oc_vectors)
+
+
+class DenseStrategy:
+    """Direct convolution with one input channel for all lanes."""
+
+    name = "dense"
+
+    def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
+        """Refuses groups that do not fill vectors."""
+        del device
+        if len(workload.stages) != 1:
+            return Refusal("one convolution at a time")
+        if compute.lane_source(workload.stages[0], workload.output_lanes) is not compute.LaneSource.BROADCAST:
+            return Refusal("the lanes of a vector belong to different groups")
+        return None
+
+    def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[DenseTile]:
+        """Register tiles that fit, times row counts."""
+        *_, height, width = workload.spatials[-1]
+        blocks = math.ceil(workload.stages[0].out_channels / workload.output_lanes)
+        found = [
+            DenseTile(rows, pixels, oc_vectors)
+            for rows in sorted({r for r in (1, 2, 4, 7, 8, 14, 16, height) if r <= height})
+            for pixels, oc_vectors in register_tiles(device, width, min(blocks, 4))
+        ]
+        return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
+
+    def predicted_cycles(
+        self, workload: ConvWorkload, device: Device, threads: int, tile: DenseTile
+    ) -> float:
+        """Register tiles, the copy of the padded rows, and weights streamed once a task."""
+        stage = workload.stages[0]
+        *outer, height, width = workload.spatials[-1]
+        blocks = math.ceil(stage.out_channels / workload.output_lanes)
+        per_group = stage.in_channels_per_group
+        reduction = per_group * math.prod(stage.kernel)
+        row_tiles, p_tiles = math.ceil(height / tile.rows), math.ceil(width / tile.pixels)
+        oc_tiles = math.ceil(blocks / tile.oc_vectors)
+        kernel = micro_kernel_cycles(device, tile.pixels, tile.oc_vectors, reduction)
+        cycles = tile.rows * p_tiles * oc_tiles * kernel
+        *depth, in_rows, in_width = compute.input_extents(stage, (1,) * len(outer) + (tile.rows, width))
+        staged_bytes = 4.0 * stage.in_channels * math.prod(depth) * in_rows * in_width
+        weight_tile = reduction * tile.oc_vectors * device.vector_bytes
+        if stage.padded:
+            elements = staged_bytes / (device.vector_bytes if workload.input_lanes else 4)
+            cycles += elements * 1.5
+        inputs = copy_cycles(device, staged_bytes * oc_tiles, footprint_bytes=staged_bytes + weight_tile)
+        weights = copy_cycles(device, weight_tile * oc_tiles, footprint_bytes=weight_tile * oc_tiles + staged_bytes)
+        rereads = weight_tile * oc_tiles * (tile.rows * p_tiles - 1)
+        weights += copy_cycles(device, rereads, footprint_bytes=weight_tile)
+        tasks = workload.batch * math.prod(outer) * row_tiles
+        return parallel_cycles((cycles + (inputs + weights) / 2) * tasks, tasks, threads)
+
+    def schedule(self, workload: ConvWorkload, device: Device, tile: DenseTile) -> Implementation:
+        """Builds the loop nest at the head of this file."""
+        del device
+        stage = workload.stages[0]
+        *outer, height, width = workload.spatials[-1]
+        blocks = math.ceil(stage.out_channels / workload.output_lanes)
+        pack = oc_pack(blocks, tile.oc_vectors)
+        domain = (*outer, round_up(height, tile.rows), round_up(width, tile.pixels))
+        built = compute.conv(workload, domain, round_up(blocks, tile.oc_vectors), (pack,))
+        sch = s_tir.Schedule(built.function)
+        names = built.stages[0]
+        output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
+        n, oc_o, *depth, oh, ow, oc_v = sch.get_loops(output)
+        oc_t, oc_i = sch.split(oc_o, [None, tile.oc_vectors])
+        oh_o, oh_i = sch.split(oh, [None, tile.rows])
+        ow_o, ow_i = sch.split(ow, [None, tile.pixels])
+        sch.reorder(n, *depth, oh_o, oc_t, oh_i, ow_o, oc_i, ow_i, oc_v)
+        sch.compute_at(total, ow_o, preserve_unit_loops=True)
+        if names.pad is not None:
+            stage_rows(sch, sch.get_sblock(names.pad), oh_o, vector=workload.input_lanes > 0)
+        rank = len(stage.kernel)
+        *loops, t_oc_v = sch.get_loops(total)[: -rank - 1]
+        t_oc_i, t_ow_i = loops[-1 - rank], loops[-1]
+        *taps, ic = sch.get_loops(total)[-rank - 1 :]
+        steps = [*taps, *split_reduction(sch, ic, stage.in_channels_per_group, workload.input_lanes)]
+        accumulate_in_registers(
+            sch, total, output, steps, unrolled=[t_oc_i, t_ow_i], vector=t_oc_v, output_loops=[oc_i, ow_i, oc_v]
+        )
+        fmas = tile.pixels * tile.oc_vectors * stage.in_channels_per_group
+        if fmas * stage.kernel[-1] <= MOST_UNROLLED_FMAS:
+            for loop in steps[-3:]:
+                sch.unroll(loop)
+        for loop in (n, *depth, oh_o):
+            mark_task(sch, loop)
+        mark_clamp(sch, oc_t, blocks, tile.oc_vectors)
+        mark_clamp(sch, oh_o, height, tile.rows)
+        mark_clamp(sch, ow_o, width, tile.pixels)
+        function = clamp_tiles(sch.mod["main"], true_shapes(workload, (pack,)))
+        return Implementation(function, conv_packer(workload, (pack,)))

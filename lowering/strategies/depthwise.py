@@ -1,0 +1,201 @@
+"""Depthwise convolution on the packed layout: each lane is a channel, a row of output pixels in registers.
+
+# for n, oc_o, [od], oh_o task:               accumulators: ow_i pixels, 7 of 32; one weight per tap
+#   copy the padded input rows of oh_o        [oh_i * stride + kh, iw, oc_v], first-level cache
+#   for oh_i, ow_o:
+#     for kh: unrolled kw, ow_i:              one step: ow_i loads, one weight, ow_i FMA
+#       vector oc_v FMA
+#     unrolled ow_i: epilogue, store          [n, oc_o, oh, ow, oc_v]
+
+Channel multipliers and groups that do not fill vectors read through a gather in the same copy: there each
+lane of the copy holds the channel that its output lane needs, and the arithmetic is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvm import s_tir
+
+from sepwise.lowering import compute
+from sepwise.lowering.cost import EPILOGUE_CYCLES, LOAD_PORTS, TILE_OVERHEAD_CYCLES, parallel_cycles
+from sepwise.lowering.strategies.base import Implementation, Refusal
+from sepwise.lowering.strategies.packing import conv_packer, true_shapes
+from sepwise.lowering.strategies.steps import accumulate_in_registers, stage_rows
+from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
+
+if TYPE_CHECKING:
+    from sepwise.lowering.device import Device
+    from sepwise.lowering.workload import ConvWorkload, Stage
+
+__all__ = ["DepthwiseStrategy", "DepthwiseTile", "depthwise_cycles", "pixel_tiles", "unrolled_taps"]
+
+MOST_UNROLLED_FMAS = 256
+"""Unrolled multiply-adds of one tile: beyond, the code of a row of taps stays a loop."""
+
+GATHER_CYCLES = 16.0
+"""Cycles to gather one vector of channels, lane by lane."""
+
+
+@dataclass(frozen=True, slots=True)
+class DepthwiseTile:
+    """Sizes of a depthwise kernel.
+
+    Attributes:
+        rows: Output rows of one task.
+        pixels: Output pixels in registers.
+    """
+
+    rows: int
+    pixels: int
+
+    def __post_init__(self) -> None:
+        """Checks that every size is positive."""
+        assert min(self.rows, self.pixels) >= 1
+
+    def fits(self, device: Device) -> bool:
+        """Whether accumulators leave registers for a weight and inputs."""
+        return self.pixels <= device.vector_registers - 4
+
+
+class DepthwiseStrategy:
+    """Lanes are channels; also multipliers and groups, through a gather."""
+
+    name = "depthwise"
+
+    def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
+        """Refuses what reads one input channel for all lanes, and plain inputs but for a gather."""
+        del device
+        if len(workload.stages) != 1:
+            return Refusal("one convolution at a time")
+        source = compute.lane_source(workload.stages[0], workload.output_lanes)
+        if source is compute.LaneSource.BROADCAST:
+            return Refusal("all lanes of a vector read the same channel")
+        if source is compute.LaneSource.LANE and workload.input_lanes != workload.output_lanes:
+            return Refusal("input and output are packed differently")
+        return None
+
+    def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[DepthwiseTile]:
+        """Row counts whose input stays in the first-level cache, times register tiles."""
+        *_, height, width = workload.spatials[-1]
+        found = [
+            DepthwiseTile(rows, pixels)
+            for rows in sorted({r for r in (1, 2, 3, 4, 6, 7, 8, 14, 16, 28, 32, 56, height) if r <= height})
+            for pixels in pixel_tiles(device, width)
+        ]
+        return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
+
+    def predicted_cycles(
+        self, workload: ConvWorkload, device: Device, threads: int, tile: DepthwiseTile
+    ) -> float:
+        """The copy of the padded rows and the register tiles."""
+        stage = workload.stages[0]
+        *outer, height, width = workload.spatials[-1]
+        blocks = math.ceil(stage.out_channels / workload.output_lanes)
+        row_tiles = math.ceil(height / tile.rows)
+        gathered = compute.lane_source(stage, workload.output_lanes) is compute.LaneSource.GATHER
+        cycles = depthwise_cycles(
+            stage, device, tile.rows, width, tile.pixels, staged=stage.padded or gathered, gathered=gathered
+        )
+        tasks = workload.batch * blocks * math.prod(outer) * row_tiles
+        return parallel_cycles(tasks * cycles, tasks, threads)
+
+    def schedule(self, workload: ConvWorkload, device: Device, tile: DepthwiseTile) -> Implementation:
+        """Builds the loop nest at the head of this file."""
+        del device
+        stage = workload.stages[0]
+        *outer, height, width = workload.spatials[-1]
+        blocks = math.ceil(stage.out_channels / workload.output_lanes)
+        domain = (*outer, round_up(height, tile.rows), round_up(width, tile.pixels))
+        built = compute.conv(workload, domain, blocks, (1,))
+        sch = s_tir.Schedule(built.function)
+        names = built.stages[0]
+        output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
+        n, oc_o, *depth, oh, ow, oc_v = sch.get_loops(output)
+        oh_o, oh_i = sch.split(oh, [None, tile.rows])
+        ow_o, ow_i = sch.split(ow, [None, tile.pixels])
+        sch.reorder(n, oc_o, *depth, oh_o, oh_i, ow_o, ow_i, oc_v)
+        sch.compute_at(total, ow_o, preserve_unit_loops=True)
+        if names.pad is not None:
+            stage_rows(sch, sch.get_sblock(names.pad), oh_o, vector=True)
+        *_, t_ow_i, t_oc_v = sch.get_loops(total)[: -len(stage.kernel) - 1]
+        taps = sch.get_loops(total)[-len(stage.kernel) - 1 :]
+        accumulate_in_registers(
+            sch, total, output, taps, unrolled=[t_ow_i], vector=t_oc_v, output_loops=[ow_i, oc_v]
+        )
+        for tap in unrolled_taps(sch, taps, stage, tile.pixels):
+            sch.unroll(tap)
+        for loop in (n, oc_o, *depth, oh_o):
+            mark_task(sch, loop)
+        mark_clamp(sch, oh_o, height, tile.rows)
+        mark_clamp(sch, ow_o, width, tile.pixels)
+        function = clamp_tiles(sch.mod["main"], true_shapes(workload, (1,)))
+        return Implementation(function, conv_packer(workload, (1,)))
+
+
+def pixel_tiles(device: Device, width: int) -> list[int]:
+    """Lists the pixels of a row that a register tile may hold.
+
+    Args:
+        device: Gives the number of vector registers.
+        width: Output pixels of a row.
+
+    Returns:
+        Counts from 1 to half the registers, at most the width.
+    """
+    return list(range(1, min(width, device.vector_registers // 2) + 1))
+
+
+def unrolled_taps(sch: s_tir.Schedule, taps: list[object], stage: Stage, pixels: int) -> list[object]:
+    """Chooses the loops over taps to unroll: all, or as many inner ones as keep the code small.
+
+    Args:
+        sch: The schedule, unused but for symmetry with steps that need it.
+        taps: Loops over the kernel and the channels of a group, outer first.
+        stage: The convolution.
+        pixels: Multiply-adds of one tap.
+
+    Returns:
+        The inner loops to unroll.
+    """
+    del sch
+    extents = [*stage.kernel, stage.in_channels_per_group]
+    fmas, first = pixels, len(taps)
+    while first > 0 and fmas * extents[first - 1] <= MOST_UNROLLED_FMAS:
+        first -= 1
+        fmas *= extents[first]
+    return taps[first:]
+
+
+def depthwise_cycles(
+    stage: Stage, device: Device, rows: int, width: int, pixels: int, *, staged: bool, gathered: bool = False
+) -> float:
+    """Predicts the cycles of some rows of one vector of channels.
+
+    Args:
+        stage: The convolution.
+        device: Ports and caches.
+        rows: Output rows.
+        width: Output pixels of a row.
+        pixels: Pixels in registers.
+        staged: Whether the input rows are copied first.
+        gathered: Whether that copy gathers lanes.
+
+    Returns:
+        Cycles for the copy and the register tiles.
+    """
+    taps = math.prod(stage.kernel) * stage.in_channels_per_group
+    *depth, in_rows, in_width = compute.input_extents(stage, (1,) * (len(stage.kernel) - 2) + (rows, width))
+    step = max(pixels / device.fma_ports, (pixels + 1) / LOAD_PORTS)
+    chain = taps * 4.0  # one accumulator's latency
+    tile = max(taps * step, chain) + pixels * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
+    cycles = rows * math.ceil(width / pixels) * tile
+    if staged:
+        vectors = math.prod(depth) * in_rows * in_width * stage.in_channels_per_group
+        cycles += vectors * (GATHER_CYCLES if gathered else 1.5)
+        staged_bytes = vectors * device.vector_bytes
+        if staged_bytes > device.l1d_bytes * 0.75:
+            cycles += staged_bytes / 16
+    return cycles

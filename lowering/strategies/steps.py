@@ -1,0 +1,82 @@
+"""Steps that several schedules share, one function each, with what it makes of a loop nest."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tvm import s_tir
+    from tvm.s_tir.schedule import LoopRV, SBlockRV
+
+__all__ = ["accumulate_in_registers", "split_reduction", "stage_rows"]
+
+
+def split_reduction(sch: s_tir.Schedule, ic: LoopRV, channels: int, lanes: int) -> list[LoopRV]:
+    """`for ic` -> `for ic_o, ic_i`, where `ic_i` stays inside one block of the packed input.
+
+    So `ic // lanes` is the same for a whole `ic_i`, also where channels do not fill their last block.
+
+    Args:
+        sch: The schedule.
+        ic: The reduction over channels.
+        channels: Its extent.
+        lanes: Lanes of the packed input, 0 for a plain one.
+
+    Returns:
+        The loops, outer first.
+    """
+    inner = math.gcd(channels, lanes) if lanes else channels
+    return list(sch.split(ic, [None, inner]))
+
+
+def accumulate_in_registers(
+    sch: s_tir.Schedule,
+    total: SBlockRV,
+    output: SBlockRV,
+    steps: Sequence[LoopRV],
+    *,
+    unrolled: Sequence[LoopRV],
+    vector: LoopRV,
+    output_loops: Sequence[LoopRV],
+) -> None:
+    """`for tile: for steps` -> `zero registers; for steps: unrolled tile: vector FMA; epilogue from registers`.
+
+    Args:
+        sch: The schedule.
+        total: The reduction block, already computed at the tile's outer loop.
+        output: Its epilogue.
+        steps: Reduction loops, outer first.
+        unrolled: Tile loops of the reduction block.
+        vector: Its loop over lanes.
+        output_loops: The same tile loops of the epilogue, the last one over lanes.
+    """
+    sch.reorder(*steps, *unrolled, vector)
+    sch.set_scope(total, 0, "local")
+    for loop in unrolled:
+        sch.unroll(loop)
+    sch.vectorize(vector)
+    for loop in output_loops[:-1]:
+        sch.unroll(loop)
+    sch.vectorize(output_loops[-1])
+    init = sch.decompose_reduction(total, steps[0])
+    init_loops = sch.get_loops(init)
+    for loop in init_loops[-1 - len(unrolled) : -1]:
+        sch.unroll(loop)
+    sch.vectorize(init_loops[-1])
+
+
+def stage_rows(sch: s_tir.Schedule, pad: SBlockRV, loop: LoopRV, *, vector: bool) -> None:
+    """`loop: compute` -> `loop: copy the padded rows that it reads; compute`.
+
+    Args:
+        sch: The schedule.
+        pad: The block that stages the padded input.
+        loop: The loop whose iterations read whole rows.
+        vector: Whether the last axis is one of lanes.
+    """
+    sch.compute_at(pad, loop, preserve_unit_loops=True)
+    if vector:
+        sch.vectorize(sch.get_loops(pad)[-1])
