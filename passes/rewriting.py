@@ -30,6 +30,7 @@ __all__ = [
     "is_operator",
     "only_consumer",
     "original_nodes",
+    "remove_unused_initializers",
     "replace_with_input",
     "set_constant_input",
     "set_original_nodes",
@@ -113,6 +114,7 @@ class RewritePass(ir.passes.InPlacePass, Generic[MatchT]):
         for refusal in refused:
             logger.debug("%s refuses '%s': %s", self.name, refusal.node, refusal.reason)
         if fired:
+            remove_unused_initializers(model)
             logger.info(self.summary, fired)
         return RewriteResult(model, modified=fired > 0, fired=fired, refused=tuple(refused))
 
@@ -198,9 +200,7 @@ def sole_use_refusal(value: ir.Value, producer: ir.Node, consumer: ir.Node) -> R
     others = [use.node.name for use in value.uses() if use.node is not consumer]
     if others or len(list(value.uses())) != 1:
         seen = f"'{others[0]}'" if others else "the same node once more"
-        return Refusal(
-            f"the output '{value.name}' of {producer.op_type} '{producer.name}' has a second consumer, {seen}", name
-        )
+        return Refusal(f"the output '{value.name}' of {producer.op_type} '{producer.name}' has a second consumer, {seen}", name)
     if producer.graph is not consumer.graph:
         return Refusal(f"{producer.op_type} '{producer.name}' is in another graph", name)
     return None
@@ -237,9 +237,15 @@ def unique_value_name(model: ir.Model, wanted: str) -> str:
     return name
 
 
-def set_constant_input(
-    model: ir.Model, node: ir.Node, index: int, array: npt.NDArray[np.generic], wanted_name: str
-) -> None:
+def remove_unused_initializers(model: ir.Model) -> None:
+    """Drops the initializers that nothing reads and that are neither inputs nor outputs."""
+    for graph in model.graphs():
+        for name, value in list(graph.initializers.items()):
+            if not value.uses() and not value.is_graph_input() and not value.is_graph_output():
+                del graph.initializers[name]
+
+
+def set_constant_input(model: ir.Model, node: ir.Node, index: int, array: npt.NDArray[np.generic], wanted_name: str) -> None:
     """Gives a node a new constant as one of its inputs.
 
     An initializer that nobody else reads keeps its name and changes its content; otherwise a new one is made.

@@ -1,0 +1,230 @@
+"""Brings a model as it came in into the one form that the passes expect."""
+
+import logging
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+from onnxscript.optimizer import fold_constants_ir
+
+from sepwise.passes.errors import InputError
+from sepwise.passes.geometry import explicit_geometry, read_geometry
+from sepwise.passes.rewriting import Refusal, constant_array, is_operator, remove_unused_initializers, replace_with_input
+from sepwise.passes.vocabulary import DOMAIN
+
+__all__ = ["canonicalize"]
+
+logger = logging.getLogger(__name__)
+
+FOLDED_ELEMENTS = 1 << 24
+"""Constants of up to this many elements are folded; what exceeds it is no shape arithmetic and no weight."""
+
+MAXIMUM_ROUNDS = 8
+"""Rounds of constant folding; three are enough for every file seen."""
+
+BIG_TENSOR_BYTES = 1024
+"""Larger initializers are no shapes: shape inference sees their type only."""
+
+
+def canonicalize(model: ir.Model) -> ir.Model:
+    """Returns a canonical copy of a model: the same outputs from the same inputs, in plainer words.
+
+    1. Every node has a name of its own (unnamed ones are called `Conv_12`, by operator and position).
+    2. Functions are inlined, except those of the domain `sepwise`.
+    3. With the input shapes fixed, all that is constant is folded, shape arithmetic included.
+    4. Identity, Dropout (in inference mode), and casts, pads, transposes and so on that change nothing are removed.
+    5. Constants are initializers; unused nodes and initializers are gone.
+    6. Every Conv spells out kernel_shape, strides, pads, dilations and group; `auto_pad` is resolved.
+    7. Shapes are inferred.
+
+    Initializers that are graph inputs too are constants if the IR version is below 4 (there the format demanded that),
+    and inputs with a default otherwise.
+
+    Args:
+        model: Left as it is. Its input shapes should be fixed.
+
+    Returns:
+        A copy, in canonical form.
+
+    Raises:
+        InputError: If shapes do not fit each other, with the node where they clash.
+    """
+    copy = model.clone()
+    if copy.ir_version < 4:
+        _take_initializers_off_the_inputs(copy)
+    _name_nodes(copy)
+    _inline_functions(copy)
+    _forget_symbolic_shapes(copy)
+    for _ in range(MAXIMUM_ROUNDS):
+        changed = _fold_constants(copy)
+        changed |= _remove_no_ops(copy)
+        if not changed:
+            break
+    common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
+    common_passes.RemoveUnusedNodesPass()(copy)
+    remove_unused_initializers(copy)
+    _infer_shapes(copy)
+    _spell_out_geometry(copy)
+    return copy
+
+
+def _take_initializers_off_the_inputs(model: ir.Model) -> None:
+    kept = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    model.graph.inputs.clear()
+    model.graph.inputs.extend(kept)
+    model.ir_version = 4
+
+
+def _name_nodes(model: ir.Model) -> None:
+    nodes = [node for graph in model.graphs() for node in graph]
+    taken = {node.name for node in nodes if node.name}
+    seen: set[str] = set()
+    for position, node in enumerate(nodes):
+        if node.name and node.name not in seen:
+            seen.add(node.name)
+            continue
+        wanted = node.name or f"{node.op_type}_{position}"
+        name, number = wanted, 0
+        while name in taken or name in seen:
+            number += 1
+            name = f"{wanted}_{number}"
+        node.name = name
+        seen.add(name)
+
+
+def _inline_functions(model: ir.Model) -> None:
+    if any(domain != DOMAIN for domain, _, _ in model.functions):
+        common_passes.InlinePass(criteria=lambda function: function.domain != DOMAIN)(model)
+        common_passes.RemoveUnusedFunctionsPass()(model)
+        _name_nodes(model)
+
+
+def _forget_symbolic_shapes(model: ir.Model) -> None:
+    """Shapes written by the exporter with names for dimensions would hide what follows from the fixed inputs."""
+    for graph in model.graphs():
+        for node in graph:
+            for value in node.outputs:
+                if value.shape is not None and not value.shape.is_static():
+                    value.shape = None
+
+
+def _foldable(node: ir.Node) -> bool | None:
+    return True if node.op_type == "ConstantOfShape" else None
+
+
+def _fold_constants(model: ir.Model) -> bool:
+    functions = dict(model.functions)
+    model.functions.clear()  # our functions' bodies hold references to attributes, which folding does not expect
+    try:
+        result = fold_constants_ir(
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=FOLDED_ELEMENTS,
+            output_size_limit=FOLDED_ELEMENTS,
+            should_fold=_foldable,
+        )
+    finally:
+        model.functions.update(functions)
+    common_passes.RemoveUnusedNodesPass()(model)
+    return result.modified
+
+
+def _remove_no_ops(model: ir.Model) -> bool:
+    modified = common_passes.IdentityEliminationPass()(model).modified
+    for graph in model.graphs():
+        for node in list(graph):
+            source = node.inputs[0] if node.inputs else None
+            if source is None or not _changes_nothing(node, source):
+                continue
+            output = node.outputs[0]
+            if not output.is_graph_output():
+                replace_with_input(node, source, keep_name=False)
+            elif source.producer() is not None and not source.is_graph_output() and source.graph is graph:
+                replace_with_input(node, source, keep_name=True)
+            else:
+                continue
+            modified = True
+    return modified
+
+
+def _changes_nothing(node: ir.Node, source: ir.Value) -> bool:
+    if node.domain != "" or any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+        return False
+    match node.op_type:
+        case "Dropout":
+            training = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
+            omitted = len(node.inputs) <= 2 or node.inputs[2] is None
+            return omitted or (training is not None and not training.any())
+        case "Cast":
+            return source.dtype is not None and node.attributes.get_int("to") == source.dtype.value
+        case "Transpose":
+            perm = node.attributes.get_ints("perm")
+            return perm is not None and list(perm) == list(range(len(perm)))
+        case "Pad":
+            pads = constant_array(node.inputs[1]) if len(node.inputs) > 1 else None
+            return pads is not None and not pads.any()
+        case "Concat" | "Sum" | "Max" | "Min":
+            return len(node.inputs) == 1
+        case "Expand" | "Reshape" | "Slice" | "Squeeze" | "Unsqueeze" | "Flatten" | "Tile":
+            before, after = source.shape, node.outputs[0].shape
+            fixed = before is not None and after is not None and before.is_static() and before == after
+            return (fixed and node.op_type not in ("Slice", "Tile")) or (fixed and _takes_all(node))
+    return False
+
+
+def _takes_all(node: ir.Node) -> bool:
+    """A Slice that keeps every extent may still reverse; a Tile that keeps them repeats once."""
+    if node.op_type == "Tile" or len(node.inputs) < 5 or node.inputs[4] is None:
+        return True
+    steps = constant_array(node.inputs[4])
+    return steps is not None and bool((steps > 0).all())
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    """Infers all shapes; a clash is an error of the input."""
+    skeleton = model.clone()
+    for name, value in list(skeleton.graph.initializers.items()):
+        if value.const_value is not None and value.const_value.nbytes > BIG_TENSOR_BYTES:
+            value.type = ir.TensorType(value.const_value.dtype)
+            value.shape = ir.Shape(value.const_value.shape)
+            del skeleton.graph.initializers[name]
+            value.const_value = None
+            if value not in skeleton.graph.inputs:
+                skeleton.graph.inputs.append(value)
+    proto = ir.to_proto(skeleton)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        text = " ".join(str(error).split())
+        shown = ", ".join(f"{value.name}={_dims(value)}" for value in model.graph.inputs)
+        raise InputError(
+            f"Model '{model.graph.name}': its shapes do not fit each other with the inputs {shown}: {text}. "
+            "Give input shapes that the network takes, or repair the file."
+        ) from error
+    by_name = {info.name: info for info in (*inferred.graph.value_info, *inferred.graph.output)}
+    for node in model.graph:
+        for value in node.outputs:
+            info = by_name.get(value.name or "")
+            if info is None or not info.type.HasField("tensor_type"):
+                continue
+            shape = ir.serde.deserialize_type_proto_for_shape(info.type)
+            if shape is not None:
+                value.shape = shape
+            value.type = ir.serde.deserialize_type_proto_for_type(info.type) or value.type
+
+
+def _dims(value: ir.Value) -> str:
+    return "unknown" if value.shape is None else ",".join(str(dim) for dim in value.shape)
+
+
+def _spell_out_geometry(model: ir.Model) -> None:
+    for graph in model.graphs():
+        for node in graph:
+            if not is_operator(node, "Conv") or explicit_geometry(node):
+                continue
+            geometry = read_geometry(node)
+            if isinstance(geometry, Refusal):
+                logger.debug("%s", geometry.reason)
+                continue
+            node.attributes.pop("auto_pad", None)
+            node.attributes.update(geometry.attributes())
