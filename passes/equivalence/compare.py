@@ -1,0 +1,345 @@
+"""Verdicts: errors against derived tolerances, in the fields that `sepwise verify --json` prints."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from sepwise.passes.equivalence.graph import Array, Model
+from sepwise.passes.equivalence.oracle import Oracle
+from sepwise.passes.equivalence.rounding import TINY, UNIT
+from sepwise.passes.equivalence.tolerances import SEEDS, constant_rounding_sigma, execution_sigma
+from sepwise.passes.errors import InputError, UnsupportedError
+
+__all__ = ["Check", "GraphReference", "compare_execution", "compare_graph", "compare_kernel"]
+
+Tensors: TypeAlias = Mapping[str, Array]
+Several: TypeAlias = Tensors | Sequence[Tensors]
+
+ELEMENTWISE_SIGMAS = 16
+RMS_ELEMENTS = 100  # the RMS of fewer elements says little about its expectation
+FLOAT64_UNIT = 2.0**-53
+
+# Few outputs vary together, so six seeds do not settle their sigma. Then sigma comes from more seeds, and the limit is
+# five standard deviations of a right fold's error, which is at most 0.6 sigma (DESIGN, Verification).
+SMALL_SEEDS = 36
+SMALL_RATIO = 3.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check.
+
+    Attributes:
+        scope: what was checked: a pass (`graph`), one kernel, or a whole model on its target.
+        name: what exactly: an output, a kernel, a model.
+        nodes: the ONNX nodes behind it.
+        status: `passed`, `failed` or `skipped`; skipped means not passed.
+        max_abs_error: largest absolute error; infinite where NaN or infinity is misplaced.
+        bound: tolerance at the worst element, or of the RMS where that decides (scope `graph`).
+        worst_ratio: largest error relative to its tolerance; 1 still passes. None if the tolerance is 0 and the error is not.
+        worst_index: where that element is; None where no single element decides.
+        reproducer: file that reproduces a failure.
+        rms_error: root mean square error, where it was judged.
+        rms_bound: its tolerance.
+        reason: one line for a reader, empty where passed.
+    """
+
+    scope: Literal["graph", "kernel", "model"]
+    name: str
+    nodes: tuple[str, ...]
+    status: Literal["passed", "failed", "skipped"]
+    max_abs_error: float
+    bound: float
+    worst_ratio: float | None
+    worst_index: tuple[int, ...] | None
+    reproducer: str | None = None
+    rms_error: float | None = None
+    rms_bound: float | None = None
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Tells whether the check passed."""
+        return self.status == "passed"
+
+    def to_json(self) -> dict[str, object]:
+        """Returns the fields as JSON takes them: infinities as null, indices as lists."""
+        fields: dict[str, object] = asdict(self)
+        for name, value in fields.items():
+            if isinstance(value, float) and not np.isfinite(value):
+                fields[name] = None
+            elif isinstance(value, tuple):
+                fields[name] = list(value)
+        return fields
+
+
+class GraphReference:
+    """An original model with its outputs and sigma_c on some inputs, to compare several rewrites with.
+
+    Attributes:
+        oracle: the original, in the oracle.
+        inputs: input sets.
+        outputs: outputs of the original on each.
+    """
+
+    def __init__(self, original: Model, inputs: Several) -> None:
+        """Runs the original.
+
+        Args:
+            original: the model as it came in.
+            inputs: one or several sets of tensors by input name.
+
+        Raises:
+            InputError: if the inputs do not fit the model.
+            UnsupportedError: if an operator is not known.
+        """
+        self.oracle = Oracle(original)
+        self.inputs = _several(inputs)
+        self.outputs = [self.oracle.run(feeds) for feeds in self.inputs]
+        self._sigma: dict[int, list[dict[str, Array]]] = {}
+
+    def sigma(self, seeds: int = SEEDS) -> list[dict[str, Array]]:
+        """Returns sigma_c of each output on each input set; measured once."""
+        if seeds not in self._sigma:
+            self._sigma[seeds] = [constant_rounding_sigma(self.oracle, feeds, seeds) for feeds in self.inputs]
+        return self._sigma[seeds]
+
+    def float64_noise(self, name: str) -> float:
+        """Returns what float64 rounding in the oracle itself amounts to in an output, as RMS."""
+        try:
+            sigmas = [execution_sigma(self.oracle, feeds)[name] for feeds in self.inputs]
+        except UnsupportedError:
+            return 0.0
+        return ELEMENTWISE_SIGMAS * FLOAT64_UNIT / UNIT * _rms(sigmas)
+
+
+def compare_graph(
+    original: "Model | GraphReference", rewritten: Model, inputs: Several | None = None, *, exact: bool = False
+) -> list[Check]:
+    """Decides whether a rewritten model computes the same as the original.
+
+    Both run in the float64 oracle. What is left between them is the rounding of the constants that the rewrite
+    stores, so RMS(e) <= RMS(sigma_c) (`constant_rounding_sigma`), per output and pooled over all inputs. A rewrite
+    without any new constant has to be exact.
+
+    Args:
+        original: the model as it came in, or a reference made of it.
+        rewritten: the model to judge.
+        inputs: one or several sets of tensors by input name; none where a reference is given.
+        exact: demands equality to the last bit.
+
+    Returns:
+        One check per output, named after it.
+
+    Raises:
+        InputError: if the rewritten model has other inputs or outputs.
+    """
+    if isinstance(original, GraphReference):
+        reference = original
+    elif inputs is None:
+        raise InputError("compare_graph needs inputs where the original is a model.")
+    else:
+        reference = GraphReference(original, inputs)
+    judged = Oracle(rewritten)
+    results = [judged.run(feeds) for feeds in reference.inputs]
+    checks = []
+    for name in reference.outputs[0]:
+        if name not in results[0]:
+            raise InputError(f"The rewritten model has no output {name!r}; it has {', '.join(results[0])}.")
+        expected = [outputs[name] for outputs in reference.outputs]
+        actual = [outputs[name] for outputs in results]
+        checks.append(_graph_check(reference, name, expected, actual, exact=exact))
+    return checks
+
+
+def _graph_check(reference: GraphReference, name: str, expected: list[Array], actual: list[Array], *, exact: bool) -> Check:
+    misfit = _misfit("graph", name, (), expected, actual)
+    if misfit is not None:
+        return misfit
+    errors = [_error(a, e) for a, e in zip(actual, expected, strict=True)]
+    largest = _largest(errors)
+    index = _index(errors)
+    check = Check("graph", name, (), "passed", largest, 0.0, 0.0, index, rms_error=_rms(errors), rms_bound=0.0)
+    if largest == 0:
+        return check if exact else replace(check, bound=_rms_sigma(reference, name), rms_bound=_rms_sigma(reference, name))
+    if exact or expected[0].dtype.kind != "f":
+        return replace(check, status="failed", worst_ratio=None, reason=f"differs by up to {largest:.3g} and has to be exact")
+    limit, rms = _rms_sigma(reference, name), _rms(errors)
+    if rms > limit and sum(e.size for e in errors) < RMS_ELEMENTS:
+        limit = SMALL_RATIO * _rms([s[name] for s in reference.sigma(SMALL_SEEDS)])
+    if rms > limit:
+        limit = max(limit, reference.float64_noise(name))
+    check = replace(check, bound=limit, rms_bound=limit, worst_ratio=rms / limit if limit else None)
+    if rms <= limit:
+        return check
+    reason = f"RMS error {rms:.3g} where rounding the constants explains {limit:.3g}"
+    return replace(check, status="failed", reason=reason)
+
+
+def _rms_sigma(reference: GraphReference, name: str) -> float:
+    return _rms([sigma[name] for sigma in reference.sigma()])
+
+
+def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name: str = "model") -> Check:
+    """Decides whether an execution in float32 computes what the model means.
+
+    RMS(e) <= RMS(sigma_x), pooled over inputs and outputs (each output in units of its own RMS(sigma_x), so that
+    a small one counts as much as a large one; not applied to under 100 elements), and |e| <= 16 sigma_x for every
+    element. Integers and booleans are exact wherever the seeded runs agree on them. NaN and infinities are where the
+    oracle's result, rounded to float32, has them.
+
+    Args:
+        outputs: what the execution returned, for one or several inputs.
+        oracle: what `Oracle.run` returned for the same.
+        sigma: what `execution_sigma` returned for the same.
+        name: name of the check.
+
+    Returns:
+        One check of scope `model`.
+
+    Raises:
+        InputError: if an output is missing.
+    """
+    sets = list(zip(_several(outputs), _several(oracle), _several(sigma), strict=True))
+    names = [key for key in sets[0][2] if key in sets[0][1]]
+    worst = Check("model", name, (), "passed", 0.0, 0.0, 0.0, None)
+    squares, elements = 0.0, 0
+    total_error: list[Array] = []
+    total_sigma: list[Array] = []
+    for key in names:
+        missing = [key for one, _, _ in sets if key not in one]
+        if missing:
+            raise InputError(f"The execution returned no output {key!r}; it returned {', '.join(sets[0][0])}.")
+        actual, expected, sigmas = ([np.asarray(group[i][key]) for group in sets] for i in range(3))
+        floating = expected[0].dtype.kind == "f"
+        if floating:
+            expected = [_as_float32(e) for e in expected]
+        misfit = _misfit("model", f"{name}: {key}", (), expected, actual)
+        if misfit is not None:
+            return misfit
+        errors = [_error(a, e) for a, e in zip(actual, expected, strict=True)]
+        if not floating:
+            errors = [np.where(s > 0, 0.0, e) for e, s in zip(errors, sigmas, strict=True)]
+        limits = [ELEMENTWISE_SIGMAS * s + (TINY if floating else 0.0) for s in sigmas]
+        worst = _worse(worst, _elementwise(replace(worst, status="passed", reason=""), key, errors, limits))
+        if floating:
+            scale = _rms(sigmas) + TINY
+            squares += sum(float(((e / scale) ** 2).sum()) for e in errors)
+            elements += sum(e.size for e in errors)
+            total_error.extend(errors)
+            total_sigma.extend(sigmas)
+    if elements < RMS_ELEMENTS:
+        return worst
+    ratio = float(np.sqrt(squares / elements))
+    worst = replace(worst, rms_error=_rms(total_error), rms_bound=_rms(total_sigma))
+    if ratio <= 1:
+        return worst if worst.worst_ratio is None else replace(worst, worst_ratio=max(worst.worst_ratio, ratio))
+    reason = f"RMS error is {ratio:.3g} times what float32 arithmetic explains"
+    return replace(worst, status="failed", reason=worst.reason or reason, worst_ratio=_larger(worst.worst_ratio, ratio))
+
+
+def compare_kernel(actual: Array, value: Array, bound: Array, *, name: str = "kernel", nodes: Sequence[str] = ()) -> Check:
+    """Decides whether a kernel's result lies within its rigorous bound.
+
+    Args:
+        actual: what the kernel wrote.
+        value: exact result, from `run_with_bounds`.
+        bound: bound of the absolute error, from there too; infinite elements are not judged.
+        name: name of the check.
+        nodes: names of the ONNX nodes that the kernel covers.
+
+    Returns:
+        One check of scope `kernel`: |e| <= bound for every element, and NaN and infinities in their places.
+    """
+    empty = Check("kernel", name, tuple(nodes), "passed", 0.0, 0.0, 0.0, None)
+    free = np.isinf(bound) & np.isfinite(value)
+    if actual.shape == value.shape:
+        actual = np.where(free, value, actual)
+    misfit = _misfit("kernel", name, tuple(nodes), [value], [actual])
+    if misfit is not None:
+        return misfit
+    limits = np.where(np.isfinite(bound), bound, 0.0)
+    return _elementwise(empty, "", [_error(actual, value)], [limits])
+
+
+def _several(one: Several) -> list[Tensors]:
+    return [one] if isinstance(one, Mapping) else list(one)
+
+
+def _as_float32(value: Array) -> Array:
+    """Makes those elements infinite that float32 cannot hold; others keep their digits."""
+    with np.errstate(over="ignore"):
+        return np.where(np.isfinite(value.astype(np.float32)), value, value.astype(np.float32))
+
+
+def _misfit(scope: Literal["graph", "kernel", "model"], name: str, nodes: tuple[str, ...], expected: list[Array], actual: list[Array]) -> Check | None:
+    """Finds a wrong shape or kind, or NaN and infinities in wrong places."""
+    failed = Check(scope, name, nodes, "failed", float("inf"), 0.0, None, None)
+    for e, a in zip(expected, actual, strict=True):
+        if e.shape != a.shape:
+            return replace(failed, reason=f"shape {tuple(a.shape)} where {tuple(e.shape)} is right")
+        if (e.dtype.kind == "f") != (a.dtype.kind == "f"):
+            return replace(failed, reason=f"type {a.dtype} where {e.dtype} is right")
+        if e.dtype.kind != "f":
+            continue
+        wrong = np.where(np.isfinite(e), ~np.isfinite(a), ~((a == e) | (np.isnan(a) & np.isnan(e))))
+        if wrong.any():
+            index = np.unravel_index(int(wrong.argmax()), wrong.shape)
+            reason = f"{a[index]} where {e[index]:.9g} is right"
+            return replace(failed, worst_index=tuple(int(i) for i in index), reason=reason)
+    return None
+
+
+def _error(actual: Array, expected: Array) -> Array:
+    """Returns |actual - expected|, 0 where both are the same infinity or NaN."""
+    with np.errstate(invalid="ignore"):
+        error = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
+    return np.where(np.isnan(error), 0.0, error)
+
+
+def _elementwise(check: Check, key: str, errors: list[Array], limits: list[Array]) -> Check:
+    """Judges |e| <= limit, element by element."""
+    for error, limit in zip(errors, limits, strict=True):
+        if not error.size:
+            continue
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(error == 0, 0.0, error / limit)
+        index = np.unravel_index(int(ratio.argmax()), ratio.shape)
+        found = Check(
+            check.scope, check.name, check.nodes, "passed", float(error.max()), float(limit[index]), float(ratio[index]),
+            tuple(int(i) for i in index),
+        )  # fmt: skip
+        if ratio[index] > 1:
+            at = f"{key}{list(found.worst_index or ())}"
+            found = replace(found, status="failed", reason=f"off by {error[index]:.3g} at {at}, where {limit[index]:.3g} is allowed")
+            if np.isinf(ratio[index]):
+                found = replace(found, worst_ratio=None)
+        check = _worse(check, found)
+    return check
+
+
+def _worse(a: Check, b: Check) -> Check:
+    """Returns the worse of two checks, with the larger error of both."""
+    rank_a, rank_b = (np.inf if c.worst_ratio is None else c.worst_ratio for c in (a, b))
+    worse = b if rank_b > rank_a or a.worst_index is None else a
+    return replace(worse, max_abs_error=max(a.max_abs_error, b.max_abs_error))
+
+
+def _larger(a: float | None, b: float) -> float | None:
+    return None if a is None else max(a, b)
+
+
+def _rms(arrays: Sequence[Array]) -> float:
+    count = sum(a.size for a in arrays)
+    return float(np.sqrt(sum(float((a.astype(np.float64) ** 2).sum()) for a in arrays) / count)) if count else 0.0
+
+
+def _largest(arrays: Sequence[Array]) -> float:
+    return max((float(a.max()) for a in arrays if a.size), default=0.0)
+
+
+def _index(errors: Sequence[Array]) -> tuple[int, ...] | None:
+    worst = max((e for e in errors if e.size), key=lambda e: float(e.max()), default=None)
+    return None if worst is None else tuple(int(i) for i in np.unravel_index(int(worst.argmax()), worst.shape))

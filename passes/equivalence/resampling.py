@@ -1,0 +1,181 @@
+"""Resize and Upsample as one small matrix per axis.
+
+Every mode of Resize is linear and separable: axis by axis, each output is a weighted sum of inputs. `axis_weights`
+makes that matrix; `nearest` gathers instead, which is exact.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sepwise.passes.equivalence.graph import Array, Operation
+from sepwise.passes.errors import InputError, UnsupportedError
+
+__all__ = ["Plan", "apply_axis", "axis_weights", "nearest_indices", "read_plan", "resize"]
+
+Rounding = Callable[[Array], Array]
+
+NEAREST: dict[str, Rounding] = {
+    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+    "floor": np.floor,
+    "ceil": np.ceil,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a Resize does, one entry per axis of the tensor.
+
+    Attributes:
+        mode: `nearest`, `linear` or `cubic`.
+        coordinates: ONNX's `coordinate_transformation_mode`.
+        rounding: ONNX's `nearest_mode`.
+        sizes: output sizes.
+        scales: factors from input to output coordinates.
+    """
+
+    mode: str
+    coordinates: str
+    rounding: str
+    sizes: tuple[int, ...]
+    scales: tuple[float, ...]
+
+
+def read_plan(op: Operation, x: Array, *inputs: Array | None) -> Plan:
+    """Reads Resize (opset 10 to 19) and Upsample (7, 9).
+
+    Raises:
+        UnsupportedError: for antialiasing, crop and resize, and modes that are not known.
+        InputError: if neither scales nor sizes are given.
+    """
+    mode = op.text("mode", "nearest").removeprefix("bi").removeprefix("tri")
+    legacy = op.operator == "Upsample" or op.version < 11
+    coordinates = "asymmetric" if legacy else op.text("coordinate_transformation_mode", "half_pixel")
+    rounding = "floor" if legacy else op.text("nearest_mode", "round_prefer_floor")
+    if op.integer("antialias", 0) or coordinates == "tf_crop_and_resize" or mode not in {"nearest", "linear", "cubic"}:
+        raise UnsupportedError(f"{op}: mode {mode!r} with coordinates {coordinates!r} (antialias or crop) is not supported.")
+    if rounding not in NEAREST:
+        raise UnsupportedError(f"{op}: nearest_mode {rounding!r} is not known; use one of {', '.join(NEAREST)}.")
+    stored = op.attributes.get("scales")
+    if legacy:
+        given_scales = np.asarray(stored) if isinstance(stored, list) else (inputs[0] if inputs else None)
+        given_sizes = None
+    else:
+        given_scales = inputs[1] if len(inputs) > 1 else None
+        given_sizes = inputs[2] if len(inputs) > 2 else None
+    axes = [axis % x.ndim for axis in op.integers("axes") or range(x.ndim)]
+    sizes, scales = list(x.shape), [1.0] * x.ndim
+    if given_sizes is not None and given_sizes.size:
+        wanted = [int(size) for size in given_sizes]
+        policy = op.text("keep_aspect_ratio_policy", "stretch")
+        if policy != "stretch":
+            ratios = [size / x.shape[axis] for axis, size in zip(axes, wanted, strict=True)]
+            ratio = min(ratios) if policy == "not_larger" else max(ratios)
+            for axis in axes:
+                scales[axis], sizes[axis] = ratio, int(np.floor(ratio * x.shape[axis] + 0.5))
+        else:
+            for axis, size in zip(axes, wanted, strict=True):
+                scales[axis], sizes[axis] = size / x.shape[axis], size
+    elif given_scales is not None and given_scales.size:
+        for axis, scale in zip(axes, given_scales.tolist(), strict=True):
+            scales[axis], sizes[axis] = float(scale), int(np.floor(scale * x.shape[axis]))
+    else:
+        raise InputError(f"{op}: neither scales nor sizes are given. Check the exporter.")
+    return Plan(mode, coordinates, rounding, tuple(sizes), tuple(scales))
+
+
+def coordinates(kind: str, scale: float, before: int, after: int, *, single: bool = False) -> Array:
+    """Maps output positions to positions in the input.
+
+    Args:
+        kind: ONNX's `coordinate_transformation_mode`.
+        scale: output positions per input position.
+        before: input size.
+        after: output size.
+        single: computes in float32 with the multiplication by 1 / scale that some runtimes use.
+
+    Raises:
+        UnsupportedError: for a kind that is not known.
+    """
+    number = np.float32 if single else np.float64
+    position = np.arange(after, dtype=number)
+    step = number(1) / number(scale)
+    half = number(0.5)
+    if kind == "asymmetric":
+        return position * step if single else position / scale
+    if kind == "align_corners":
+        return np.zeros_like(position) if after == 1 else position * number(before - 1) / number(after - 1)
+    if kind in {"half_pixel", "pytorch_half_pixel", "half_pixel_symmetric"}:
+        if kind == "pytorch_half_pixel" and after == 1:
+            return np.zeros_like(position)
+        mapped = ((position + half) * step if single else (position + half) / scale) - half
+        if kind == "half_pixel_symmetric":
+            adjusted = number(after / (scale * before))
+            mapped = mapped + number(before / 2) * (number(1) - adjusted)
+        return mapped
+    if kind == "tf_half_pixel_for_nn":
+        return (position + half) * step if single else (position + half) / scale
+    raise UnsupportedError(f"Resize: coordinate_transformation_mode {kind!r} is not supported.")
+
+
+def nearest_indices(plan: Plan, axis: int, before: int, *, single: bool = False) -> Array:
+    """Finds the input position of each output position along an axis."""
+    where = coordinates(plan.coordinates, plan.scales[axis], before, plan.sizes[axis], single=single)
+    return np.clip(NEAREST[plan.rounding](where), 0, before - 1).astype(np.int64)
+
+
+def axis_weights(op: Operation, plan: Plan, axis: int, before: int) -> Array:
+    """Makes the matrix (output size, input size) of one axis."""
+    after = plan.sizes[axis]
+    weights = np.zeros((after, before))
+    rows = np.arange(after)
+    where = coordinates(plan.coordinates, plan.scales[axis], before, after)
+    if plan.mode == "nearest":
+        weights[rows, nearest_indices(plan, axis, before)] = 1.0
+        return weights
+    if plan.mode == "linear":
+        where = np.clip(where, 0, before - 1)
+        left = np.floor(where).astype(np.int64)
+        part = where - left
+        np.add.at(weights, (rows, left), 1 - part)
+        np.add.at(weights, (rows, np.minimum(left + 1, before - 1)), part)
+        return weights
+    a = op.number("cubic_coeff_a", -0.75)
+    left = np.floor(where).astype(np.int64)
+    part = where - left
+    for offset in (-1, 0, 1, 2):
+        distance = np.abs(part - offset)
+        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+        far = a * (((distance - 5) * distance + 8) * distance - 4)
+        weight = np.where(distance <= 1, near, far)
+        index = left + offset
+        if op.integer("exclude_outside", 0):
+            weight = np.where((index >= 0) & (index < before), weight, 0.0)
+        np.add.at(weights, (rows, np.clip(index, 0, before - 1)), weight)
+    if op.integer("exclude_outside", 0):
+        weights /= weights.sum(axis=1, keepdims=True)
+    return weights
+
+
+def apply_axis(weights: Array, x: Array, axis: int) -> Array:
+    """Multiplies the matrix (after, before) onto one axis of a tensor."""
+    return np.moveaxis(np.tensordot(weights, x, axes=(1, axis)), 0, axis)
+
+
+def resized_axes(plan: Plan, shape: Sequence[int]) -> list[int]:
+    """Lists the axes on which a plan does anything."""
+    return [axis for axis, size in enumerate(shape) if plan.sizes[axis] != size or plan.scales[axis] != 1.0]
+
+
+def resize(op: Operation, x: Array, *inputs: Array | None) -> Array:
+    """Computes an ONNX Resize or Upsample."""
+    plan = read_plan(op, x, *inputs)
+    y = x
+    for axis in resized_axes(plan, x.shape):
+        if plan.mode == "nearest":
+            y = np.take(y, nearest_indices(plan, axis, x.shape[axis]), axis=axis)
+        else:
+            y = apply_axis(axis_weights(op, plan, axis, x.shape[axis]), y, axis)
+    return y

@@ -1,0 +1,289 @@
+"""What float32 rounding does to one operation: the unit roundoff, the table of allowances, the expected noise.
+
+`ALLOWANCES` is the one table that says how accurate an elementwise operator has to be. The expected noise
+(`noise_scale`) and the rigorous bound (`running_error.py`) both read it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from sepwise.passes.equivalence.convolution import conv, conv_transpose
+from sepwise.passes.equivalence.graph import Array, Operation
+from sepwise.passes.equivalence.operators import fold_channels, gemm_operands, normalized_axes, reduced_axes, softmax_view
+from sepwise.passes.equivalence.pooling import average_pool, average_pool_counts
+from sepwise.passes.equivalence.resampling import apply_axis, axis_weights, read_plan, resized_axes
+from sepwise.passes.errors import UnsupportedError
+
+__all__ = ["ALLOWANCES", "LARGEST", "MOVES", "SELECTS", "TINY", "UNIT", "Allowance", "gamma", "noise_scale"]
+
+UNIT = 2.0**-24  # unit roundoff of float32: half the distance from 1 to the next number, relative
+TINY = 2.0**-149  # smallest subnormal of float32: rounding below the normal range is absolute
+MAXIMUM_SIGMAS = 3  # a largest error of several roundings, in standard deviations of their sum
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def gamma(k: int | Array) -> float | Array:
+    """Returns k u / (1 - k u): the relative error of k roundings in a row (Higham, Accuracy and Stability, 3.1)."""
+    return k * UNIT / (1 - k * UNIT)
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """How far the float32 result of an elementwise operator may be from the exact one.
+
+    The error is at most `(ulps * |y| + absolute * scale) * u`, where `scale` is 1, or |x| for the operators that
+    multiply their operand by a gate in 0..1.
+
+    Attributes:
+        ulps: relative part, in units of u * |y|; one correctly rounded operation is 1.
+        lipschitz: largest slope of the function; None where it has none and the bound uses an interval.
+        absolute: absolute part, in units of u * scale: the rational approximations of sigmoid, tanh and erf that
+            runtimes use are accurate against the largest value, not against a result near zero.
+        gated: whether `scale` is |x|.
+    """
+
+    ulps: float
+    lipschitz: float | None = None
+    absolute: float = 0.0
+    gated: bool = False
+
+    @property
+    def noise(self) -> float:
+        """Returns the standard deviation behind `ulps`: at least the 1 of a single rounding."""
+        return max(self.ulps / MAXIMUM_SIGMAS, 1.0)
+
+
+ALLOWANCES: Mapping[str, Allowance] = {
+    # operator: allowance. Slopes: the largest |f'|, for gated ones at its maximum (SiLU x = 2.40, GELU x = sqrt 2, Mish x = 1.49).
+    "Abs": Allowance(0, 1),
+    "Add": Allowance(1),
+    "Celu": Allowance(4, 1),
+    "Cos": Allowance(2, 1, absolute=1),
+    "Div": Allowance(1),
+    "Elu": Allowance(4),
+    "Erf": Allowance(4, 1.1284, absolute=4),
+    "Exp": Allowance(4),
+    "Gelu": Allowance(6, 1.1290, absolute=6, gated=True),
+    "HardSigmoid": Allowance(2),
+    "HardSwish": Allowance(3, 1.5),
+    "LeakyRelu": Allowance(1),
+    "Log": Allowance(4),
+    "Mean": Allowance(2),
+    "Mish": Allowance(8, 1.0885, absolute=4, gated=True),
+    "Mod": Allowance(1),
+    "Mul": Allowance(1),
+    "Neg": Allowance(0, 1),
+    "PRelu": Allowance(1),
+    "Pow": Allowance(4),
+    "Reciprocal": Allowance(1),
+    "Selu": Allowance(6),
+    "Sigmoid": Allowance(4, 0.25, absolute=4),
+    "Sin": Allowance(2, 1, absolute=1),
+    "Softplus": Allowance(6, 1, absolute=4),
+    "Softsign": Allowance(3, 1),
+    "Sqrt": Allowance(1),
+    "Sub": Allowance(1),
+    "Sum": Allowance(1),
+    "Swish": Allowance(6, 1.0999, absolute=4, gated=True),
+    "Tanh": Allowance(4, 1, absolute=4),
+}
+
+# Operators that only move elements, and which of their inputs they move. Their results are exact.
+MOVES: Mapping[str, tuple[int, ...]] = {
+    "Concat": (),  # all
+    "DepthToSpace": (0,),
+    "Expand": (0,),
+    "Flatten": (0,),
+    "Gather": (0,),
+    "GatherElements": (0,),
+    "GatherND": (0,),
+    "Pad": (0,),
+    "Reshape": (0,),
+    "Slice": (0,),
+    "SpaceToDepth": (0,),
+    "Split": (0,),
+    "Squeeze": (0,),
+    "Tile": (0,),
+    "Transpose": (0,),
+    "Unsqueeze": (0,),
+    "CastLike": (0,),
+    "Dropout": (0,),
+    "Identity": (0,),
+}
+
+# Operators that choose among values or round to an integer: no rounding of float32 happens in them.
+SELECTS = frozenset(
+    {
+        *("Cast", "Ceil", "Clip", "Floor", "Max", "Min", "Relu", "Round", "Sign", "ThresholdedRelu", "Where"),
+        *("GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMin", "TopK"),
+        *("ConstantOfShape", "Range", "Shape", "Size", "NonZero"),
+    }
+)
+
+
+def noise_scale(op: Operation, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> Array | None:
+    """Estimates the standard deviation of the rounding noise of one operation in float32.
+
+    A sum of k terms t_i in random roundings drifts like u * sqrt(k) * sqrt(sum t_i^2): k partial sums, each rounded
+    by about u times its own size, which walks at random like the root of the terms' squares. The final rounding adds
+    u * |y|. All other operators round once: `ulps` * u * |y|.
+
+    Args:
+        op: the operation.
+        inputs: its inputs.
+        outputs: its outputs, exact.
+
+    Returns:
+        The scale of the first output, or None where nothing is rounded.
+
+    Raises:
+        UnsupportedError: if the operator is not known.
+    """
+    y = outputs[0]
+    if y.dtype.kind != "f" or op.operator in MOVES or op.operator in SELECTS:
+        return None
+    if op.operator in SUMS:
+        k, energy = SUMS[op.operator](op, *inputs)
+        return UNIT * (np.sqrt(k * energy) + np.abs(y))
+    if op.operator in ("Softmax", "LogSoftmax"):
+        return _softmax_noise(op, y, inputs[0])
+    if op.operator in ("Resize", "Upsample"):
+        return _resize_noise(op, y, *inputs)
+    if op.operator in ALLOWANCES:
+        allowance = ALLOWANCES[op.operator]
+        scale = np.abs(inputs[0]) if allowance.gated and inputs[0] is not None else 1.0
+        noise = allowance.noise * np.abs(y) + allowance.absolute / MAXIMUM_SIGMAS * scale
+        return UNIT * noise if allowance.ulps else None
+    raise UnsupportedError(f"{op}: how it rounds is not known, so no tolerance can be derived.")
+
+
+# The number of terms of a sum, and the sum of their squares ------------------------------------------------------
+
+Energy: TypeAlias = tuple[float | Array, Array]
+
+
+def _conv_energy(op: Operation, x: Array, w: Array, b: Array | None = None) -> Energy:
+    k = w[0].size + (b is not None)
+    return k, conv(op, x * x, w * w, None if b is None else b * b)
+
+
+def _conv_transpose_energy(op: Operation, x: Array, w: Array, b: Array | None = None) -> Energy:
+    strides = op.integers("strides") or [1] * (x.ndim - 2)
+    taps = np.prod([-(-k // s) for k, s in zip(w.shape[2:], strides, strict=True)])
+    k = w.shape[0] // op.integer("group", 1) * taps + (b is not None)
+    return k, conv_transpose(op, x * x, w * w, None if b is None else b * b)
+
+
+def _gemm_energy(op: Operation, a: Array, b: Array, c: Array | None = None) -> Energy:
+    a, b = gemm_operands(op, a, b)
+    energy = (op.number("alpha", 1.0) ** 2) * ((a * a) @ (b * b))
+    if c is not None:
+        energy = energy + (op.number("beta", 1.0) * c) ** 2
+    return a.shape[-1] + (c is not None), energy
+
+
+def _matmul_energy(_: Operation, a: Array, b: Array) -> Energy:
+    return a.shape[-1], np.matmul(a * a, b * b)
+
+
+def _average_pool_energy(op: Operation, x: Array) -> Energy:
+    counts = average_pool_counts(op, x)
+    return counts, average_pool(op, x * x) / counts
+
+
+def _mean_energy(x: Array, axes: tuple[int, ...], *, keep: bool) -> Energy:
+    k = max(int(np.prod([x.shape[axis] for axis in axes])), 1)
+    return k, (x * x).mean(axis=axes, keepdims=keep) / k
+
+
+def _global_average_pool_energy(_: Operation, x: Array) -> Energy:
+    return _mean_energy(x, tuple(range(2, x.ndim)), keep=True)
+
+
+def _reduce_mean_energy(op: Operation, x: Array, axes: Array | None = None) -> Energy:
+    return _mean_energy(x, reduced_axes(op, x, axes) or (), keep=bool(op.integer("keepdims", 1)))
+
+
+def _reduce_sum_energy(op: Operation, x: Array, axes: Array | None = None) -> Energy:
+    over = reduced_axes(op, x, axes) or ()
+    k = int(np.prod([x.shape[axis] for axis in over]))
+    return k, (x * x).sum(axis=over, keepdims=bool(op.integer("keepdims", 1)))
+
+
+def _reduce_squares_energy(op: Operation, x: Array, axes: Array | None = None) -> Energy:
+    return _reduce_sum_energy(op, x * x, axes)
+
+
+def _reduce_l2_energy(op: Operation, x: Array, axes: Array | None = None) -> Energy:
+    # y = sqrt(s), so an error of s becomes one of y divided by 2 y.
+    k, energy = _reduce_squares_energy(op, x, axes)
+    _, squares = _reduce_sum_energy(op, x, axes)
+    return k, energy / np.maximum(4 * squares, np.finfo(np.float64).tiny)
+
+
+def _batch_normalization_energy(op: Operation, x: Array, scale: Array, bias: Array, mean: Array, variance: Array) -> Energy:
+    scale, bias, mean, variance = (fold_channels(x, p) for p in (scale, bias, mean, variance))
+    factor = scale / np.sqrt(variance + op.number("epsilon", 1e-5))
+    return 3, (x * factor) ** 2 + (mean * factor) ** 2 + bias**2
+
+
+def _normalization_energy(op: Operation, x: Array, scale: Array, bias: Array | None = None) -> Energy:
+    # Three terms as in a batch norm, and the sums behind the statistics: each element adds its share x / n.
+    axes = normalized_axes(op, x)
+    if op.operator == "InstanceNormalization":
+        scale = fold_channels(x, scale)
+        bias = None if bias is None else fold_channels(x, bias)
+    mean = x.mean(axis=axes, keepdims=True)
+    squares = (x * x).mean(axis=axes, keepdims=True)
+    factor = scale / np.sqrt(np.maximum(squares - mean**2, 0) + op.number("epsilon", 1e-5))
+    energy = ((x * factor) ** 2 + (mean * factor) ** 2) + squares * factor**2
+    return 4, energy if bias is None else energy + bias**2
+
+
+SUMS: Mapping[str, Callable[..., Energy]] = {
+    "AveragePool": _average_pool_energy,
+    "BatchNormalization": _batch_normalization_energy,
+    "Conv": _conv_energy,
+    "ConvTranspose": _conv_transpose_energy,
+    "Gemm": _gemm_energy,
+    "GlobalAveragePool": _global_average_pool_energy,
+    "InstanceNormalization": _normalization_energy,
+    "LayerNormalization": _normalization_energy,
+    "MatMul": _matmul_energy,
+    "ReduceL1": _reduce_sum_energy,
+    "ReduceL2": _reduce_l2_energy,
+    "ReduceMean": _reduce_mean_energy,
+    "ReduceSum": _reduce_sum_energy,
+    "ReduceSumSquare": _reduce_squares_energy,
+}
+
+
+def _softmax_noise(op: Operation, y: Array, x: Array | None) -> Array:
+    """Relative noise of a softmax: the shift x - max, the exponential, the sum of the weights."""
+    assert x is not None
+    view, axis = softmax_view(op, x)
+    shift = view.max(axis=axis, keepdims=True) - view
+    weights = np.exp(-shift)
+    total = weights.sum(axis=axis, keepdims=True)
+    spread = np.sqrt(weights.shape[axis] * (weights**2).sum(axis=axis, keepdims=True)) / total
+    relative = UNIT * (shift + ALLOWANCES["Exp"].ulps + spread + 1)
+    if op.operator == "Softmax":
+        return (relative.reshape(y.shape)) * y
+    return (UNIT * (shift + np.abs(np.log(total)) + spread + ALLOWANCES["Exp"].ulps)).reshape(y.shape)
+
+
+def _resize_noise(op: Operation, y: Array, x: Array | None, *inputs: Array | None) -> Array | None:
+    assert x is not None
+    plan = read_plan(op, x, *inputs)
+    axes = resized_axes(plan, x.shape)
+    if plan.mode == "nearest" or not axes:
+        return None
+    energy, k = x * x, 1
+    for axis in axes:
+        weights = axis_weights(op, plan, axis, x.shape[axis])
+        k *= int((weights != 0).sum(axis=1).max())
+        energy = apply_axis(weights**2, energy, axis)
+    return UNIT * (np.sqrt(k * energy) + np.abs(y))

@@ -1,0 +1,625 @@
+"""Running error analysis: how far any float32 execution of a graph may be from its exact values, element by element.
+
+`run_with_bounds` carries a value and a bound through the graph together. For each operator a rule says how much the
+errors of the operands may grow, and what the operator's own rounding adds. The rules hold for every order of
+summation, blocked or not, with fused multiply-add or not (Higham, Accuracy and Stability of Numerical Algorithms,
+chapter 3), for batch norms and scales that were folded into weights, and for affine maps that are rewritten with
+their constants multiplied through. They assume IEEE float32 with gradual underflow.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from sepwise.passes.equivalence.convolution import conv, conv_transpose
+from sepwise.passes.equivalence.graph import Array, Model, Operation
+from sepwise.passes.equivalence.interpreter import interpret, read_inputs
+from sepwise.passes.equivalence.operators import (
+    channel_slope,
+    clip_limits,
+    evaluate,
+    fold_channels,
+    gemm_operands,
+    hard_sigmoid_parameters,
+    normalized_axes,
+    reduced_axes,
+    softmax_view,
+)
+from sepwise.passes.equivalence.oracle import Oracle, as_graph
+from sepwise.passes.equivalence.pooling import average_pool, average_pool_counts
+from sepwise.passes.equivalence.resampling import (
+    apply_axis,
+    axis_weights,
+    coordinates,
+    nearest_indices,
+    read_plan,
+    resized_axes,
+)
+from sepwise.passes.equivalence.rounding import ALLOWANCES, LARGEST, MOVES, TINY, UNIT, gamma
+from sepwise.passes.errors import UnsupportedError
+
+__all__ = ["run_with_bounds"]
+
+# A weight may carry a folded scale (gamma / sqrt(variance + epsilon): an addition, a root, a division, a product),
+# each rounded to float32 once.
+FOLDED_ROUNDINGS = 4
+
+# Below this share of nonzero elements the nonzero products of each sum are counted: adding a zero is exact.
+SPARSE_SHARE = 0.125
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """A value and how far a float32 execution may be from it, elementwise.
+
+    Attributes:
+        value: exact, float64 (or an integer or boolean tensor).
+        error: bound of the absolute error, of the same shape; shape () where it is zero throughout. For booleans 1
+            means that rounding may flip the element.
+    """
+
+    value: Array
+    error: Array
+
+    @property
+    def exact(self) -> bool:
+        """Tells whether no element has any error."""
+        return self.error.ndim == 0
+
+    @property
+    def size(self) -> Array:
+        """Returns the largest magnitude that an execution may hold, |value| + error."""
+        return np.abs(self.value) + self.error
+
+
+EXACT = np.zeros(())
+Operands: TypeAlias = list[Bounded | None]
+Rule: TypeAlias = Callable[..., Array]
+
+
+def run_with_bounds(
+    model: "Model | Oracle", inputs: Mapping[str, Array], *, keep: Collection[str] = ()
+) -> dict[str, tuple[Array, Array]]:
+    """Computes the outputs of a model and how far any float32 execution may be from them.
+
+    The argument: a sum of k products in float32 is off by at most gamma_k sum |w| |x|, gamma_k = k u / (1 - k u), in
+    whatever order it is summed, since no term sees more than k roundings. Errors e of the operands add
+    |w| e to that. An activation with slope at most L turns an error e into L e and adds its own allowance
+    (`rounding.ALLOWANCES`); piecewise linear ones are evaluated at both ends of the interval instead, so that a
+    saturated ReLU6 is exact. The bound is a fact about arithmetic, not an experiment: a correct kernel cannot violate
+    it on any input, and a single lost tap of a convolution exceeds it by orders of magnitude.
+
+    Args:
+        model: a model, usually the few nodes that one kernel covers (`extract`).
+        inputs: tensors by input name. They are rounded to float32 first, as the kernel is fed; so their error is 0.
+        keep: names of intermediate values to return as well.
+
+    Returns:
+        (value, bound) of each output, then of what was to be kept; both float64 and of one shape. The bound is
+        infinite where float32 may overflow.
+
+    Raises:
+        UnsupportedError: if an operator has no rule.
+        InputError: if inputs do not fit the model.
+    """
+    graph = as_graph(model)
+    feeds = read_inputs(graph, inputs, single=True)
+    with np.errstate(all="ignore"):
+        results = interpret(
+            graph,
+            {name: Bounded(array, EXACT) for name, array in feeds.items()},
+            constant=lambda _, array: Bounded(_as_stored(array), EXACT),
+            step=_step,
+            truth=_truth,
+            keep=keep,
+        )
+    return {name: (b.value, np.broadcast_to(b.error, b.value.shape).copy()) for name, b in results.items()}
+
+
+def _as_stored(array: Array) -> Array:
+    """Rounds a constant to the float32 that an execution holds (a no-op unless the file stores doubles)."""
+    return array.astype(np.float32).astype(np.float64) if array.dtype.kind == "f" else array
+
+
+def _truth(condition: Bounded) -> bool:
+    if not condition.exact:
+        raise UnsupportedError("The condition of an If depends on rounding, so no bound can be given.")
+    return bool(condition.value.all())
+
+
+def _step(op: Operation, operands: Operands) -> tuple[Bounded, ...]:
+    values = [None if o is None else o.value for o in operands]
+    outputs = evaluate(op, values)
+    exact = all(o is None or o.exact for o in operands)
+    if op.operator in ("Shape", "Size"):
+        return _exact(outputs)
+    if exact and (op.operator in MOVES or op.operator in NEVER_ROUND or outputs[0].dtype.kind != "f"):
+        return tuple(Bounded(y, EXACT) for y in outputs)
+    if op.operator in MOVES:
+        return _move(op, operands, outputs)
+    rule = RULES.get(op.operator)
+    if rule is None:
+        raise UnsupportedError(f"{op}: has no rule in the running error analysis, so no bound can be given for it.")
+    error = rule(op, outputs[0], *operands)
+    first = Bounded(outputs[0], _finish(outputs[0], error))
+    return (first, *(Bounded(y, np.full(y.shape, np.inf)) for y in outputs[1:]))
+
+
+def _finish(y: Array, error: Array) -> Array:
+    error = np.where(np.isnan(error), np.inf, np.broadcast_to(error, y.shape))
+    error = np.where(np.abs(y) + error > LARGEST, np.inf, error)
+    return error if error.any() else EXACT
+
+
+def _move(op: Operation, operands: Operands, outputs: Sequence[Array]) -> tuple[Bounded, ...]:
+    """Moves the errors as the operator moves the values."""
+    places = MOVES[op.operator] or range(len(operands))
+    moved: list[Array | None] = []
+    for place, operand in enumerate(operands):
+        if operand is None:
+            moved.append(None)
+        elif place in places:
+            moved.append(np.broadcast_to(operand.error, operand.value.shape).astype(np.float64))
+        elif not operand.exact and op.operator != "CastLike":  # which looks at the type of its second input only
+            raise UnsupportedError(f"{op}: its input {place} depends on rounding, so no bound can be given.")
+        else:
+            filler = op.operator == "Pad" and place == 2 and operand.value.dtype.kind == "f"
+            moved.append(np.zeros_like(operand.value) if filler else operand.value)
+    if op.operator == "Pad" and op.version < 11:
+        op = Operation(op.operator, op.version, op.name, op.inputs, op.outputs, {**op.attributes, "value": 0.0})
+    if outputs[0].dtype.kind != "f":
+        raise UnsupportedError(f"{op}: makes integers of a value that depends on rounding, so no bound can be given.")
+    if op.operator == "Dropout":
+        return (Bounded(outputs[0], _finish(outputs[0], operands[0].error if operands[0] else EXACT)), *_exact(outputs[1:]))
+    return tuple(Bounded(y, _finish(y, e)) for y, e in zip(outputs, evaluate(op, moved), strict=True))
+
+
+def _exact(outputs: Sequence[Array]) -> tuple[Bounded, ...]:
+    return tuple(Bounded(y, EXACT) for y in outputs)
+
+
+# Sums of products ----------------------------------------------------------------------------------------------
+
+
+def _products(multiply: Callable[[Array, Array], Array], a: Bounded, b: Bounded, k: int, bias: Bounded | None = None) -> Array:
+    """Bounds a sum of k products and a bias, given the bilinear map that computes the sum.
+
+    |fl(sum a b) - sum a b| <= gamma_k sum |a'||b'| + sum (|a'| e_b + e_a |b|), a' and b' as the execution holds them.
+    """
+    size_a, size_b = a.size, b.size
+    total = multiply(size_a, size_b)
+    terms: int | Array = k
+    for operand in (a, b):
+        if operand.value.size and np.count_nonzero(operand.size) < SPARSE_SHARE * operand.value.size:
+            terms = np.rint(multiply((size_a != 0).astype(np.float64), (size_b != 0).astype(np.float64)))
+            break
+    if bias is not None:
+        terms = terms + 1
+        total = total + bias.size
+    error = gamma(terms + FOLDED_ROUNDINGS) * total + terms * TINY
+    if bias is not None:
+        error = error + bias.error
+    if not a.exact:
+        error = error + multiply(np.broadcast_to(a.error, a.value.shape), np.abs(b.value))
+    if not b.exact:
+        error = error + multiply(size_a, np.broadcast_to(b.error, b.value.shape))
+    return error
+
+
+def _conv_rule(op: Operation, y: Array, x: Bounded, w: Bounded, b: Bounded | None = None) -> Array:
+    return _products(lambda p, q: conv(op, p, q), x, w, w.value[0].size, _per_channel(y, b))
+
+
+def _conv_transpose_rule(op: Operation, y: Array, x: Bounded, w: Bounded, b: Bounded | None = None) -> Array:
+    k = w.value[:, 0].size // op.integer("group", 1)
+    return _products(lambda p, q: conv_transpose(op, p, q), x, w, k, _per_channel(y, b))
+
+
+def _per_channel(y: Array, b: Bounded | None) -> Bounded | None:
+    return None if b is None else Bounded(fold_channels(y, b.value), EXACT if b.exact else fold_channels(y, b.error))
+
+
+def _gemm_rule(op: Operation, _: Array, a: Bounded, b: Bounded, c: Bounded | None = None) -> Array:
+    alpha, beta = abs(op.number("alpha", 1.0)), abs(op.number("beta", 1.0))
+
+    def multiply(p: Array, q: Array) -> Array:
+        p, q = gemm_operands(op, p, q)
+        return alpha * (p @ q) if alpha != 1 else p @ q
+
+    k = gemm_operands(op, a.value, b.value)[0].shape[1] + (alpha != 1) + (beta != 1)
+    return _products(multiply, a, b, k, None if c is None else Bounded(beta * c.value, beta * c.error))
+
+
+def _matmul_rule(_: Operation, __: Array, a: Bounded, b: Bounded) -> Array:
+    return _products(np.matmul, a, b, a.value.shape[-1])
+
+
+def _average_pool_rule(op: Operation, _: Array, x: Bounded) -> Array:
+    counts = average_pool_counts(op, x.value)
+    return average_pool(op, _full(x)) + gamma(counts + 2) * average_pool(op, x.size)
+
+
+def _full(x: Bounded) -> Array:
+    return np.broadcast_to(x.error, x.value.shape)
+
+
+def _global_average_pool_rule(op: Operation, y: Array, x: Bounded) -> Array:
+    return _mean(x, tuple(range(2, x.value.ndim)), keep=True)
+
+
+def _mean(x: Bounded, axes: tuple[int, ...], *, keep: bool) -> Array:
+    k = int(np.prod([x.value.shape[axis] for axis in axes]))
+    mean_size = x.size.mean(axis=axes, keepdims=keep)
+    return _full(x).mean(axis=axes, keepdims=keep) + gamma(k + 2) * mean_size
+
+
+def _reduce_mean_rule(op: Operation, _: Array, x: Bounded, axes: Bounded | None = None) -> Array:
+    return _mean(x, _over(op, x, axes), keep=bool(op.integer("keepdims", 1)))
+
+
+def _over(op: Operation, x: Bounded, axes: Bounded | None) -> tuple[int, ...]:
+    return reduced_axes(op, x.value, None if axes is None else axes.value) or ()
+
+
+def _reduce_sum_rule(op: Operation, _: Array, x: Bounded, axes: Bounded | None = None) -> Array:
+    over, keep = _over(op, x, axes), bool(op.integer("keepdims", 1))
+    k = int(np.prod([x.value.shape[axis] for axis in over]))
+    return _full(x).sum(axis=over, keepdims=keep) + gamma(k) * x.size.sum(axis=over, keepdims=keep)
+
+
+def _reduce_squares_rule(op: Operation, y: Array, x: Bounded, axes: Bounded | None = None) -> Array:
+    return _reduce_sum_rule(op, y, _square(x), axes)
+
+
+def _square(x: Bounded) -> Bounded:
+    return Bounded(x.value**2, (2 * np.abs(x.value) + x.error) * x.error + UNIT * x.size**2 + TINY)
+
+
+def _reduce_l2_rule(op: Operation, y: Array, x: Bounded, axes: Bounded | None = None) -> Array:
+    return _root(y**2, _reduce_squares_rule(op, y, x, axes)) + 2 * UNIT * y
+
+
+def _reduce_max_rule(op: Operation, _: Array, x: Bounded, axes: Bounded | None = None) -> Array:
+    return _full(x).max(axis=_over(op, x, axes), keepdims=bool(op.integer("keepdims", 1)))
+
+
+def _global_max_pool_rule(_: Operation, __: Array, x: Bounded) -> Array:
+    return _full(x).max(axis=tuple(range(2, x.value.ndim)), keepdims=True)
+
+
+def _max_pool_rule(op: Operation, _: Array, x: Bounded) -> Array:
+    return np.maximum(evaluate(op, [_full(x)])[0], 0)
+
+
+# Normalisation -------------------------------------------------------------------------------------------------
+
+
+def _batch_normalization_rule(
+    op: Operation, y: Array, x: Bounded, scale: Bounded, bias: Bounded, mean: Bounded, variance: Bounded
+) -> Array:
+    """(x - mean) f + bias or x f + (bias - mean f), f = scale / sqrt(variance + epsilon): at most 8 roundings a term."""
+    if not all(p.exact for p in (scale, bias, mean, variance)):
+        raise UnsupportedError(f"{op}: its parameters are computed; a bound is known for constant ones only.")
+    s, b, m, v = (fold_channels(x.value, p.value) for p in (scale, bias, mean, variance))
+    factor = np.abs(s) / np.sqrt(v + op.number("epsilon", 1e-5))
+    return factor * x.error + gamma(8) * (factor * (x.size + np.abs(m)) + np.abs(b)) + TINY
+
+
+def _normalization_rule(op: Operation, y: Array, x: Bounded, scale: Bounded, bias: Bounded | None = None) -> Array:
+    """Bounds (x - mean) / sqrt(var + epsilon) * scale + bias.
+
+    The variance may be computed as mean (x - mean)^2 or as mean x^2 - mean^2; the bound covers the second, which
+    cancels: its error is up to gamma_n (mean x^2 + mean^2).
+    """
+    axes = normalized_axes(op, x.value)
+    gain, shift = (None if p is None else Bounded(_affine(op, x.value, p.value), EXACT) for p in (scale, bias))
+    if not scale.exact or (bias is not None and not bias.exact):
+        raise UnsupportedError(f"{op}: its parameters are computed; a bound is known for constant ones only.")
+    n = int(np.prod([x.value.shape[axis] for axis in axes]))
+    epsilon = op.number("epsilon", 1e-5)
+    mean = x.value.mean(axis=axes, keepdims=True)
+    mean_error = _full(x).mean(axis=axes, keepdims=True) + gamma(n + 2) * x.size.mean(axis=axes, keepdims=True)
+    centred = x.value - mean
+    centred_error = x.error + mean_error + UNIT * (np.abs(x.value) + np.abs(mean))
+    variance = (centred**2).mean(axis=axes, keepdims=True)
+    squares = (x.size**2).mean(axis=axes, keepdims=True) + (np.abs(mean) + mean_error) ** 2
+    spread = x.error + _full(x).mean(axis=axes, keepdims=True)
+    variance_error = (
+        (2 * np.abs(centred) * spread + spread**2).mean(axis=axes, keepdims=True) + gamma(2 * n + 8) * squares + 2 * mean_error**2
+    )
+    low = np.maximum(variance - variance_error, 0) + epsilon  # a variance below 0 is an execution's mistake, not rounding
+    inverse = 1 / np.sqrt(variance + epsilon)
+    inverse_error = 1 / np.sqrt(low) - inverse + gamma(4) / np.sqrt(low)
+    assert gain is not None
+    size = (np.abs(centred) + centred_error) * (inverse + inverse_error) * np.abs(gain.value)
+    error = (centred_error * (inverse + inverse_error) + np.abs(centred) * inverse_error) * np.abs(gain.value)
+    error = error + gamma(4) * size + gamma(4) * np.abs(mean) * inverse * np.abs(gain.value)
+    return error if shift is None else error + gamma(2) * (np.abs(y) + np.abs(shift.value))
+
+
+def _affine(op: Operation, x: Array, parameter: Array) -> Array:
+    return fold_channels(x, parameter) if op.operator == "InstanceNormalization" else parameter
+
+
+def _softmax_terms(op: Operation, x: Bounded) -> tuple[Array, Array, Array, int, int]:
+    """Returns the shift max - x, the weights exp(-shift), and the relative error of each weight.
+
+    The shift cancels between numerator and sum, so the error of the maximum itself does not count.
+    """
+    view, axis = softmax_view(op, x.value)
+    shift = view.max(axis=axis, keepdims=True) - view
+    error = _full(x).reshape(view.shape)
+    relative = np.expm1(error + UNIT * (shift + 2 * error.max(axis=axis, keepdims=True))) + ALLOWANCES["Exp"].ulps * UNIT
+    return shift, np.exp(-shift), relative, axis, view.shape[axis]
+
+
+def _softmax_rule(op: Operation, y: Array, x: Bounded) -> Array:
+    _, weights, relative, axis, k = _softmax_terms(op, x)
+    total_relative = (weights * relative).sum(axis=axis, keepdims=True) / weights.sum(axis=axis, keepdims=True) + gamma(k + 2)
+    growth = np.where(total_relative < 1, (1 + relative) * (1 + 2 * UNIT) / (1 - total_relative) - 1, np.inf)
+    return np.minimum(np.abs(y) * growth.reshape(y.shape), 1) + 2.0**-126
+
+
+def _log_softmax_rule(op: Operation, y: Array, x: Bounded) -> Array:
+    shift, weights, relative, axis, k = _softmax_terms(op, x)
+    total = weights.sum(axis=axis, keepdims=True)
+    total_relative = (weights * relative).sum(axis=axis, keepdims=True) / total + gamma(k)
+    top = _full(x).reshape(shift.shape)
+    log_error = np.where(total_relative < 1, -np.log1p(-total_relative), np.inf) + ALLOWANCES["Log"].ulps * UNIT * np.log(total)
+    error = top + 2 * UNIT * (shift + np.abs(np.log(total))) + log_error + UNIT
+    return error.reshape(y.shape)
+
+
+# Elementwise ---------------------------------------------------------------------------------------------------
+
+
+def _add_rule(_: Operation, __: Array, a: Bounded, b: Bounded) -> Array:
+    """Two roundings of each operand, so that s a + s b in place of s (a + b) is covered as well."""
+    return a.error + b.error + gamma(2) * (a.size + b.size)
+
+
+def _sum_rule(op: Operation, y: Array, *inputs: Bounded) -> Array:
+    error = np.zeros(y.shape)
+    for operand in inputs:
+        error = error + operand.error + gamma(len(inputs) + 1) * operand.size
+    return error / len(inputs) if op.operator == "Mean" else error
+
+
+def _mul_rule(_: Operation, __: Array, a: Bounded, b: Bounded) -> Array:
+    return np.abs(a.value) * b.error + a.error * b.size + gamma(2) * a.size * b.size + TINY
+
+
+def _div_rule(_: Operation, y: Array, a: Bounded, b: Bounded) -> Array:
+    room = np.abs(b.value) - b.error
+    grown = np.where(room > 0, (a.error + np.abs(y) * b.error) / np.maximum(room, TINY), np.inf)
+    return grown + gamma(3) * (np.abs(y) + grown) + TINY
+
+
+def _reciprocal_rule(op: Operation, y: Array, x: Bounded) -> Array:
+    return _div_rule(op, y, Bounded(np.ones(()), EXACT), x)
+
+
+def _root(value: Array, error: Array) -> Array:
+    """Error of a square root, from both ends of the interval; infinite where the root may not exist."""
+    up = np.sqrt(value + error) - np.sqrt(value)
+    down = np.sqrt(value) - np.sqrt(np.maximum(value - error, 0))
+    return np.where((value < error) & (error > TINY), np.inf, np.maximum(up, down))
+
+
+def _sqrt_rule(_: Operation, y: Array, x: Bounded) -> Array:
+    return _root(x.value, _full(x)) + 2 * UNIT * np.abs(y)
+
+
+def _pow_rule(op: Operation, y: Array, a: Bounded, b: Bounded) -> Array:
+    if not b.exact:
+        raise UnsupportedError(f"{op}: its exponent is computed; a bound is known for a constant one only.")
+    p = b.value.astype(np.float64)
+    low, high = np.maximum(np.abs(a.value) - a.error, 0) ** p, a.size**p
+    change = np.maximum(np.abs(low - np.abs(y)), np.abs(high - np.abs(y)))
+    change = np.where(np.abs(a.value) < a.error, np.maximum(low, high) + np.abs(y), change)
+    rounding = np.where(p == 2, 1.0, ALLOWANCES["Pow"].ulps) * UNIT
+    return change + rounding * (np.abs(y) + change) + TINY
+
+
+def _exp_rule(_: Operation, y: Array, x: Bounded) -> Array:
+    grown = y * np.expm1(x.error)
+    return grown + ALLOWANCES["Exp"].ulps * UNIT * (y + grown) + 2.0**-126
+
+
+def _log_rule(_: Operation, y: Array, x: Bounded) -> Array:
+    change = np.where(x.error < x.value, -np.log1p(-x.error / x.value), np.inf)
+    return np.where(x.error == 0, 0.0, change) + ALLOWANCES["Log"].ulps * UNIT * (np.abs(y) + change * (x.error > 0)) + TINY
+
+
+def _smooth_rule(op: Operation, y: Array, x: Bounded) -> Array:
+    """L e, and the allowance of the operator on the result that an execution may hold."""
+    allowance = ALLOWANCES[op.operator]
+    assert allowance.lipschitz is not None
+    moved = allowance.lipschitz * x.error
+    scale = x.size if allowance.gated else 1.0
+    rounding = 0.0 if not allowance.ulps else TINY
+    return moved + UNIT * (allowance.ulps * (np.abs(y) + moved) + allowance.absolute * scale) + rounding
+
+
+def _elu_rule(op: Operation, y: Array, x: Bounded) -> Array:
+    alpha = abs(op.number("alpha", 1.67326319217681884765625 if op.operator == "Selu" else 1.0))
+    outer = abs(op.number("gamma", 1.05070102214813232421875)) if op.operator == "Selu" else 1.0
+    slope = outer * (max(1.0, alpha) if op.operator != "Celu" else 1.0)
+    moved = slope * x.error
+    below = (x.value - x.error) < 0
+    # Below zero exp(x) - 1 may be computed as a difference: its error is absolute.
+    return moved + UNIT * (ALLOWANCES[op.operator].ulps * (np.abs(y) + moved) + 4 * below * outer * alpha)
+
+
+def _slope_rule(op: Operation, y: Array, x: Bounded, slope: Bounded | None = None) -> Array:
+    alpha = np.asarray(op.number("alpha", 0.01)) if slope is None else channel_slope(x.value, slope.value)
+    if slope is not None and not slope.exact:
+        raise UnsupportedError(f"{op}: its slope is computed; a bound is known for a constant one only.")
+    touches = (x.value - x.error) < 0
+    factor = np.where(touches, np.where(x.value + x.error > 0, np.maximum(1, np.abs(alpha)), np.abs(alpha)), 1.0)
+    moved = factor * x.error
+    return moved + touches * (UNIT * (np.abs(y) + moved) + TINY)
+
+
+def _within(value: Array, error: Array, low: float | None, high: float | None) -> Array:
+    """Error of a clip: what is left of the interval between the limits."""
+
+    def clip(x: Array) -> Array:
+        x = x if low is None else np.maximum(x, low)
+        return x if high is None else np.minimum(x, high)
+
+    # An infinite error leaves the clip's whole range; inf - inf does not arise because a clip of it is finite or _finish sees nan.
+    return np.maximum(clip(value + error) - clip(value), clip(value) - clip(value - error))
+
+
+def _relu_rule(_: Operation, __: Array, x: Bounded) -> Array:
+    return _within(x.value, x.error, 0.0, None)
+
+
+def _clip_rule(op: Operation, _: Array, x: Bounded, *limits: Bounded | None) -> Array:
+    low, high = clip_limits(op, *(None if limit is None else limit.value for limit in limits))
+    own = max((float(limit.error.max()) for limit in limits if limit is not None), default=0.0)
+    return _within(x.value, x.error, low, high) + own
+
+
+def _hard_sigmoid(op: Operation, x: Bounded) -> Bounded:
+    alpha, beta = hard_sigmoid_parameters(op)
+    inner = alpha * x.value + beta
+    error = abs(alpha) * x.error + gamma(3) * (abs(alpha) * x.size + abs(beta))
+    return Bounded(np.clip(inner, 0, 1), _within(inner, error, 0.0, 1.0))
+
+
+def _hard_sigmoid_rule(op: Operation, _: Array, x: Bounded) -> Array:
+    return _hard_sigmoid(op, x).error
+
+
+def _hard_swish_rule(op: Operation, y: Array, x: Bounded) -> Array:
+    return _mul_rule(op, y, x, _hard_sigmoid(op, x))
+
+
+def _largest_error_rule(_: Operation, y: Array, *inputs: Bounded) -> Array:
+    error = np.zeros(y.shape)
+    for operand in inputs:
+        error = np.maximum(error, operand.error)
+    return error
+
+
+def _step_rule(op: Operation, y: Array, x: Bounded) -> Array:
+    """Functions that rise in steps (Floor, Round, Sign, a cast to integers): evaluate both ends of the interval."""
+    if op.operator == "Cast" and y.dtype.kind == "f":
+        return x.error
+    if x.value.dtype.kind != "f":
+        raise UnsupportedError(f"{op}: its integer input depends on rounding, so no bound can be given.")
+    ends = [evaluate(op, [x.value + sign * x.error])[0].astype(np.float64) for sign in (-1, 1)]
+    exact = y.astype(np.float64)
+    return np.maximum(np.abs(ends[0] - exact), np.abs(ends[1] - exact))
+
+
+def _comparison_rule(_: Operation, __: Array, a: Bounded, b: Bounded) -> Array:
+    return (np.abs(a.value - b.value) <= a.error + b.error).astype(np.float64) * ((a.error + b.error) > 0)
+
+
+def _where_rule(_: Operation, __: Array, condition: Bounded, a: Bounded, b: Bounded) -> Array:
+    chosen = np.where(condition.value, a.error, b.error)
+    either = np.abs(a.value.astype(np.float64) - b.value) + a.error + b.error
+    return np.where(condition.error > 0, either, chosen)
+
+
+def _resize_rule(op: Operation, y: Array, x: Bounded, *inputs: Bounded | None) -> Array:
+    """Weighted sums, plus the effect of computing the coordinates in float32: slope times coordinate error."""
+    plan = read_plan(op, x.value, *(None if i is None else i.value for i in inputs))
+    axes = resized_axes(plan, x.value.shape)
+    error = _full(x)
+    if plan.mode == "nearest":
+        value = x.value
+        for axis in axes:
+            before = x.value.shape[axis]
+            index, other = (nearest_indices(plan, axis, before, single=single) for single in (False, True))
+            apart = np.abs(np.take(value, index, axis=axis) - np.take(value, other, axis=axis))
+            error = np.maximum(np.take(error, index, axis=axis), np.take(error, other, axis=axis)) + apart
+            value = np.take(value, index, axis=axis)
+        return error
+    size, k = x.size, 2
+    drift = np.zeros(())
+    largest = x.size.max(axis=tuple(axes), keepdims=True) if axes else x.size
+    for axis in axes:
+        before = x.value.shape[axis]
+        weights = np.abs(axis_weights(op, plan, axis, before))
+        k += int((weights != 0).sum(axis=1).max()) + 4
+        error, size, largest = (apply_axis(weights, t, axis) if t.shape[axis] > 1 else t for t in (error, size, largest))
+        exact = coordinates(plan.coordinates, plan.scales[axis], before, plan.sizes[axis])
+        single = coordinates(plan.coordinates, plan.scales[axis], before, plan.sizes[axis], single=True)
+        if not np.array_equal(exact, single):
+            drift = drift + 4 * UNIT * (before + 1) * (2 if plan.mode == "linear" else 8) * largest
+    return error + gamma(k) * size + drift
+
+
+RULES: Mapping[str, Rule] = {
+    "Add": _add_rule,
+    "AveragePool": _average_pool_rule,
+    "BatchNormalization": _batch_normalization_rule,
+    "Cast": _step_rule,
+    "Ceil": _step_rule,
+    "Clip": _clip_rule,
+    "Conv": _conv_rule,
+    "ConvTranspose": _conv_transpose_rule,
+    "Div": _div_rule,
+    "Equal": _comparison_rule,
+    "Exp": _exp_rule,
+    "Floor": _step_rule,
+    "Gemm": _gemm_rule,
+    "GlobalAveragePool": _global_average_pool_rule,
+    "GlobalMaxPool": _global_max_pool_rule,
+    "Greater": _comparison_rule,
+    "GreaterOrEqual": _comparison_rule,
+    "HardSigmoid": _hard_sigmoid_rule,
+    "HardSwish": _hard_swish_rule,
+    "InstanceNormalization": _normalization_rule,
+    "LayerNormalization": _normalization_rule,
+    "LeakyRelu": _slope_rule,
+    "Less": _comparison_rule,
+    "LessOrEqual": _comparison_rule,
+    "Log": _log_rule,
+    "LogSoftmax": _log_softmax_rule,
+    "MatMul": _matmul_rule,
+    "Max": _largest_error_rule,
+    "MaxPool": _max_pool_rule,
+    "Mean": _sum_rule,
+    "Min": _largest_error_rule,
+    "Mul": _mul_rule,
+    "Pow": _pow_rule,
+    "PRelu": _slope_rule,
+    "Reciprocal": _reciprocal_rule,
+    "ReduceL1": _reduce_sum_rule,
+    "ReduceL2": _reduce_l2_rule,
+    "ReduceMax": _reduce_max_rule,
+    "ReduceMean": _reduce_mean_rule,
+    "ReduceMin": _reduce_max_rule,
+    "ReduceSum": _reduce_sum_rule,
+    "ReduceSumSquare": _reduce_squares_rule,
+    "Relu": _relu_rule,
+    "Resize": _resize_rule,
+    "Round": _step_rule,
+    "Sign": _step_rule,
+    "Softmax": _softmax_rule,
+    "Sqrt": _sqrt_rule,
+    "Sub": _add_rule,
+    "Sum": _sum_rule,
+    "Upsample": _resize_rule,
+    "Where": _where_rule,
+    **dict.fromkeys(["Celu", "Elu", "Selu"], _elu_rule),
+    **dict.fromkeys(
+        ["Abs", "Cos", "Erf", "Gelu", "Mish", "Neg", "Sigmoid", "Sin", "Softplus", "Softsign", "Swish", "Tanh"], _smooth_rule
+    ),
+}
+
+# With exact operands these are exact: they select, round to whole numbers, or compute shapes.
+NEVER_ROUND = frozenset(
+    {
+        *("Abs", "Cast", "Ceil", "Clip", "Floor", "Max", "Min", "Neg", "Relu", "Round", "Sign", "ThresholdedRelu", "Where"),
+        *("GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMin", "TopK"),
+        *("ConstantOfShape", "Range", "Shape", "Size", "NonZero"),
+    }
+)

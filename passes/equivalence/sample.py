@@ -1,0 +1,88 @@
+"""Seeded inputs, among them those that bring mistakes to light."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from sepwise.passes.equivalence.graph import Array, Model, Port
+from sepwise.passes.equivalence.oracle import Oracle, as_graph
+from sepwise.passes.errors import InputError, UnsupportedError
+
+__all__ = ["KINDS", "sample_inputs"]
+
+IMPULSES = 4  # per channel of an image: enough to meet corners, borders and the inside over a few seeds
+
+
+def _impulse(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """A few ones per image among zeros, one at a corner: every output then shows single weights, exactly."""
+    x = np.zeros(shape)
+    if not x.size:
+        return x
+    planes = x.reshape(-1, int(np.prod(shape[2:], dtype=np.int64))) if len(shape) > 2 else x.reshape(1, -1)
+    rows = rng.integers(0, len(planes), IMPULSES)
+    columns = rng.integers(0, planes.shape[1], IMPULSES)
+    columns[0] = rng.choice([0, planes.shape[1] - 1])
+    planes[rows, columns] = 1.0
+    return x
+
+
+def _knees(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Values at and next to where ReLU, ReLU6, hard-swish and hard-sigmoid bend: -3, 0, 3, 6."""
+    knee = rng.choice(np.array([-3.0, 0.0, 3.0, 6.0], np.float32), shape)
+    toward = rng.choice(np.array([-np.inf, np.inf], np.float32), shape)
+    return np.where(rng.random(shape) < 0.5, knee, np.nextafter(knee, toward))
+
+
+KINDS: Mapping[str, Callable[[np.random.Generator, tuple[int, ...]], Array]] = {
+    "normal": lambda rng, shape: rng.standard_normal(shape),
+    "uniform": lambda rng, shape: rng.uniform(-1, 1, shape),
+    "positive": lambda rng, shape: rng.uniform(0, 1, shape),  # an image
+    "impulse": _impulse,
+    "knees": _knees,
+    "constant": lambda rng, shape: np.full(shape, rng.uniform(0.5, 2)),  # borders show up as what differs
+    "zeros": lambda _, shape: np.zeros(shape),
+    "large": lambda rng, shape: rng.standard_normal(shape) * 1e4,
+    "subnormal": lambda rng, shape: rng.standard_normal(shape) * 1e-40,
+    "sparse": lambda rng, shape: rng.standard_normal(shape) * (rng.random(shape) < 0.1),
+    "nonfinite": lambda rng, shape: np.where(
+        rng.random(shape) < min(0.01, 4 / max(int(np.prod(shape)), 1)),
+        rng.choice([np.nan, np.inf, -np.inf], shape),
+        rng.standard_normal(shape),
+    ),
+}
+
+
+def sample_inputs(model: "Model | Oracle", seed: int, kind: str = "normal") -> dict[str, Array]:
+    """Draws one tensor for every input of a model.
+
+    Args:
+        model: the model; its input shapes have to be fixed.
+        seed: the same seed draws the same tensors.
+        kind: one of `KINDS`, for floating-point inputs. Integer inputs are drawn from 0, 1 and 2, booleans are either.
+
+    Returns:
+        Tensors by input name, in the declared types (float32 for all floating-point ones but double and half).
+
+    Raises:
+        InputError: if the kind is not known or an input has a symbolic shape.
+    """
+    if kind not in KINDS:
+        raise InputError(f"There is no kind of input {kind!r}; use one of {', '.join(KINDS)}.")
+    rng = np.random.default_rng([seed, *kind.encode()])
+    return {port.name: _draw(port, rng, kind) for port in as_graph(model).inputs}
+
+
+def _draw(port: Port, rng: np.random.Generator, kind: str) -> Array:
+    if port.shape is None or None in port.shape:
+        found = "no shape" if port.shape is None else f"shape {port.shape}"
+        raise InputError(f"Input {port.name!r} has {found}; fix it first, for example --shape {port.name}=1,3,224,224.")
+    shape = tuple(d for d in port.shape if d is not None)
+    if port.element_type == TensorProto.STRING or not port.element_type:
+        raise UnsupportedError(f"Input {port.name!r} has no numeric type. Declare it as float32.")
+    dtype = helper.tensor_dtype_to_np_dtype(port.element_type)
+    if dtype.kind in "iu":
+        return rng.integers(0, 3, shape).astype(dtype)
+    if dtype.kind == "b":
+        return rng.integers(0, 2, shape).astype(bool)
+    return KINDS[kind](rng, shape).astype(np.float32).astype(dtype)

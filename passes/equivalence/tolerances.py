@@ -1,0 +1,166 @@
+"""Tolerances by seeded experiment in float64: how far rounding may move the outputs of a model."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from sepwise.passes.equivalence.graph import Array, Graph, Model, Operation
+from sepwise.passes.equivalence.interpreter import interpret, read_inputs
+from sepwise.passes.equivalence.operators import evaluate
+from sepwise.passes.equivalence.oracle import Oracle, as_graph
+from sepwise.passes.equivalence.rounding import UNIT, noise_scale
+
+__all__ = ["constant_rounding_sigma", "execution_sigma", "structural_values"]
+
+SEEDS = 6
+
+# Inputs that say what shape things have or where they are, by operator; the rest are data.
+STRUCTURE: Mapping[str, tuple[int, ...]] = {
+    "ConstantOfShape": (0,),
+    "CumSum": (1,),
+    "Expand": (1,),
+    "Gather": (1,),
+    "GatherElements": (1,),
+    "GatherND": (1,),
+    "If": (0,),
+    "OneHot": (1,),
+    "Pad": (1, 3),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (1, 2, 3),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Squeeze": (1,),
+    "Tile": (1,),
+    "TopK": (1,),
+    "Unsqueeze": (1,),
+    "Upsample": (1,),
+}
+
+
+def structural_values(graph: Graph) -> set[str]:
+    """Lists the values that decide shapes, scales and indices without looking at the inputs' elements.
+
+    Such values are computed exactly by any runtime (they are small whole numbers and ratios of them), and rounding one
+    would change the shape of the network rather than the numbers in it. They are never perturbed.
+    """
+    from_data = {port.name for port in graph.inputs}
+    for op in graph.operations:
+        if op.operator not in {"Shape", "Size"} and any(name in from_data for name in op.inputs):
+            from_data.update(op.outputs)
+    found: set[str] = set()
+    for op in reversed(graph.operations):
+        if op.operator in {"Shape", "Size"}:
+            continue
+        places = range(len(op.inputs)) if found.intersection(op.outputs) else STRUCTURE.get(op.operator, ())
+        if op.operator.startswith("Reduce") and len(op.inputs) > 1:
+            places = {*places, 1}  # type: ignore[assignment]
+        found.update(op.inputs[place] for place in places if place < len(op.inputs))
+    return found - from_data - {""}
+
+
+def constant_rounding_sigma(original: "Model | Oracle", inputs: Mapping[str, Array], seeds: int = SEEDS) -> dict[str, Array]:
+    """Measures how far rounding its constants moves the outputs of a model (sigma_c).
+
+    The argument: computed in float64, a model and a right rewrite of it differ only because the rewrite stores other
+    constants, each rounded to float32. A folded constant is made by a few operations, so it carries a few roundings
+    of relative size u / sqrt(3) and, made in float32, as many intermediate ones: 2u N(0, 1) per constant covers both,
+    and no more. The original is run with every floating-point constant multiplied by 1 + 2u N(0, 1), and sigma_c is
+    the root mean square deviation over the seeds, element by element. A right rewrite has RMS(e) <= RMS(sigma_c); a
+    wrong one is off by its own mistake, which has nothing to do with u and stands out.
+
+    Args:
+        original: the model as it came in.
+        inputs: tensors by input name.
+        seeds: number of runs.
+
+    Returns:
+        sigma_c of each output; for integer outputs it tells where rounding decides the value.
+    """
+    graph = as_graph(original)
+    fixed = structural_values(graph)
+
+    def perturbed(rng: np.random.Generator) -> Callable[[str, Array], Array]:
+        def constant(name: str, array: Array) -> Array:
+            if array.dtype.kind != "f" or name in fixed:
+                return array
+            return array * (1 + 2 * UNIT * rng.standard_normal(array.shape))
+
+        return constant
+
+    feeds = read_inputs(graph, inputs, single=False)
+    exact = _run(graph, feeds, lambda _, array: array, evaluate)
+    runs = (_run(graph, feeds, perturbed(np.random.default_rng(seed)), evaluate) for seed in range(seeds))
+    return _deviation(exact, runs, seeds)
+
+
+def execution_sigma(model: "Model | Oracle", inputs: Mapping[str, Array], seeds: int = SEEDS) -> dict[str, Array]:
+    """Measures how far float32 arithmetic is expected to move the outputs of a model (sigma_x).
+
+    The argument: an execution in float32 rounds after every operation, in an order of its own. The model is run in
+    float64 with the result of every floating-point node perturbed by what such rounding amounts to: sums (Conv, Gemm,
+    MatMul, Reduce, pools, norms) by u (sqrt(k) sqrt(sum terms^2) + |y|) N(0, 1), all others by their ulps u |y| N(0, 1)
+    (`rounding.noise_scale`). sigma_x is the root mean square deviation over the seeds. Runtimes that sum in
+    blocks, with FMA, or fuse nodes, do better than that, so RMS(e) <= RMS(sigma_x) holds with a margin; with
+    sum |terms| in place of the root of squares the tolerance would be tens of times wider and hide faint mistakes.
+
+    Args:
+        model: the model as it came in.
+        inputs: tensors by input name, rounded to float32 first, as an execution is fed.
+        seeds: number of runs.
+
+    Returns:
+        sigma_x of each output; for integer outputs it tells where rounding decides the value.
+
+    Raises:
+        UnsupportedError: if an operator's rounding is not known.
+    """
+    graph = as_graph(model)
+    fixed = structural_values(graph)
+    feeds = read_inputs(graph, inputs, single=True)
+    scales: dict[tuple[str, ...], Array] = {}
+
+    def measure(op: Operation, operands: list[Array | None]) -> tuple[Array, ...]:
+        outputs = evaluate(op, operands)
+        if not fixed.intersection(op.outputs):
+            scale = noise_scale(op, operands, outputs)
+            if scale is not None:
+                scales[op.outputs] = np.nan_to_num(scale, posinf=0.0).astype(np.float32)
+        return outputs
+
+    def perturbed(rng: np.random.Generator) -> Callable[[Operation, list[Array | None]], tuple[Array, ...]]:
+        def step(op: Operation, operands: list[Array | None]) -> tuple[Array, ...]:
+            outputs = evaluate(op, operands)
+            scale = scales.get(op.outputs)
+            if scale is None:
+                return outputs
+            first = outputs[0]
+            noise = rng.standard_normal(first.shape, dtype=np.float32) * scale
+            return (first + noise.astype(np.float64), *outputs[1:])
+
+        return step
+
+    exact = _run(graph, feeds, lambda _, array: array, measure)
+    runs = (
+        _run(graph, feeds, lambda _, array: array, perturbed(np.random.default_rng(seed))) for seed in range(seeds)
+    )
+    return _deviation(exact, runs, seeds)
+
+
+def _run(
+    graph: Graph,
+    feeds: Mapping[str, Array],
+    constant: Callable[[str, Array], Array],
+    step: Callable[[Operation, list[Array | None]], tuple[Array, ...]],
+) -> dict[str, Array]:
+    with np.errstate(all="ignore"):
+        return interpret(graph, feeds, constant=constant, step=step, truth=lambda value: bool(value.all()))
+
+
+def _deviation(exact: Mapping[str, Array], runs: Iterable[Mapping[str, Array]], seeds: int) -> dict[str, Array]:
+    squares = {name: np.zeros(value.shape) for name, value in exact.items()}
+    with np.errstate(all="ignore"):
+        for run in runs:
+            for name, value in run.items():
+                squares[name] += np.nan_to_num((value.astype(np.float64) - exact[name].astype(np.float64)) ** 2, posinf=np.inf)
+        return {name: np.sqrt(total / seeds) for name, total in squares.items()}
