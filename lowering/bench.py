@@ -1,0 +1,299 @@
+"""Benchmarks: latency beside other runtimes on this machine, instruction counts under emulation.
+
+Two runtimes are compared only within a round: the machine's clock and its other load drift over seconds, so each round
+times a block of runs of every runtime in turn, with a pause between blocks in which spinning threads go to
+sleep, and the speedup is the median over rounds of the ratio within the round.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import onnx_ir as ir
+
+from sepwise.lowering.build import compile
+from sepwise.lowering.device import get as get_device
+from sepwise.lowering.peers import OURS, PEERS, Job, Worker
+from sepwise.lowering.runner import EmulatedRunner
+from sepwise.passes import canonicalize, load_model
+from sepwise.passes.equivalence import Oracle, compare_execution, execution_sigma, sample_inputs
+from sepwise.passes.errors import CheckFailed, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+    from sepwise.lowering.device import Device
+    from sepwise.lowering.program import Program
+
+__all__ = ["Benchmark", "KernelCount", "KernelTime", "RuntimeCount", "RuntimeTime", "bench"]
+
+ROUNDS: Final = 12
+_BLOCK_SECONDS: Final = 0.15
+_BLOCK_RUNS: Final = (3, 200)
+_PAUSE_SECONDS: Final = 0.25
+_KERNEL_REPEATS: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeTime:
+    """What a runtime took, over all rounds.
+
+    Attributes:
+        name: The runtime.
+        version: Its version.
+        median_us: Median of all runs.
+        minimum_us: Fastest run.
+        p90_us: 90th percentile of all runs.
+        runs: Measured runs.
+    """
+
+    name: str
+    version: str
+    median_us: float
+    minimum_us: float
+    p90_us: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeCount:
+    """What a runtime executed under emulation.
+
+    Attributes:
+        name: The runtime.
+        version: Its version.
+        instructions: Of one run.
+        instructions_per_mac: The same over the network's MACs.
+        estimated_cycles: By core, estimates and no measurements.
+    """
+
+    name: str
+    version: str
+    instructions: int
+    instructions_per_mac: float | None
+    estimated_cycles: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTime:
+    """A kernel's share.
+
+    Attributes:
+        name: The kernel.
+        nodes: The ONNX nodes it computes.
+        strategy: How.
+        median_us: Median over the runs of the whole network, caches as the network leaves them.
+        macs: Multiply-accumulates.
+        roofline: Share of the core's peak rate of multiply-accumulates, None where the clock is unknown.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    strategy: str
+    median_us: float
+    macs: int
+    roofline: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCount:
+    """A kernel's share under emulation.
+
+    Attributes:
+        name: The kernel.
+        nodes: The ONNX nodes it computes.
+        strategy: How.
+        instructions: Of one run.
+        macs: Multiply-accumulates.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    strategy: str
+    instructions: int
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """What `sepwise bench` reports.
+
+    Attributes:
+        model: The network's name.
+        target: The device.
+        method: `native` or `emulated`.
+        threads: Worker threads of every runtime.
+        macs: Multiply-accumulates of one run.
+        strategy_mac_share: Share of them on our strategies.
+        runtimes: Ours first, then the peers.
+        speedup: By peer, the median over rounds of its time over ours in that round.
+        kernels: Ours, in execution order.
+    """
+
+    model: str
+    target: str
+    method: str
+    threads: int
+    macs: int
+    strategy_mac_share: float
+    runtimes: tuple[RuntimeTime | RuntimeCount, ...]
+    speedup: dict[str, float]
+    kernels: tuple[KernelTime | KernelCount, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Gives the fields that `sepwise bench --json` prints."""
+        return asdict(self)
+
+
+def _rounds(workers: Sequence[Worker], rounds: int) -> list[list[list[float]]]:
+    """Times the workers in alternating blocks.
+
+    Args:
+        workers: All loaded.
+        rounds: Number of rounds.
+
+    Returns:
+        Microseconds of every run, by worker and round.
+    """
+    low, high = _BLOCK_RUNS
+    repeats = []
+    for worker in workers:
+        first_us = statistics.median(worker.time(low))
+        repeats.append(min(high, max(low, math.ceil(_BLOCK_SECONDS * 1e6 / first_us))))
+    times_us: list[list[list[float]]] = [[] for _ in workers]
+    for index in range(rounds):
+        order = range(len(workers)) if index % 2 == 0 else reversed(range(len(workers)))
+        for each in order:
+            time.sleep(_PAUSE_SECONDS)
+            times_us[each].append(workers[each].time(repeats[each]))
+    return times_us
+
+
+def _summary(worker: Worker, rounds_us: Sequence[Sequence[float]]) -> RuntimeTime:
+    runs = sorted(run for block in rounds_us for run in block)
+    return RuntimeTime(
+        name=worker.name,
+        version=worker.version,
+        median_us=statistics.median(runs),
+        minimum_us=runs[0],
+        p90_us=runs[math.ceil(0.9 * len(runs)) - 1],
+        runs=len(runs),
+    )
+
+
+def _speedup(ours_us: Sequence[Sequence[float]], peer_us: Sequence[Sequence[float]]) -> float:
+    ratios = (statistics.median(peer) / statistics.median(ours) for ours, peer in zip(ours_us, peer_us, strict=True))
+    return statistics.median(ratios)
+
+
+def _compare(outputs: Mapping[str, Mapping[str, np.ndarray]], oracle: Oracle, inputs: Mapping[str, np.ndarray]) -> None:
+    """Checks that all runtimes compute the network before any of them is timed."""
+    expected, sigma = oracle.run(dict(inputs)), execution_sigma(oracle, inputs)
+    for name, found in outputs.items():
+        check = compare_execution(found, expected, sigma, name=name)
+        if check.status != "passed":
+            raise CheckFailed(
+                f"Runtime '{name}': its outputs are wrong ({check.reason}), so nothing was timed; see `sepwise verify`."
+            )
+
+
+def _peak_macs_per_us(device: Device, threads: int) -> float | None:
+    if not device.clock_hz:
+        return None
+    return device.lanes * device.fma_ports * device.clock_hz * min(threads, device.cores) / 1e6
+
+
+def _kernel_times(program: Program, times_us: Sequence[Sequence[float]], peak: float | None) -> tuple[KernelTime, ...]:
+    kernels = []
+    for call, runs in zip(program.calls, times_us, strict=True):
+        median_us = statistics.median(runs)
+        roofline = call.macs / median_us / peak if peak and median_us else None
+        kernels.append(KernelTime(call.name, call.nodes, call.strategy, median_us, call.macs, roofline))
+    return tuple(kernels)
+
+
+def _count(program: Program, inputs: Mapping[str, np.ndarray]) -> tuple[RuntimeCount, tuple[KernelCount, ...]]:
+    with EmulatedRunner(program) as runner:
+        counts = runner.count(inputs)
+    macs = sum(call.macs for call in program.calls)
+    ours = RuntimeCount(OURS, version("sepwise"), counts.total, counts.total / macs if macs else None)
+    kernels = (
+        KernelCount(call.name, call.nodes, call.strategy, count, call.macs)
+        for call, count in zip(program.calls, counts.calls, strict=True)
+    )
+    return ours, tuple(kernels)
+
+
+def bench(
+    model: str | Path,
+    *,
+    target: str = "host",
+    threads: int = 1,
+    against: Sequence[str] = (),
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    rounds: int = ROUNDS,
+) -> Benchmark:
+    """Measures a network on a target, beside other runtimes.
+
+    Args:
+        model: An ONNX file.
+        target: Name of a device; peers run natively only.
+        threads: Worker threads of every runtime.
+        against: Peers out of `peers.names()`.
+        shapes: Shapes of inputs that the file leaves open, by name.
+        rounds: Rounds of alternating blocks; more for a quieter answer.
+
+    Returns:
+        Latencies or instruction counts.
+
+    Raises:
+        InputError: The model, the target or a peer cannot be used.
+        CheckFailed: A runtime computes something else than the network.
+    """
+    device = get_device(target)
+    unknown = [peer for peer in against if peer not in PEERS]
+    if unknown:
+        raise InputError(f"Peer '{unknown[0]}': unknown; known are {', '.join(PEERS)}.")
+    if device.emulated and against:
+        raise InputError(f"Target '{target}': is emulated here, and peers run natively only; leave --against out.")
+    original = Path(model)
+    loaded = load_model(original, shapes=shapes)
+    inputs = sample_inputs(loaded, seed=0)
+    artifact = compile(original, target=target, shapes=shapes, threads=threads)
+    program, report = artifact.program, artifact.report
+    common: dict[str, Any] = {
+        "model": report["model"],
+        "target": target,
+        "threads": threads,
+        "macs": sum(call.macs for call in program.calls),
+        "strategy_mac_share": report["strategy_mac_share"],
+    }
+    if device.emulated:
+        ours, counts = _count(program, inputs)
+        return Benchmark(**common, method="emulated", runtimes=(ours,), speedup={}, kernels=counts)
+    with tempfile.TemporaryDirectory(prefix="sepwise-") as folder, ExitStack() as stack:
+        artifact.save(Path(folder) / "artifact")
+        simplified = Path(folder) / "simplified.onnx"
+        ir.save(canonicalize(loaded), simplified)
+        job = Job(OURS, original.absolute(), simplified, Path(folder) / "artifact", inputs, threads)
+        workers = [stack.enter_context(Worker(replace(job, runtime=name))) for name in (OURS, *dict.fromkeys(against))]
+        _compare({worker.name: worker.run() for worker in workers}, Oracle(loaded), inputs)
+        times_us = _rounds(workers, rounds)
+        kernel_times_us = workers[0].time_kernels(_KERNEL_REPEATS)
+    return Benchmark(
+        **common,
+        method="native",
+        runtimes=tuple(map(_summary, workers, times_us)),
+        speedup={worker.name: _speedup(times_us[0], peer_us) for worker, peer_us in zip(workers[1:], times_us[1:], strict=True)},
+        kernels=_kernel_times(program, kernel_times_us, _peak_macs_per_us(device, threads)),
+    )
