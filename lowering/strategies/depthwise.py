@@ -27,6 +27,10 @@ from sepwise.lowering.strategies.steps import accumulate_in_registers, stage_row
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tvm.s_tir.schedule import LoopRV
+
     from sepwise.lowering.device import Device
     from sepwise.lowering.workload import ConvWorkload, Stage
 
@@ -125,7 +129,7 @@ class DepthwiseStrategy:
         accumulate_in_registers(
             sch, total, output, taps, unrolled=[t_ow_i], vector=t_oc_v, output_loops=[ow_i, oc_v]
         )
-        for tap in unrolled_taps(sch, taps, stage, tile.pixels):
+        for tap in unrolled_taps(taps, stage, tile.pixels):
             sch.unroll(tap)
         for loop in (n, oc_o, *depth, oh_o):
             mark_task(sch, loop)
@@ -148,11 +152,10 @@ def pixel_tiles(device: Device, width: int) -> list[int]:
     return list(range(1, min(width, device.vector_registers // 2) + 1))
 
 
-def unrolled_taps(sch: s_tir.Schedule, taps: list[object], stage: Stage, pixels: int) -> list[object]:
+def unrolled_taps(taps: Sequence[LoopRV], stage: Stage, pixels: int) -> Sequence[LoopRV]:
     """Chooses the loops over taps to unroll: all, or as many inner ones as keep the code small.
 
     Args:
-        sch: The schedule, unused but for symmetry with steps that need it.
         taps: Loops over the kernel and the channels of a group, outer first.
         stage: The convolution.
         pixels: Multiply-adds of one tap.
@@ -160,7 +163,6 @@ def unrolled_taps(sch: s_tir.Schedule, taps: list[object], stage: Stage, pixels:
     Returns:
         The inner loops to unroll.
     """
-    del sch
     extents = [*stage.kernel, stage.in_channels_per_group]
     fmas, first = pixels, len(taps)
     while first > 0 and fmas * extents[first - 1] <= MOST_UNROLLED_FMAS:
