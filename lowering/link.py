@@ -1,0 +1,200 @@
+"""From a Program's object and its generated C to something that runs: a shared object here, a static program elsewhere.
+
+zig's clang and lld do it, without a C library for the target: the host's shared object finds pthreads in the process that
+loads it, and an emulated program brings its own main over plain system calls (`runtime/emulated.c`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sepwise.lowering.c_source import generate_c
+from sepwise.passes.errors import InputError, SepwiseError
+
+if TYPE_CHECKING:
+    from sepwise.lowering.device import Device
+    from sepwise.lowering.program import Program
+
+__all__ = ["cache_folder", "compile_c", "count_plugin", "link_executable", "link_shared", "run_zig"]
+
+RUNTIME = Path(__file__).parent / "runtime"
+
+_FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-fno-sanitize=undefined", "-fno-stack-protector")
+_HOSTED_FLAGS = ("-fPIC",)
+_FREESTANDING_FLAGS = ("-ffreestanding", "-fno-builtin")
+_ELF_EMULATIONS = {"aarch64": "aarch64linux", "x86_64": "elf_x86_64"}
+
+
+@cache
+def cache_folder() -> Path:
+    """Finds the folder for what can be made again: `$XDG_CACHE_HOME/sepwise`, or a temporary one where that is not writable.
+
+    Returns:
+        An existing folder.
+    """
+    root = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(root) if root else Path.home() / ".cache") / "sepwise"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        folder = Path(tempfile.mkdtemp(prefix="sepwise-cache-"))
+    return folder
+
+
+@cache
+def _zig() -> str:
+    """Finds zig's program in the package `ziglang`."""
+    spec = importlib.util.find_spec("ziglang")
+    if spec is None or spec.origin is None:
+        raise InputError("ziglang: not installed, but needed to link kernels. Install it with `pip install ziglang`.")
+    return str(Path(spec.origin).parent / "zig")
+
+
+def run_zig(*arguments: str | Path) -> None:
+    """Runs zig, its caches in `cache_folder()`.
+
+    Args:
+        *arguments: What zig is called with, `cc` or `ld.lld` first.
+
+    Raises:
+        InputError: zig is not installed, or there is no room for its output.
+        SepwiseError: It fails; the message holds what it said.
+    """
+    folder = str(cache_folder() / "zig")
+    environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
+    command = [_zig(), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode == 0:
+        return
+    said = done.stderr.strip() or f"exit status {done.returncode}"
+    if "No space left" in said or "NoSpaceLeft" in said:
+        raise InputError(f"zig {arguments[0]}: no space left on the device, neither for its output nor its cache {folder}.")
+    undefined = sorted({line.rsplit(": ", 1)[1] for line in said.splitlines() if "undefined symbol:" in line})
+    if undefined:
+        raise SepwiseError(f"zig {arguments[0]}: kernels need {', '.join(undefined)}, which the target does not have.")
+    raise SepwiseError(f"zig {arguments[0]}: {said}")
+
+
+def compile_c(source: Path, output: Path, *, target: str, flags: Sequence[str] = ()) -> None:
+    """Compiles one C file to an object.
+
+    Args:
+        source: The file; headers of the runtime are found.
+        output: The object.
+        target: zig's name of the target; a freestanding one gets no C library.
+        flags: More of the compiler's flags.
+
+    Raises:
+        InputError: zig is not installed.
+        SepwiseError: The compiler refuses the file.
+    """
+    kind = _FREESTANDING_FLAGS if "freestanding" in target else _HOSTED_FLAGS
+    run_zig("cc", "-target", target, *_FLAGS, *kind, *flags, "-I", RUNTIME, "-c", source, "-o", output)
+
+
+def _host_target() -> str:
+    """Names this machine for zig, with a C library's headers."""
+    return f"{platform.machine()}-linux-gnu"
+
+
+def _runtime_object(name: str, target: str, flags: Sequence[str] = ()) -> Path:
+    """Compiles a file of the runtime once; the object is kept in the cache under a hash of all that it depends on."""
+    source = RUNTIME / f"{name}.c"
+    parts = [source.read_bytes(), (RUNTIME / "sepwise.h").read_bytes(), repr((target, _FLAGS, flags, _zig())).encode()]
+    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
+    output = cache_folder() / f"{name}-{key}.o"
+    if not output.exists():
+        with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+            built = Path(folder) / output.name
+            compile_c(source, built, target=target, flags=flags)
+            built.replace(output)
+    return output
+
+
+def _program_objects(program: Program, folder: Path, target: str) -> list[Path]:
+    """Writes the kernels' object and compiles the generated C."""
+    kernels, source, entry = folder / "kernels.o", folder / "model.c", folder / "model.o"
+    try:
+        kernels.write_bytes(program.object_code)
+        source.write_text(generate_c(program))
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}; linking needs room there. Free some or set TMPDIR.") from error
+    compile_c(source, entry, target=target)
+    return [kernels, entry]
+
+
+def link_shared(program: Program, output: Path) -> None:
+    """Links a shared object for this machine: the program, the thread pool and the timer.
+
+    Args:
+        program: Built for a device that this machine can stand for.
+        output: The file to write.
+
+    Raises:
+        InputError: zig is not installed, or there is no room.
+        SepwiseError: The object does not link.
+    """
+    target = _host_target()
+    with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
+        objects = _program_objects(program, Path(folder), target)
+        runtime = [_runtime_object(name, target) for name in ("pool", "timing")]
+        # Position-dependent kernels and other mistakes show here; symbols of the C library resolve when it is loaded.
+        options = ("-shared", "-Bsymbolic", "-z", "noexecstack", "--gc-sections", "--no-undefined-version")
+        run_zig("ld.lld", *options, "-o", output, *objects, *runtime)
+
+
+def link_executable(program: Program, device: Device, output: Path) -> None:
+    """Links a static program for a device: the program and a main that obeys commands on its standard input.
+
+    Args:
+        program: Built for the device.
+        device: Its `zig_target` says for what.
+        output: The file to write.
+
+    Raises:
+        InputError: zig is not installed, or there is no room.
+        SepwiseError: The object does not link; a kernel calls a function that a machine without a C library lacks.
+    """
+    target = device.zig_target
+    with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
+        objects = _program_objects(program, Path(folder), target)
+        runtime = [_runtime_object(name, target) for name in ("emulated", "freestanding")]
+        emulation = _ELF_EMULATIONS[target.split("-", maxsplit=1)[0]]
+        options = ("-m", emulation, "-static", "-z", "noexecstack", "--gc-sections")
+        run_zig("ld.lld", *options, "-o", output, *objects, *runtime)
+
+
+def count_plugin(qemu_major: int) -> Path:
+    """Builds the plugin that counts guest instructions, once.
+
+    Args:
+        qemu_major: Major version of the qemu that will load it.
+
+    Returns:
+        The shared object.
+
+    Raises:
+        InputError: zig is not installed.
+        SepwiseError: It does not build.
+    """
+    interface = 1 if qemu_major < 9 else 2
+    built = _runtime_object("count", _host_target(), (f"-DQEMU_PLUGIN_VERSION={interface}", "-fvisibility=hidden"))
+    output = built.with_suffix(".so")
+    if not output.exists():
+        with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+            linked = Path(folder) / output.name
+            run_zig("ld.lld", "-shared", "-z", "noexecstack", "-o", linked, built)
+            linked.replace(output)
+    return output

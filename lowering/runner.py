@@ -1,0 +1,711 @@
+"""Runs a Program: here in this process, or under an emulator, behind one interface.
+
+Callers give and get plain row-major arrays under the names of the ONNX values; packing for kernels that are run
+alone, and unpacking of what they wrote, happens here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import tempfile
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from sepwise.lowering import device as devices
+from sepwise.lowering.c_source import PREFIX
+from sepwise.lowering.graph import pack, unpack
+from sepwise.lowering.link import count_plugin, link_executable, link_shared
+from sepwise.lowering.memory_plan import ALIGNMENT_BYTES
+from sepwise.lowering.program import Home
+from sepwise.passes.errors import InputError, SepwiseError
+
+if TYPE_CHECKING:
+    from sepwise.lowering.device import Device
+    from sepwise.lowering.program import BufferRef, KernelCall, Program, Value
+
+__all__ = ["EmulatedRunner", "InstructionCounts", "NativeRunner", "Runner", "aligned_empty", "open_runner"]
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionCounts:
+    """Guest instructions of one run under an emulator.
+
+    Attributes:
+        calls: Instructions of each kernel call, in execution order.
+    """
+
+    calls: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """Instructions of all calls."""
+        return sum(self.calls)
+
+
+def aligned_empty(nbytes: int) -> np.ndarray:
+    """Allocates bytes at a multiple of 64.
+
+    Args:
+        nbytes: How many.
+
+    Returns:
+        A uint8 array.
+    """
+    block = np.empty(nbytes + ALIGNMENT_BYTES, np.uint8)
+    start = -block.ctypes.data % ALIGNMENT_BYTES
+    return block[start : start + nbytes]
+
+
+def to_memory(value: Value, array: np.ndarray) -> np.ndarray:
+    """Lays a plain array out as a value lies in memory; pad lanes get NaN, so that whoever reads them is found out.
+
+    Args:
+        value: Says shape, element type and layout.
+        array: `value.type.shape`.
+
+    Returns:
+        A contiguous array of the physical shape.
+    """
+    array = np.ascontiguousarray(array, dtype=value.type.dtype)
+    layout = value.type.layout
+    if not layout.packed:
+        return array
+    packed = pack(array, layout.lanes)
+    used = array.shape[1] % layout.lanes
+    if used and np.issubdtype(packed.dtype, np.floating):
+        packed[:, -1, ..., used:] = np.nan
+    return packed
+
+
+def from_memory(value: Value, memory: np.ndarray) -> np.ndarray:
+    """Undoes `to_memory`.
+
+    Args:
+        value: Says shape, element type and layout.
+        memory: Its bytes.
+
+    Returns:
+        A new plain array of `value.type.shape`.
+    """
+    array = memory.view(value.type.dtype).reshape(value.type.physical_shape)
+    return unpack(array, value.type.shape[1]).copy() if value.type.layout.packed else array.copy()
+
+
+class Runner(ABC):
+    """Runs one Program. Use it as a context manager or `close` it.
+
+    Attributes:
+        program: What it runs.
+    """
+
+    def __init__(self, program: Program) -> None:
+        """Notes the program.
+
+        Args:
+            program: What to run.
+        """
+        self.program = program
+        self._written = _writers(program)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Runs the network once.
+
+        Args:
+            inputs: Every input of the network by name, of its exact shape and element type.
+
+        Returns:
+            The outputs by name, plain.
+
+        Raises:
+            InputError: An input is missing, unknown, or of the wrong shape or element type.
+        """
+        return self.run_keeping(inputs, ())
+
+    @abstractmethod
+    def run_keeping(self, inputs: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
+        """Runs the network call by call and reads intermediates right after the call that wrote them.
+
+        Args:
+            inputs: As for `run`.
+            names: Intermediates to keep.
+
+        Returns:
+            The outputs and the intermediates by name, plain.
+
+        Raises:
+            InputError: As for `run`, or a name is no value of the Program.
+        """
+
+    @abstractmethod
+    def run_kernel(self, index: int, arrays: Sequence[np.ndarray]) -> Arrays:
+        """Runs a single kernel call on given tensors, with the constants of the Program.
+
+        Args:
+            index: Which of `program.calls`.
+            arrays: Its inputs in order, plain; it gets them in its layout with NaN in the pad lanes.
+
+        Returns:
+            What it wrote, by name, plain.
+
+        Raises:
+            InputError: The arrays are not what the kernel takes.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees threads, memory and processes; twice is harmless."""
+
+    def __enter__(self) -> Self:
+        """Gives itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Closes."""
+        self.close()
+
+    def _check_inputs(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Orders the network's inputs, or says what is wrong with them."""
+        expected = {value.name: value for value in self.program.inputs}
+        wanted = ", ".join(f"{name} {_spell(value)}" for name, value in expected.items())
+        for name in inputs:
+            if name not in expected:
+                raise InputError(f"Input '{name}': model '{self.program.name}' has no such input; it takes {wanted}.")
+        arrays = []
+        for name, value in expected.items():
+            if name not in inputs:
+                raise InputError(f"Input '{name}': missing; model '{self.program.name}' takes {wanted}.")
+            arrays.append(_check_array(f"Input '{name}'", value, inputs[name]))
+        return arrays
+
+    def _check_kernel_inputs(self, call: KernelCall, arrays: Sequence[np.ndarray]) -> list[tuple[Value, np.ndarray]]:
+        """Pairs a call's inputs with their values."""
+        if len(arrays) != len(call.inputs):
+            raise InputError(f"Kernel '{call.name}': {len(arrays)} arrays given, it takes {', '.join(call.inputs)}.")
+        return [
+            (value, _check_array(f"Kernel '{call.name}', input '{value.name}'", value, array))
+            for value, array in zip(map(self.program.find_value, call.inputs), arrays, strict=True)
+        ]
+
+    def _check_names(self, names: Collection[str]) -> dict[int, list[Value]]:
+        """Groups intermediates by the call that writes them; -1 for the network's inputs."""
+        groups: dict[int, list[Value]] = {}
+        for name in names:
+            if name not in self._written:
+                raise InputError(f"Value '{name}': model '{self.program.name}' computes no such value.")
+            groups.setdefault(self._written[name], []).append(self.program.find_value(name))
+        return groups
+
+
+def _writers(program: Program) -> dict[str, int]:
+    """Finds the call that writes each value; -1 for the network's inputs."""
+    writers = {value.name: -1 for value in program.inputs}
+    for index, call in enumerate(program.calls):
+        writers.update(dict.fromkeys(call.outputs, index))
+    by_buffer = {
+        reference: writers[name]
+        for call in program.calls
+        for name, reference in zip(call.outputs, call.arguments[-len(call.outputs) :], strict=True)
+        if reference.home is not Home.ARENA
+    }
+    for value in program.outputs:  # A network output may be known to its kernel by the name of what it is a view of.
+        writers.setdefault(value.name, by_buffer.get(value.buffer, len(program.calls) - 1))
+    return writers
+
+
+def _spell(value: Value) -> str:
+    """Writes a type as `float32[1,3,224,224]`."""
+    return f"{value.type.dtype}[{','.join(map(str, value.type.shape))}]"
+
+
+def _check_array(who: str, value: Value, array: np.ndarray) -> np.ndarray:
+    """Takes an array of the exact type of a value."""
+    array = np.asarray(array)
+    if array.shape != value.type.shape or array.dtype != np.dtype(value.type.dtype):
+        found = f"{array.dtype}[{','.join(map(str, array.shape))}]"
+        raise InputError(f"{who}: found {found}, needed {_spell(value)}.")
+    return np.ascontiguousarray(array)
+
+
+def open_runner(program: Program, *, threads: int = 1) -> Runner:
+    """Opens the runner that fits a Program's device.
+
+    Args:
+        program: What to run.
+        threads: Workers, the caller counted; an emulator takes one.
+
+    Returns:
+        A native runner where this machine can run the device's code, otherwise an emulated one.
+
+    Raises:
+        InputError: The device can neither run here nor be emulated.
+    """
+    device = devices.get(program.device)
+    return EmulatedRunner(program, device) if device.emulated else NativeRunner(program, threads=threads)
+
+
+# In this process ------------------------------------------------------------------------------------------------------
+
+
+class NativeRunner(Runner):
+    """Runs a Program in this process on its own threads.
+
+    One run at a time: calls from several threads wait for each other. Memory is allocated once.
+    """
+
+    def __init__(self, program: Program, *, threads: int = 1, library: Path | None = None) -> None:
+        """Links (unless linked before), loads, allocates and starts the workers.
+
+        Args:
+            program: Built for a device that this machine can run.
+            threads: Workers, the caller counted.
+            library: The shared object, if there is one already.
+
+        Raises:
+            InputError: This machine lacks something that the program needs, or `threads` is not in 1 to 256.
+            SepwiseError: The program does not link or load.
+        """
+        super().__init__(program)
+        if not 1 <= threads <= 256:
+            raise InputError(f"Threads: {threads} asked for, possible are 1 to 256.")
+        _check_runs_here(program)
+        self.threads = threads
+        self._library = _load(program, library)
+        self._lock = threading.Lock()
+        self._constants = program.constants
+        if self._constants.ctypes.data % ALIGNMENT_BYTES:
+            self._constants = aligned_empty(program.constants.nbytes)
+            self._constants[:] = program.constants
+        self._arena = aligned_empty(program.arena_bytes)
+        self._scratch = aligned_empty(program.scratch_bytes * threads)
+        self._inputs = [aligned_empty(value.type.nbytes) for value in program.inputs]
+        self._outputs = [aligned_empty(value.type.nbytes) for value in program.outputs]
+        self._pool = self._start_pool()
+        self._arguments = (
+            ctypes.c_void_p(self._constants.ctypes.data),
+            _pointers(self._inputs),
+            _pointers(self._outputs),
+            ctypes.c_void_p(self._arena.ctypes.data),
+            ctypes.c_void_p(self._scratch.ctypes.data),
+            ctypes.cast(self._library.sepwise_pool_parallel_for, ctypes.c_void_p) if self._pool else None,
+            self._pool,
+        )
+        self._run_range = self._library[f"{PREFIX}_run_range"]
+        self._end = weakref.finalize(self, _end_native, self._library, self._pool)
+
+    def _start_pool(self) -> ctypes.c_void_p | None:
+        """Creates the thread pool on one cpu of each core first."""
+        if self.threads == 1:
+            return None
+        allowed = frozenset(os.sched_getaffinity(0))
+        first = devices.distinct_cores(Path("/sys/devices/system/cpu"), allowed)
+        cpus = [*first, *sorted(allowed - set(first))]
+        self._library.sepwise_pool_create.restype = ctypes.c_void_p
+        pool = self._library.sepwise_pool_create(self.threads, (ctypes.c_int32 * len(cpus))(*cpus), len(cpus))
+        if not pool:
+            raise SepwiseError(f"Threads: the system gives no memory for a pool of {self.threads}.")
+        return ctypes.c_void_p(pool)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Runs the network once; see `Runner.run`."""
+        arrays = self._check_inputs(inputs)
+        with self._lock:
+            self._require_open()
+            self._set_inputs(arrays)
+            self._call(0, len(self.program.calls))
+            return self._read_outputs()
+
+    def run_keeping(self, inputs: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
+        """Runs the network call by call; see `Runner.run_keeping`."""
+        arrays = self._check_inputs(inputs)
+        groups = self._check_names(names)
+        kept: Arrays = {}
+        with self._lock:
+            self._require_open()
+            self._set_inputs(arrays)
+            for index in range(-1, len(self.program.calls)):
+                if index >= 0:
+                    self._call(index, index + 1)
+                for value in groups.get(index, ()):
+                    kept[value.name] = from_memory(value, self._memory(value))
+            return {**kept, **self._read_outputs()}
+
+    def run_kernel(self, index: int, arrays: Sequence[np.ndarray]) -> Arrays:
+        """Runs a single kernel call; see `Runner.run_kernel`."""
+        call = self.program.calls[index]
+        pairs = self._check_kernel_inputs(call, arrays)
+        with self._lock:
+            self._require_open()
+            for value, array in pairs:
+                self._memory(value)[:] = to_memory(value, array).reshape(-1).view(np.uint8)
+            self._call(index, index + 1)
+            values = [self.program.find_value(name) for name in call.outputs]
+            return {value.name: from_memory(value, self._memory(value)) for value in values}
+
+    def time(self, repeats: int, *, inputs: Mapping[str, np.ndarray] | None = None) -> list[float]:
+        """Times whole runs in C.
+
+        Args:
+            repeats: How many runs.
+            inputs: What to run on; what was last run on where not given.
+
+        Returns:
+            Microseconds of each run.
+        """
+        return self._time(repeats, inputs, each=False)[0]
+
+    def time_kernels(self, repeats: int, *, inputs: Mapping[str, np.ndarray] | None = None) -> list[list[float]]:
+        """Times every kernel call in C, each in the cache state that the run up to it leaves.
+
+        Args:
+            repeats: How many runs.
+            inputs: What to run on; what was last run on where not given.
+
+        Returns:
+            For each call in order the microseconds in each run.
+        """
+        return self._time(repeats, inputs, each=True)
+
+    def _time(self, repeats: int, inputs: Mapping[str, np.ndarray] | None, *, each: bool) -> list[list[float]]:
+        """Times runs, whole or call by call."""
+        arrays = None if inputs is None else self._check_inputs(inputs)
+        calls = len(self.program.calls)
+        width = calls if each else 1
+        us = (ctypes.c_double * (repeats * width))()
+        with self._lock:
+            self._require_open()
+            if arrays is not None:
+                self._set_inputs(arrays)
+            timed = (self._run_range, 0, calls, *self._arguments, repeats, int(each), us)
+            self._library.sepwise_time(*timed)
+        return [list(us[index::width]) for index in range(width)]
+
+    def close(self) -> None:
+        """Joins the workers and unloads; see `Runner.close`."""
+        with self._lock:
+            self._end()
+
+    def _require_open(self) -> None:
+        if not self._end.alive:
+            raise SepwiseError(f"Model '{self.program.name}': closed; it cannot run any more.")
+
+    def _set_inputs(self, arrays: Sequence[np.ndarray]) -> None:
+        for memory, array in zip(self._inputs, arrays, strict=True):
+            memory[:] = array.reshape(-1).view(np.uint8)
+
+    def _read_outputs(self) -> Arrays:
+        return {value.name: from_memory(value, memory) for value, memory in zip(self.program.outputs, self._outputs, strict=True)}
+
+    def _call(self, first: int, last: int) -> None:
+        """Runs the calls from `first` to `last - 1`."""
+        status = self._run_range(first, last, *self._arguments)
+        if status:
+            raise SepwiseError(f"Model '{self.program.name}': calls {first} to {last - 1} ended with {status}.")
+
+    def _memory(self, value: Value) -> np.ndarray:
+        """Gives the bytes of a value."""
+        match value.buffer.home:
+            case Home.ARENA:
+                return self._arena[value.buffer.offset : value.buffer.offset + value.type.nbytes]
+            case Home.CONSTANT:
+                return self._constants[value.buffer.offset : value.buffer.offset + value.type.nbytes]
+            case Home.INPUT:
+                return self._inputs[value.buffer.offset]
+            case Home.OUTPUT:
+                return self._outputs[value.buffer.offset]
+
+
+def _check_runs_here(program: Program) -> None:
+    """Refuses a program whose code would trap on this machine."""
+    missing = devices.missing_flags(devices.get(program.device))
+    if missing:
+        raise InputError(
+            f"Model '{program.name}': built for {program.device}, this machine lacks {', '.join(missing)}. "
+            "Compile it for `--target host`."
+        )
+
+
+def _load(program: Program, library: Path | None) -> ctypes.CDLL:
+    """Loads the shared object, linked first where there is none."""
+    try:
+        if library is not None:
+            return ctypes.CDLL(str(library))
+        with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
+            linked = Path(folder) / "model.so"
+            link_shared(program, linked)
+            return ctypes.CDLL(str(linked))
+    except OSError as error:
+        raise SepwiseError(f"Model '{program.name}': its code does not load: {error}") from error
+
+
+def _pointers(arrays: Sequence[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:
+    """Makes a C array of addresses."""
+    return (ctypes.c_void_p * max(1, len(arrays)))(*(array.ctypes.data for array in arrays))
+
+
+def _end_native(library: ctypes.CDLL, pool: ctypes.c_void_p | None) -> None:
+    """Joins the workers and unloads the code."""
+    if pool:
+        library.sepwise_pool_destroy(pool)
+
+
+# Under an emulator ----------------------------------------------------------------------------------------------------
+
+_ALLOCATE, _WRITE, _READ, _RUN = 1, 2, 3, 4
+_REGIONS = {Home.ARENA: 0, Home.CONSTANT: 1, Home.INPUT: 2, Home.OUTPUT: 3}
+_SCRATCH = 4
+
+
+class EmulatedRunner(Runner):
+    """Runs a Program under qemu-user, with one thread.
+
+    One process of the emulator lives from the first run until `close` and serves everything but counts. Numbers and
+    instruction counts are exact; time under an emulator says nothing, so there is none.
+    """
+
+    def __init__(self, program: Program, device: Device | None = None, *, executable: Path | None = None) -> None:
+        """Links (unless linked before); the emulator starts with the first run.
+
+        Args:
+            program: Built for the device.
+            device: What to emulate; the program's own where not given.
+            executable: The static program, if there is one already.
+
+        Raises:
+            InputError: The device has no emulator, or it is not installed.
+            SepwiseError: The program does not link.
+        """
+        super().__init__(program)
+        self.device = device or devices.get(program.device)
+        self._emulator = _find_emulator(self.device)
+        self._lock = threading.Lock()
+        self._folder = tempfile.TemporaryDirectory(prefix="sepwise-")
+        if executable is None:
+            executable = Path(self._folder.name) / "model"
+            link_executable(program, self.device, executable)
+        self._executable = executable
+        self._guest: _Guest | None = None
+        self._closed = False
+
+    def run_keeping(self, inputs: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
+        """Runs the network call by call; see `Runner.run_keeping`."""
+        arrays = self._check_inputs(inputs)
+        groups = self._check_names(names)
+        kept: Arrays = {}
+        with self._lock:
+            guest = self._open_guest()
+            for value, array in zip(self.program.inputs, arrays, strict=True):
+                guest.write(value.buffer, array)
+            for index in range(-1, len(self.program.calls)):
+                if index >= 0:
+                    guest.run(index)
+                for value in groups.get(index, ()):
+                    kept[value.name] = guest.read(value)
+            return {**kept, **{value.name: guest.read(value) for value in self.program.outputs}}
+
+    def run_kernel(self, index: int, arrays: Sequence[np.ndarray]) -> Arrays:
+        """Runs a single kernel call; see `Runner.run_kernel`."""
+        call = self.program.calls[index]
+        pairs = self._check_kernel_inputs(call, arrays)
+        with self._lock:
+            guest = self._open_guest()
+            for value, array in pairs:
+                guest.write(value.buffer, to_memory(value, array))
+            guest.run(index)
+            return {name: guest.read(self.program.find_value(name)) for name in call.outputs}
+
+    def count(self, inputs: Mapping[str, np.ndarray]) -> InstructionCounts:
+        """Counts guest instructions of one run, call by call.
+
+        The loop that starts the tasks counts with its call: some ten instructions a task.
+
+        Args:
+            inputs: As for `run`.
+
+        Returns:
+            Exact counts.
+
+        Raises:
+            InputError: As for `run`, or this qemu loads no plugins.
+        """
+        arrays = self._check_inputs(inputs)
+        with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
+            counts = Path(folder) / "counts"
+            plugin = count_plugin(_emulator_major(self._emulator))
+            guest = _Guest(self.program, self._command("-plugin", f"{plugin},counts={counts}"), self.device.name)
+            try:
+                for value, array in zip(self.program.inputs, arrays, strict=True):
+                    guest.write(value.buffer, array)
+                for index in range(len(self.program.calls)):
+                    guest.run(index)
+            finally:
+                guest.close()
+            if not counts.exists():
+                raise InputError(
+                    f"{self._emulator}: writes no instruction counts; it needs plugins, which Debian's qemu-user has "
+                    "and qemu-user-static has not. Install it with `apt-get install qemu-user`."
+                )
+            lines = [line.split() for line in counts.read_text().splitlines()]
+            found = {int(index): int(instructions) for index, instructions in lines}
+        return InstructionCounts(tuple(found.get(index, 0) for index in range(len(self.program.calls))))
+
+    def close(self) -> None:
+        """Ends the emulator; see `Runner.close`."""
+        with self._lock:
+            self._closed = True
+            if self._guest is not None:
+                self._guest.close()
+                self._guest = None
+            self._folder.cleanup()
+
+    def _command(self, *options: str) -> list[str]:
+        """Writes the emulator's command line."""
+        return [self._emulator, "-cpu", str(self.device.emulator_cpu), *options, str(self._executable)]
+
+    def _open_guest(self) -> _Guest:
+        """Gives the running emulator, started anew where it has died."""
+        if self._closed:
+            raise SepwiseError(f"Model '{self.program.name}': closed; it cannot run any more.")
+        if self._guest is None or not self._guest.alive:
+            self._guest = _Guest(self.program, self._command(), self.device.name)
+        return self._guest
+
+
+class _Guest:
+    """One process of the emulator and the commands of `runtime/emulated.c`."""
+
+    def __init__(self, program: Program, command: Sequence[str], device: str) -> None:
+        """Starts the emulator and gives the program its memory."""
+        self._program = program
+        self._device = device
+        self._errors = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
+        self._end = weakref.finalize(self, _end_guest, self._process, self._errors)
+        self._call = -1
+        self._send(_ALLOCATE, _REGIONS[Home.ARENA], 0, program.arena_bytes)
+        self._send(_ALLOCATE, _SCRATCH, 0, program.scratch_bytes)
+        self._send(_ALLOCATE, _REGIONS[Home.CONSTANT], 0, program.constants.nbytes)
+        self._send(_WRITE, _REGIONS[Home.CONSTANT], 0, program.constants.nbytes, program.constants)
+        for home, values in ((Home.INPUT, program.inputs), (Home.OUTPUT, program.outputs)):
+            for index, value in enumerate(values):
+                self._send(_ALLOCATE, _REGIONS[home], index, value.type.nbytes)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
+    def write(self, buffer: BufferRef, array: np.ndarray) -> None:
+        """Writes a tensor as it is."""
+        data = np.ascontiguousarray(array)
+        self._send(_WRITE, _REGIONS[buffer.home], buffer.offset, data.nbytes, data)
+
+    def read(self, value: Value) -> np.ndarray:
+        """Reads a value, plain."""
+        nbytes = value.type.nbytes
+        self._send(_READ, _REGIONS[value.buffer.home], value.buffer.offset, nbytes)
+        return from_memory(value, np.frombuffer(self._receive(nbytes), np.uint8))
+
+    def run(self, index: int) -> None:
+        """Runs one kernel call to its end."""
+        self._call = index
+        self._send(_RUN, index, 0, 0)
+        (status,) = struct.unpack("<q", self._receive(8))
+        if status:
+            raise SepwiseError(f"Model '{self._program.name}': call {index} ended with {status}.")
+        self._call = -1
+
+    def close(self) -> None:
+        """Lets the process end by itself, as it does at the end of its input."""
+        self._end()
+
+    def _send(self, *command: int | np.ndarray) -> None:
+        """Sends four numbers and perhaps bytes."""
+        pipe = self._process.stdin
+        assert pipe is not None
+        try:
+            pipe.write(struct.pack("<4q", *command[:4]))
+            for data in command[4:]:
+                pipe.write(np.asarray(data).reshape(-1).view(np.uint8).data)
+            pipe.flush()
+        except BrokenPipeError:
+            raise self._died() from None
+
+    def _receive(self, nbytes: int) -> bytes:
+        """Receives an answer."""
+        pipe = self._process.stdout
+        assert pipe is not None
+        data = pipe.read(nbytes)
+        if len(data) != nbytes:
+            raise self._died()
+        return data
+
+    def _died(self) -> SepwiseError:
+        """Says what killed the process and which kernel ran."""
+        status = self._process.wait()
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip().splitlines()
+        where = f"kernel '{self._program.calls[self._call].name}'" if self._call >= 0 else "start"
+        if status == -signal.SIGILL:
+            what = "met an instruction that this cpu lacks (SIGILL)"
+        elif status < 0:
+            what = f"was killed by {signal.Signals(-status).name}"
+        else:
+            what = f"ended with status {status}"
+        detail = f": {said[-1]}" if said else ""
+        return SepwiseError(f"Model '{self._program.name}' on emulated {self._device}: {where} {what}{detail}.")
+
+
+def _end_guest(process: subprocess.Popen[bytes], errors: object) -> None:
+    """Ends the process by ending its input, by force after a moment."""
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        try:
+            pipe.close()
+        except BrokenPipeError:
+            pass
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    errors.close()  # type: ignore[attr-defined]
+
+
+def _find_emulator(device: Device) -> str:
+    """Finds the emulator's program."""
+    if device.emulator is None:
+        raise InputError(f"Target '{device.name}': has no emulator; it only runs on a machine of its kind.")
+    path = shutil.which(device.emulator)
+    if path is None:
+        raise InputError(
+            f"Target '{device.name}': needs {device.emulator}, which is not installed. "
+            "Install it with `apt-get install qemu-user`."
+        )
+    return path
+
+
+@cache
+def _emulator_major(path: str) -> int:
+    """Reads qemu's major version."""
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"version (\d+)", said)
+    if found is None:
+        raise InputError(f"{path}: does not say its version as qemu does; install it with `apt-get install qemu-user`.")
+    return int(found.group(1))

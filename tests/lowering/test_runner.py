@@ -1,0 +1,320 @@
+"""Running Programs: the same numbers natively and emulated, whole, call by call and kernel by kernel."""
+
+import ctypes
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sepwise.lowering import device, link
+from sepwise.lowering.graph import Layout, TensorType
+from sepwise.lowering.program import BufferRef, Home, Program, Value
+from sepwise.lowering.runner import (
+    EmulatedRunner,
+    NativeRunner,
+    Runner,
+    aligned_empty,
+    from_memory,
+    open_runner,
+    to_memory,
+)
+from sepwise.passes.errors import InputError, SepwiseError
+
+Tensors = dict[str, np.ndarray]
+
+needs_qemu = pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="qemu-aarch64 is missing: apt-get install qemu-user")
+
+TRAPPING_KERNELS = """
+#include <stdint.h>
+void scale(const float *x, const float *shift, const float *bias, float *y, void *scratch, int32_t task) {}
+void add_and_sum(const float *y, const float *x, float *s, float *z, void *scratch, int32_t task) { __builtin_trap(); }
+"""
+
+# The share of one worker's scratch is filled and checked, so workers that share one are found out.
+BUSY_KERNELS = """
+#include <stdint.h>
+void scale(const float *x, const float *shift, const float *bias, float *y, volatile float *scratch, int32_t task) {
+  for (int round = 0; round < 50; ++round) {
+    for (int i = 0; i < 140; ++i) scratch[i] = (float)(task + i);
+    for (int i = 0; i < 140; ++i) if (scratch[i] != (float)(task + i)) y[task] = -1;
+  }
+  if (y[task] != -1) y[task] += 1;
+}
+void add_and_sum(const float *y, const float *x, float *s, float *z, void *scratch, int32_t task) { s[task] = y[task]; }
+"""
+
+
+@pytest.fixture(params=["one thread", "two threads", "five threads", "emulated"])
+def runner(request: pytest.FixtureRequest, c_program: Callable[..., Program]) -> Iterator[Runner]:
+    if request.param == "emulated":
+        if shutil.which("qemu-aarch64") is None:
+            pytest.skip("qemu-aarch64 is missing: apt-get install qemu-user")
+        opened: Runner = EmulatedRunner(c_program("cortex-a72"))
+    else:
+        opened = NativeRunner(c_program(), threads={"one": 1, "two": 2, "five": 5}[request.param.split()[0]])
+    with opened:
+        yield opened
+
+
+def inputs_of(tensors: Tensors) -> Tensors:
+    return {"x": tensors["x"], "shift": tensors["shift"]}
+
+
+def test_outputs(runner: Runner, c_program_tensors: Tensors) -> None:
+    for _ in range(3):
+        outputs = runner.run(inputs_of(c_program_tensors))
+        assert list(outputs) == ["s", "z"]
+        for name, array in outputs.items():
+            np.testing.assert_array_equal(array, c_program_tensors[name])
+
+
+def test_outputs_are_the_callers_own(runner: Runner, c_program_tensors: Tensors) -> None:
+    first = runner.run(inputs_of(c_program_tensors))["z"]
+    zeros = {name: np.zeros_like(array) for name, array in inputs_of(c_program_tensors).items()}
+    runner.run(zeros)
+    np.testing.assert_array_equal(first, c_program_tensors["z"])
+
+
+def test_intermediates_are_kept_and_unpacked(runner: Runner, c_program_tensors: Tensors) -> None:
+    kept = runner.run_keeping(inputs_of(c_program_tensors), ["y", "x"])
+    assert set(kept) == {"x", "y", "s", "z"}
+    for name, array in kept.items():
+        np.testing.assert_array_equal(array, c_program_tensors[name])
+
+
+def test_a_single_kernel(runner: Runner, c_program_tensors: Tensors) -> None:
+    rng = np.random.default_rng(1)
+    y, x = (rng.integers(0, 9, (1, 6, 5, 7)).astype(np.float32) for _ in range(2))
+    outputs = runner.run_kernel(1, [y, x])
+    np.testing.assert_array_equal(outputs["s"], y + x)
+    np.testing.assert_array_equal(outputs["z"], y.sum((2, 3)))
+    first = runner.run_kernel(0, [c_program_tensors["x"], c_program_tensors["shift"]])
+    np.testing.assert_array_equal(first["y"], c_program_tensors["y"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shift": None}, r"Input 'shift': missing; model 'small' takes x float32\[1,6,5,7\], shift float32\[1,6\]"),
+        ({"u": np.zeros(1)}, "Input 'u': model 'small' has no such input"),
+        ({"x": np.zeros((1, 6, 5, 8), np.float32)}, r"Input 'x': found float32\[1,6,5,8\], needed float32\[1,6,5,7\]"),
+        ({"x": np.zeros((1, 6, 5, 7))}, r"Input 'x': found float64\[1,6,5,7\], needed float32\[1,6,5,7\]"),
+    ],
+)
+def test_wrong_inputs_are_named(
+    change: dict[str, np.ndarray | None], message: str, runner: Runner, c_program_tensors: Tensors
+) -> None:
+    given = {name: array for name, array in (inputs_of(c_program_tensors) | change).items() if array is not None}
+    with pytest.raises(InputError, match=message):
+        runner.run(given)
+
+
+def test_wrong_names_and_kernel_arguments_are_named(runner: Runner, c_program_tensors: Tensors) -> None:
+    with pytest.raises(InputError, match="Value 'w': model 'small' computes no such value"):
+        runner.run_keeping(inputs_of(c_program_tensors), ["w"])
+    with pytest.raises(InputError, match="Kernel 'second': 1 arrays given, it takes y, x"):
+        runner.run_kernel(1, [c_program_tensors["y"]])
+
+
+def test_closed_is_closed(runner: Runner, c_program_tensors: Tensors) -> None:
+    runner.close()
+    runner.close()
+    with pytest.raises(SepwiseError, match="closed"):
+        runner.run(inputs_of(c_program_tensors))
+
+
+def test_pad_lanes_are_poisoned() -> None:
+    value = Value("v", TensorType((1, 6, 2), layout=Layout(4)), BufferRef(Home.ARENA, 0))
+    array = np.arange(12, dtype=np.float32).reshape(1, 6, 2)
+    memory = to_memory(value, array)
+    assert memory.shape == (1, 2, 2, 4)
+    assert np.isnan(memory[:, 1, :, 2:]).all()
+    assert not np.isnan(memory[:, 0]).any()
+    np.testing.assert_array_equal(from_memory(value, memory.reshape(-1).view(np.uint8)), array)
+
+
+def test_memory_is_aligned() -> None:
+    assert all(aligned_empty(nbytes).ctypes.data % 64 == 0 for nbytes in (0, 1, 100, 4096))
+
+
+# In this process
+
+
+def test_times_have_one_number_a_run_and_call(c_program: Callable[..., Program], c_program_tensors: Tensors) -> None:
+    with NativeRunner(c_program(), threads=2) as runner:
+        assert len(runner.time(5, inputs=inputs_of(c_program_tensors))) == 5
+        assert [len(times) for times in runner.time_kernels(3)] == [3, 3]
+        assert all(time >= 0 for times in runner.time_kernels(3) for time in times)
+
+
+def test_threads_take_turns_on_one_runner(c_program: Callable[..., Program], c_program_tensors: Tensors) -> None:
+    with NativeRunner(c_program(), threads=2) as runner:
+        wrong: list[str] = []
+
+        def use(factor: float) -> None:
+            given = {"x": c_program_tensors["x"] * np.float32(factor), "shift": c_program_tensors["shift"] * 0}
+            expected = np.maximum(2 * given["x"] + np.arange(-3, 3, dtype=np.float32)[:, None, None], 0).sum((2, 3))
+            wrong.extend("z" for _ in range(50) if not np.array_equal(runner.run(given)["z"], expected))
+
+        users = [threading.Thread(target=use, args=(factor,)) for factor in (1, 2, -3)]
+        for user in users:
+            user.start()
+        for user in users:
+            user.join()
+        assert wrong == []
+
+
+def test_a_forked_child_starts_its_own_workers(c_program: Callable[..., Program], c_program_tensors: Tensors) -> None:
+    with NativeRunner(c_program(), threads=2) as runner:
+        runner.run(inputs_of(c_program_tensors))
+        child = os.fork()
+        if child == 0:  # Leaves without the interpreter's clean-up: it belongs to the parent.
+            signal.alarm(20)
+            z = runner.run(inputs_of(c_program_tensors))["z"]
+            threads = len(os.listdir("/proc/self/task"))
+            os._exit(0 if np.array_equal(z, c_program_tensors["z"]) and threads == 2 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        np.testing.assert_array_equal(runner.run(inputs_of(c_program_tensors))["z"], c_program_tensors["z"])
+
+
+def test_workers_end_with_the_runner(c_program: Callable[..., Program]) -> None:
+    before = len(os.listdir("/proc/self/task"))
+    with NativeRunner(c_program(), threads=4):
+        assert len(os.listdir("/proc/self/task")) == before + 3
+    assert len(os.listdir("/proc/self/task")) == before
+
+
+def test_the_pool_changes_nobodys_affinity(c_program: Callable[..., Program], c_program_tensors: Tensors) -> None:
+    before = os.sched_getaffinity(0)
+    with NativeRunner(c_program(), threads=2) as runner:
+        runner.run(inputs_of(c_program_tensors))
+    assert os.sched_getaffinity(0) == before
+
+
+@pytest.fixture
+def pool(c_program: Callable[..., Program], tmp_path: Path) -> Iterator[tuple[ctypes.CDLL, ctypes.c_void_p]]:
+    """A pool of four workers, loaded without a runner."""
+    link.link_shared(c_program(), tmp_path / "model.so")
+    library = ctypes.CDLL(str(tmp_path / "model.so"))
+    library.sepwise_pool_create.restype = ctypes.c_void_p
+    cpus = sorted(os.sched_getaffinity(0))
+    made = ctypes.c_void_p(library.sepwise_pool_create(4, (ctypes.c_int32 * len(cpus))(*cpus), len(cpus)))
+    yield library, made
+    library.sepwise_pool_destroy(made)
+
+
+TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)
+
+
+@pytest.mark.parametrize("tasks", [0, 1, 2, 3, 4, 5, 97])
+def test_every_task_runs_once_on_a_worker(tasks: int, pool: tuple[ctypes.CDLL, ctypes.c_void_p]) -> None:
+    library, made = pool
+    for _ in range(20):
+        ran: list[tuple[int, int]] = []
+
+        def note(_: int | None, task: int, worker: int, ran: list[tuple[int, int]] = ran) -> None:
+            ran.append((task, worker))
+
+        library.sepwise_pool_parallel_for(made, tasks, TASK(note), None)
+        assert sorted(task for task, _ in ran) == list(range(tasks))
+        assert all(0 <= worker < 4 for _, worker in ran)
+
+
+def test_a_task_that_launches_stays_on_its_worker(pool: tuple[ctypes.CDLL, ctypes.c_void_p]) -> None:
+    library, made = pool
+    ran: list[tuple[int, int, int]] = []
+
+    def outer(_: int | None, task: int, worker: int) -> None:
+        inner = TASK(lambda _, inner_task, inner_worker: ran.append((task, inner_task, inner_worker - worker)))
+        library.sepwise_pool_parallel_for(made, 3, inner, None)
+
+    library.sepwise_pool_parallel_for(made, 8, TASK(outer), None)
+    assert sorted(ran) == [(task, inner, 0) for task in range(8) for inner in range(3)]
+
+
+def test_workers_do_not_share_scratch(c_program: Callable[..., Program], c_program_tensors: Tensors) -> None:
+    program = c_program(kernels=BUSY_KERNELS)
+    with NativeRunner(program, threads=2) as runner:
+        for _ in range(200):
+            runner._arena[:] = 0
+            runner.run(inputs_of(c_program_tensors))
+            y = runner._arena[128:136].view(np.float32)
+            assert y.tolist() == [1, 1]
+
+
+def test_a_program_for_another_cpu_is_refused(c_program: Callable[..., Program]) -> None:
+    other = "x86-64-v3" if device.get("host").isa == "arm" else "cortex-a72"
+    with pytest.raises(InputError, match=f"built for {other}, this machine lacks"):
+        NativeRunner(c_program(other))
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1000])
+def test_impossible_numbers_of_threads_are_refused(threads: int, c_program: Callable[..., Program]) -> None:
+    with pytest.raises(InputError, match=f"Threads: {threads} asked for, possible are 1 to 256"):
+        NativeRunner(c_program(), threads=threads)
+
+
+def test_the_device_decides_where_it_runs(c_program: Callable[..., Program]) -> None:
+    with open_runner(c_program()) as runner:
+        assert isinstance(runner, NativeRunner)
+
+
+# Under an emulator
+
+
+@needs_qemu
+@pytest.mark.emulated
+def test_instructions_are_counted_call_by_call(c_program: Callable[..., Program], c_program_tensors: Tensors) -> None:
+    with EmulatedRunner(c_program("cortex-a72")) as runner:
+        counts = runner.count(inputs_of(c_program_tensors))
+        assert len(counts.calls) == 2
+        assert counts.total == sum(counts.calls)
+        assert all(200 < instructions < 20000 for instructions in counts.calls)
+        assert runner.count(inputs_of(c_program_tensors)) == counts
+
+
+@needs_qemu
+@pytest.mark.emulated
+def test_a_trap_names_kernel_and_cpu(c_program: Callable[..., Program], c_program_tensors: Tensors) -> None:
+    with EmulatedRunner(c_program("cortex-a72", kernels=TRAPPING_KERNELS)) as runner:
+        with pytest.raises(SepwiseError, match=r"on emulated cortex-a72: kernel 'second' (met|was killed)"):
+            runner.run(inputs_of(c_program_tensors))
+        first = runner.run_kernel(0, [c_program_tensors["x"], c_program_tensors["shift"]])  # It starts anew.
+        assert set(first) == {"y"}
+
+
+@needs_qemu
+@pytest.mark.emulated
+def test_instructions_of_newer_cores_trap(c_program: Callable[..., Program], c_program_tensors: Tensors) -> None:
+    kernels = TRAPPING_KERNELS.replace("__builtin_trap();", '__asm__("sdot v0.4s, v1.16b, v2.16b");')
+    program = c_program("cortex-a72", kernels=kernels, flags=("-mcpu=cortex_a76",))
+    with (
+        EmulatedRunner(program) as runner,
+        pytest.raises(SepwiseError, match=r"kernel 'second' met an instruction that this cpu lacks \(SIGILL\)"),
+    ):
+        runner.run(inputs_of(c_program_tensors))
+
+
+@needs_qemu
+@pytest.mark.emulated
+def test_emulated_targets_are_emulated(c_program: Callable[..., Program]) -> None:
+    if device.get("host").isa == "arm":
+        pytest.skip("this machine may run the target itself; nothing installs another one")
+    with open_runner(c_program("cortex-a72")) as runner:
+        assert isinstance(runner, EmulatedRunner)
+
+
+def test_a_missing_emulator_says_what_to_install(c_program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match=r"needs qemu-aarch64, which is not installed.*apt-get install qemu-user"):
+        EmulatedRunner(c_program("cortex-a72"))
+
+
+def test_a_device_without_emulator_says_so(c_program: Callable[..., Program]) -> None:
+    with pytest.raises(InputError, match="Target 'host': has no emulator"):
+        EmulatedRunner(c_program())
