@@ -3,7 +3,7 @@
 The names below are resolved when first used, so that importing the package costs nothing:
 
     load_model(path, shapes=...)   canonicalize(model)   fuse(model)   read_chain(model, node)
-    read_activation(model, node)   layer_costs(model)
+    read_activation(model, node)   layer_costs(model)      save_model(model, path)
 """
 
 from importlib import import_module
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sepwise.passes.cost import layer_costs
     from sepwise.passes.loading import load_model
     from sepwise.passes.pipeline import FuseReport, PassReport, fuse
+    from sepwise.passes.saving import save_model
 
 __all__ = [
     "FuseReport",
@@ -25,6 +26,7 @@ __all__ = [
     "load_model",
     "read_activation",
     "read_chain",
+    "save_model",
 ]
 
 MODULES = {
@@ -36,6 +38,7 @@ MODULES = {
     "load_model": "sepwise.passes.loading",
     "read_activation": "sepwise.passes.chains",
     "read_chain": "sepwise.passes.chains",
+    "save_model": "sepwise.passes.saving",
 }
 
 

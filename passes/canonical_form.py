@@ -95,7 +95,7 @@ def _name_nodes(model: ir.Model) -> None:
 def _inline_functions(model: ir.Model) -> None:
     if any(domain != DOMAIN for domain, _, _ in model.functions):
         common_passes.InlinePass(criteria=lambda function: function.domain != DOMAIN)(model)
-        common_passes.RemoveUnusedFunctionsPass()(model)
+        common_passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         _name_nodes(model)
 
 
@@ -186,7 +186,7 @@ def _infer_shapes(model: ir.Model) -> None:
     for name, value in list(skeleton.graph.initializers.items()):
         if value.const_value is not None and value.const_value.nbytes > BIG_TENSOR_BYTES:
             value.type = ir.TensorType(value.const_value.dtype)
-            value.shape = ir.Shape(value.const_value.shape)
+            value.shape = ir.Shape(value.const_value.shape.numpy())
             del skeleton.graph.initializers[name]
             value.const_value = None
             if value not in skeleton.graph.inputs:

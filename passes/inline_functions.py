@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from sepwise.passes.functions import Operand, Result, Step, function_of, spell
-from sepwise.passes.rewriting import Refusal, RewritePass, set_original_nodes, unique_value_name
+from sepwise.passes.rewriting import Refusal, RewritePass, RewriteResult, set_original_nodes, unique_value_name
 from sepwise.passes.vocabulary import DOMAIN
 
 __all__ = ["InlineFunctionsPass"]
@@ -81,7 +81,7 @@ class InlineFunctionsPass(RewritePass[Call]):
         assert isinstance(graph, ir.Graph), "passes do not visit function bodies"
         ir.convenience.replace_nodes_and_values(graph, call, [call], nodes, call.outputs, [results[-1]])
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def call(self, model: ir.Model) -> RewriteResult:
         """Inlines all calls, those inside functions included, and drops the functions."""
         result = super().call(model)
         if not any(node.domain == DOMAIN for graph in model.graphs() for node in graph):
@@ -105,7 +105,7 @@ def _initializer(model: ir.Model, tensor: ir.TensorProtocol, wanted_name: str) -
     name = unique_value_name(model, wanted_name)
     value = ir.Value(
         name=name,
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         type=ir.TensorType(tensor.dtype),
         const_value=ir.tensor(tensor.numpy(), name=name),
     )

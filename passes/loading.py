@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from sepwise.passes.errors import InputError, UnsupportedError
 

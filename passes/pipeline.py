@@ -1,6 +1,5 @@
 """The pass pipeline: from a model as it came in to fused operators, with a report of every pass."""
 
-import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -16,11 +15,19 @@ from sepwise.passes.fuse_residual import FuseResidualPass
 from sepwise.passes.group_separable import GroupSeparablePass
 from sepwise.passes.inline_functions import InlineFunctionsPass
 from sepwise.passes.recognise_activation import RecogniseActivationPass
-from sepwise.passes.rewriting import Refusal, RewriteResult
+from sepwise.passes.rewriting import RewriteResult
 
 __all__ = ["FuseReport", "PassReport", "fuse"]
 
-logger = logging.getLogger(__name__)
+AnyPass = (
+    FoldPadPass
+    | RecogniseActivationPass
+    | FoldBatchNormPass
+    | FoldAffinePass
+    | FuseActivationPass
+    | FuseResidualPass
+    | GroupSeparablePass
+)
 
 
 @dataclass(frozen=True)
@@ -30,12 +37,12 @@ class PassReport:
     Attributes:
         name: The pass, by the stem of its file.
         fired: Number of rewrites.
-        refused: What it looked at and left alone, and why.
+        refused: What it looked at and left alone, and why: pairs (node name, reason).
     """
 
     name: str
     fired: int
-    refused: tuple[Refusal, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,22 +88,14 @@ def fuse(model: ir.Model, *, inline: bool = False, keep_stages: bool = False) ->
     reports: dict[str, PassReport] = {}
     stages: list[tuple[str, ir.Model]] = [("canonicalize", fused.clone())] if keep_stages else []
 
-    def run(
-        *passes: FoldPadPass
-        | RecogniseActivationPass
-        | FoldAffinePass
-        | FoldBatchNormPass
-        | FuseActivationPass
-        | FuseResidualPass
-        | GroupSeparablePass,
-    ) -> int:
+    def run(*passes: AnyPass) -> int:
         total = 0
         for step in passes:
             result = step(fused)
             assert isinstance(result, RewriteResult), "all of our passes report what fired"
             before = reports.get(step.name)
             fired = result.fired + (before.fired if before else 0)
-            reports[step.name] = PassReport(step.name, fired, result.refused)
+            reports[step.name] = PassReport(step.name, fired, tuple((refusal.node, refusal.reason) for refusal in result.refused))
             total += result.fired
             if keep_stages and result.modified:
                 stages.append((step.name, fused.clone()))

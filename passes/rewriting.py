@@ -170,7 +170,7 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
         tensor = constant_tensor(value)
         if tensor is None:
             return None
-        shape = ir.Shape(tensor.shape)
+        shape = ir.Shape(tensor.shape.numpy())
     dims = tuple(shape)
     if not all(isinstance(dim, int) for dim in dims):
         return None
