@@ -20,6 +20,7 @@ __all__ = [
     "parallel_cycles",
     "register_tile_fits",
     "register_tiles",
+    "stream_cycles",
 ]
 
 LOAD_PORTS = 2
@@ -40,7 +41,7 @@ EPILOGUE_CYCLES = 2.0
 BYTES_PER_CYCLE_L2 = 32
 """Bytes that a core streams from its second-level cache in one cycle."""
 
-BYTES_PER_CYCLE_MEMORY = 8
+BYTES_PER_CYCLE_MEMORY = 12
 """Bytes that a core streams from beyond its second-level cache in one cycle."""
 
 LAUNCH_CYCLES = 4000
@@ -123,6 +124,21 @@ def copy_cycles(device: Device, nbytes: float, *, footprint_bytes: float) -> flo
     if footprint_bytes <= device.l1d_bytes * 0.75:
         return 0.0
     if footprint_bytes <= device.l2_bytes * 0.75:
+        return nbytes / BYTES_PER_CYCLE_L2
+    return nbytes / BYTES_PER_CYCLE_MEMORY
+
+
+def stream_cycles(device: Device, nbytes: float) -> float:
+    """Predicts the cycles to read or write tensors that another kernel wrote or will read.
+
+    Args:
+        device: Gives the cache sizes.
+        nbytes: Bytes of all tensors together.
+
+    Returns:
+        Cycles, at the rate of the second-level cache where it holds them.
+    """
+    if nbytes <= device.l2_bytes * 0.75:
         return nbytes / BYTES_PER_CYCLE_L2
     return nbytes / BYTES_PER_CYCLE_MEMORY
 

@@ -1,0 +1,273 @@
+"""From a model to a Program: passes, import, layouts, schedules, memory plan, one object."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from sepwise.lowering import device as devices
+from sepwise.lowering.artifact import Artifact
+from sepwise.lowering.codegen import build_object, lower_kernel, tvm_target
+from sepwise.lowering.generic import GenericWorkload, schedule_generic
+from sepwise.lowering.importer import import_graph
+from sepwise.lowering.layout import assign_layouts
+from sepwise.lowering.memory_plan import Lifetime, align, plan_memory
+from sepwise.lowering.program import BufferRef, Home, KernelCall, Program, Value
+from sepwise.lowering.selection import Selector
+from sepwise.passes import canonicalize, fuse, load_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from os import PathLike
+
+    from sepwise.lowering.codegen import CompiledKernel
+    from sepwise.lowering.device import Device
+    from sepwise.lowering.graph import Kernel, KernelGraph
+    from sepwise.lowering.memory_plan import MemoryPlan
+
+__all__ = ["CompileReport", "build_program", "compile"]
+
+
+@dataclass(frozen=True, slots=True)
+class CompileReport:
+    """What a compilation made.
+
+    Attributes:
+        model: The model's name.
+        target: The device's name.
+        strategy_mac_share: Share of the multiply-accumulates that run in scheduled strategies, 0 to 1.
+        seconds: Wall time from the loaded model to the Program.
+        kernels: Kernel calls.
+        records_used: Kernels that a tuning record decided.
+        generic_convolutions: Names of convolutions left to the generic schedule; any is a defect.
+    """
+
+    model: str
+    target: str
+    strategy_mac_share: float
+    seconds: float
+    kernels: int
+    records_used: int
+    generic_convolutions: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """The fields of the compile JSON."""
+        return asdict(self)
+
+
+def compile(
+    model: str | PathLike[str] | ir.Model,
+    *,
+    target: str = "host",
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    threads: int = 1,
+    output: str | PathLike[str] | None = None,
+) -> Artifact:
+    """Compiles a model for a device.
+
+    Args:
+        model: An ONNX file or a model in memory.
+        target: Name of a device, `host` for this machine.
+        shapes: Shapes of inputs whose dimensions are symbolic, by name.
+        threads: Workers that the kernels are shared out to.
+        output: Folder to save the artifact in, or None.
+
+    Returns:
+        The artifact, which runs where the device can be reached.
+
+    Raises:
+        InputError: The model, the target or the folder cannot be used.
+
+    Example:
+        >>> compile("mobilenet_v2.onnx", target="host").run(x=x)  # doctest: +SKIP
+    """
+    device = devices.get(target)
+    loaded = model if isinstance(model, ir.Model) else load_model(model, shapes=shapes)
+    program, report = build_program(loaded, device, threads=threads)
+    artifact = Artifact(program, report.to_json(), threads=threads)
+    if output is not None:
+        artifact.save(output)
+    return artifact
+
+
+def build_program(model: ir.Model, device: Device, *, threads: int = 1) -> tuple[Program, CompileReport]:
+    """Builds the Program of a loaded model.
+
+    Args:
+        model: As `passes.load_model` returns it; left as it is.
+        device: The target.
+        threads: Workers that the kernels are shared out to.
+
+    Returns:
+        The Program and the report.
+
+    Raises:
+        UnsupportedError: An operator or element type cannot be compiled.
+    """
+    started = time.perf_counter()
+    canonical = canonicalize(model)
+    value_names = {node.name: node.outputs[0].name for node in canonical.graph if node.name}
+    fused = fuse(canonical).model
+    selector = Selector(device, threads)
+    imported = import_graph(fused, device, selector, value_names=value_names)
+    graph = imported.graph
+    assign_layouts(graph, imported.views, device)
+    compiled, strategies = _compile_kernels(graph, imported.weights, device, selector)
+    target = tvm_target(device)
+    objects = build_object({kernel.symbol: kernel for kernel in compiled.values()}, target)
+    program = _assemble(graph, imported.views, device, compiled, strategies, objects)
+    total = sum(call.macs for call in program.calls)
+    ours = sum(
+        kernel.workload.macs for kernel in graph.kernels if not isinstance(kernel.workload, GenericWorkload)
+    )
+    generic_convolutions = tuple(
+        kernel.name
+        for kernel in graph.kernels
+        if isinstance(kernel.workload, GenericWorkload) and "Conv" in kernel.workload.operators
+    )
+    report = CompileReport(
+        model=graph.name,
+        target=device.name,
+        strategy_mac_share=ours / total if total else 1.0,
+        seconds=time.perf_counter() - started,
+        kernels=len(program.calls),
+        records_used=0,
+        generic_convolutions=generic_convolutions,
+    )
+    return program, report
+
+
+def _compile_kernels(
+    graph: KernelGraph,
+    weights: Mapping[str, list[tuple[np.ndarray, np.ndarray]]],
+    device: Device,
+    selector: Selector,
+) -> tuple[dict[str, CompiledKernel], dict[str, str]]:
+    """Schedules and lowers each kernel, equal workloads once; packs weights. By kernel name; and strategy names."""
+    target = tvm_target(device)
+    compiled: dict[str, CompiledKernel] = {}
+    strategies: dict[str, str] = {}
+    by_key: dict[str, CompiledKernel] = {}
+    packers = {}
+    for kernel in graph.kernels:
+        workload = kernel.workload
+        if workload.key not in by_key:
+            if isinstance(workload, GenericWorkload):
+                function = schedule_generic(workload, device)
+            else:
+                choice = selector.choose(workload)
+                assert not isinstance(choice, list), "the importer made a workload that nothing computes"
+                implementation = choice.strategy.schedule(workload, device, choice.tile)
+                function = implementation.function
+                packers[workload.key] = (implementation.pack, choice.strategy.name)
+            by_key[workload.key] = lower_kernel(function, f"{kernel.name}", target)
+        compiled[kernel.name] = by_key[workload.key]
+        if workload.key in packers:
+            pack, strategies[kernel.name] = packers[workload.key]
+            for name, array in zip(kernel.constants, pack(weights[kernel.name]), strict=True):
+                graph.constants[name] = array
+        else:
+            strategies[kernel.name] = "generic"
+    return compiled, strategies
+
+
+def _assemble(
+    graph: KernelGraph,
+    views: Mapping[str, str],
+    device: Device,
+    compiled: Mapping[str, CompiledKernel],
+    strategies: Mapping[str, str],
+    objects: bytes,
+) -> Program:
+    """Places values and constants and spells out the calls."""
+    plan, homes = _place_values(graph, views)
+    constants, offsets = _place_constants(graph)
+    calls = []
+    for kernel in graph.kernels:
+        code = compiled[kernel.name]
+        arguments = (
+            *(homes[name] for name in kernel.inputs),
+            *(BufferRef(Home.CONSTANT, offsets[name]) for name in kernel.constants),
+            *(homes[name] for name in kernel.outputs),
+        )
+        calls.append(
+            KernelCall(
+                name=kernel.name,
+                symbol=code.symbol,
+                arguments=arguments,
+                inputs=kernel.inputs,
+                outputs=kernel.outputs,
+                tasks=code.tasks,
+                scratch_bytes=code.scratch_bytes,
+                macs=kernel.workload.macs,
+                nodes=kernel.nodes,
+                strategy=strategies[kernel.name],
+            )
+        )
+    network = set(graph.inputs) | set(graph.outputs)
+    return Program(
+        name=graph.name,
+        device=device.name,
+        calls=tuple(calls),
+        inputs=tuple(Value(name, graph.values[name], homes[name]) for name in graph.inputs),
+        outputs=tuple(
+            Value(name, graph.values[name], BufferRef(Home.OUTPUT, index))
+            for index, name in enumerate(graph.outputs)
+        ),
+        values=tuple(
+            Value(name, graph.values[name], home) for name, home in homes.items() if name not in network
+        ),
+        constants=constants,
+        arena_bytes=plan.arena_bytes,
+        arena_lower_bound_bytes=plan.lower_bound_bytes,
+        object_code=objects,
+    )
+
+
+def _place_values(graph: KernelGraph, views: Mapping[str, str]) -> tuple[MemoryPlan, dict[str, BufferRef]]:
+    """Network inputs and outputs at the caller's, everything else in the arena."""
+    def base(name: str) -> str:
+        while name in views:
+            name = views[name]
+        return name
+
+    homes: dict[str, BufferRef] = {}
+    for index, name in enumerate(graph.inputs):
+        homes[name] = BufferRef(Home.INPUT, index)
+    for index, name in enumerate(graph.outputs):
+        homes.setdefault(base(name), BufferRef(Home.OUTPUT, index))
+    spans: dict[str, list[int]] = {}
+    for index, kernel in enumerate(graph.kernels):
+        for name in (*kernel.inputs, *kernel.outputs):
+            span = spans.setdefault(base(name), [index, index])
+            span[1] = index
+    lifetimes = [
+        Lifetime(name, graph.values[name].nbytes, first, last)
+        for name, (first, last) in spans.items()
+        if name not in homes
+    ]
+    plan = plan_memory(lifetimes)
+    for name, offset in plan.offsets.items():
+        homes[name] = BufferRef(Home.ARENA, offset)
+    for name in views:
+        homes[name] = homes[base(name)]
+    return plan, homes
+
+
+def _place_constants(graph: KernelGraph) -> tuple[np.ndarray, dict[str, int]]:
+    """Lays every constant that a kernel reads into one block, each at a multiple of 64 bytes."""
+    offsets: dict[str, int] = {}
+    used = 0
+    names = [name for kernel in graph.kernels for name in kernel.constants]
+    for name in dict.fromkeys(names):
+        offsets[name] = used
+        used += align(graph.constants[name].nbytes)
+    block = np.zeros(max(used, 1), np.uint8)
+    for name, offset in offsets.items():
+        raw = np.ascontiguousarray(graph.constants[name]).view(np.uint8).reshape(-1)
+        block[offset : offset + raw.nbytes] = raw
+    return block, offsets

@@ -1,0 +1,378 @@
+"""From a fused ONNX graph to the KernelGraph.
+
+Each convolution, fused call and matrix product with constant weights becomes a workload directly; what is left
+becomes generic kernels. Values keep their ONNX names: a value between two stages that the fused graph keeps inside a
+function gets the name it had in the original graph.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sepwise.lowering.generic import import_generic
+from sepwise.lowering.graph import Kernel, KernelGraph, Layout, TensorType
+from sepwise.lowering.selection import Selector
+from sepwise.lowering.workload import ConvWorkload, DTypes, LinearWorkload, Stage
+from sepwise.passes import read_activation, read_chain
+from sepwise.passes.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import onnx_ir as ir
+
+    from sepwise.lowering.device import Device
+    from sepwise.passes.vocabulary import ConvStage, FusedChain
+
+__all__ = ["ImportedGraph", "import_graph"]
+
+FIRST_LAYER_CHANNELS = 4
+"""A network's input of up to so many channels is read as it is, not packed."""
+
+
+@dataclass(frozen=True)
+class ImportedGraph:
+    """The KernelGraph and what its kernels' constants are made from.
+
+    Attributes:
+        graph: The kernels; constants of convolutions and matrix products are not packed yet.
+        weights: Weight and bias of each stage of such kernels, by kernel name.
+        views: Values that are views of others, by the name of what they view.
+    """
+
+    graph: KernelGraph
+    weights: dict[str, list[tuple[np.ndarray, np.ndarray]]]
+    views: dict[str, str]
+
+
+def import_graph(
+    model: ir.Model, device: Device, selector: Selector, *, value_names: Mapping[str, str]
+) -> ImportedGraph:
+    """Imports a fused model.
+
+    Args:
+        model: As `passes.fuse` leaves it; static shapes.
+        device: Gives the lanes of packed tensors.
+        selector: Decides which stages share a kernel.
+        value_names: Output value of each node of the original graph, by node name.
+
+    Returns:
+        The graph, its layouts still open: all values plain.
+
+    Raises:
+        UnsupportedError: An element type, operator or convolution that cannot be compiled.
+    """
+    return _Importer(model, device, selector, value_names).run()
+
+
+class _Importer:
+    """Walks the nodes of one graph."""
+
+    def __init__(
+        self, model: ir.Model, device: Device, selector: Selector, value_names: Mapping[str, str]
+    ) -> None:
+        self._model = model
+        self._device = device
+        self._selector = selector
+        self._value_names = value_names
+        self._graph_inputs = {value.name for value in model.graph.inputs}
+        self._values: dict[str, TensorType] = {}
+        self._constants: dict[str, np.ndarray] = {}
+        self._kernels: list[Kernel] = []
+        self._weights: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    def run(self) -> ImportedGraph:
+        """Imports every node."""
+        graph = self._model.graph
+        for value in graph.inputs:
+            self._declare(value)
+        rest: list[ir.Node] = []
+        absorbed: set[int] = set()
+        for node in graph:
+            if id(node) in absorbed:
+                continue
+            chain = read_chain(self._model, node)
+            if chain is not None and self._constant_weights(chain):
+                self._import_chain(node, chain)
+                continue
+            linear = self._match_linear(node)
+            if linear is None:
+                rest.append(node)
+            else:
+                absorbed.update(id(other) for other in linear.nodes)
+                self._import_linear(linear)
+        generic = import_generic(self._model, rest)
+        self._kernels += generic.kernels
+        self._values |= generic.values
+        self._constants |= generic.constants
+        outputs = [_name(value) for value in graph.outputs]
+        produced = {name for kernel in self._kernels for name in kernel.outputs}
+        produced |= set(generic.views) | {_name(value) for value in graph.inputs}
+        missing = [name for name in outputs if name not in produced]
+        for value in graph.outputs:
+            if value.name in missing:
+                raise UnsupportedError(
+                    f"Output '{value.name}': it is a constant; a network that computes nothing cannot be compiled."
+                )
+        kernel_graph = KernelGraph(
+            name=graph.name or "model",
+            inputs=[_name(value) for value in graph.inputs],
+            outputs=outputs,
+            values=self._values,
+            constants=self._constants,
+            kernels=_in_order(self._kernels, set(self._graph_inputs), generic.views),
+        )
+        return ImportedGraph(kernel_graph, self._weights, dict(generic.views))
+
+    def _declare(self, value: ir.Value) -> TensorType:
+        """Notes a value's type."""
+        declared = tensor_type(value)
+        self._values[_name(value)] = declared
+        return declared
+
+    def _constant_weights(self, chain: FusedChain) -> bool:
+        """Whether every weight and bias is known; a convolution with dynamic weights is a generic operator."""
+        return all(
+            self._array(stage.weight) is not None and (stage.bias is None or self._array(stage.bias) is not None)
+            for stage in chain.stages
+        )
+
+    def _array(self, name: str | None) -> np.ndarray | None:
+        """The constant of that name, or None."""
+        value = self._model.graph.initializers.get(name) if name is not None else None
+        if value is None or value.const_value is None:
+            return None
+        return value.const_value.numpy()
+
+    def _import_chain(self, node: ir.Node, chain: FusedChain) -> None:
+        """One or more kernels for a chain of convolutions."""
+        source = next(value for value in node.inputs if value is not None and value.name == chain.input)
+        source_type = tensor_type(source)
+        self._values.setdefault(chain.input, source_type)
+        output_type = self._declare(node.outputs[0])
+        if source_type.dtype != "float32":
+            raise UnsupportedError(
+                f"Convolution '{node.name}': element type {source_type.dtype}; float32 is what can be compiled."
+            )
+        weights = [self._stage_weights(stage) for stage in chain.stages]
+        batch, _, *spatial = source_type.shape
+        stages = tuple(
+            _stage(stage, weight) for stage, (weight, _) in zip(chain.stages, weights, strict=True)
+        )
+        lanes = self._device.lanes
+        # A 1-D network is a 2-D one of height 1.
+        plain_input = (
+            chain.input in self._graph_inputs
+            and stages[0].groups == 1
+            and stages[0].in_channels <= FIRST_LAYER_CHANNELS
+        )
+        workload = ConvWorkload(
+            batch=batch,
+            spatial=tuple(spatial) if len(spatial) > 1 else (1, *spatial),
+            stages=stages,
+            residual=chain.residual is not None,
+            post_activation=chain.post_activation,
+            input_lanes=0 if plain_input else lanes,
+            output_lanes=lanes,
+            dtypes=DTypes(),
+        )
+        start, name = 0, chain.input
+        parts = self._selector.partition(workload)
+        for part in parts:
+            end = start + len(part.stages)
+            last = end == len(stages)
+            covered = chain.stages[start:end]
+            nodes = tuple(n for stage in covered for n in stage.nodes)
+            if last:
+                nodes += tuple(n for n in chain.nodes if n not in {m for s in chain.stages for m in s.nodes})
+                output = chain.output
+            else:
+                output = self._value_names.get(covered[-1].nodes[-1], f"{chain.output}.{start}")
+                shape = (batch, part.stages[-1].out_channels, *part.spatials[-1][-len(spatial) :])
+                self._values[output] = replace(output_type, shape=shape)
+            kernel_name = self._kernel_name(part.kind, nodes)
+            inputs = (name, chain.residual) if part.residual and chain.residual else (name,)
+            constants = tuple(f"{kernel_name}.{kind}{i}" for i in range(len(part.stages)) for kind in ("weight", "bias"))
+            self._kernels.append(Kernel(kernel_name, part, inputs, constants, (output,), nodes))
+            self._weights[kernel_name] = weights[start:end]
+            start, name = end, output
+
+    def _stage_weights(self, stage: ConvStage) -> tuple[np.ndarray, np.ndarray]:
+        """Weight `(oc, ic / group, *kernel)` with at least two kernel axes, and bias `(oc,)`."""
+        weight, bias = self._array(stage.weight), self._array(stage.bias)
+        assert weight is not None
+        if weight.ndim == 3:
+            weight = weight[:, :, None, :]
+        if bias is None:
+            bias = np.zeros(weight.shape[0], weight.dtype)
+        return weight.astype(np.float32), bias.astype(np.float32)
+
+    def _match_linear(self, node: ir.Node) -> _Linear | None:
+        """A Gemm or MatMul with constant weights, with the bias and activation behind it."""
+        if node.domain != "" or node.op_type not in ("Gemm", "MatMul"):
+            return None
+        data, weight_value = node.inputs[0], node.inputs[1]
+        weight = self._array(weight_value.name) if weight_value is not None else None
+        if data is None or weight is None or weight.ndim != 2 or data.name in self._model.graph.initializers:
+            return None
+        if tensor_type(data).dtype != "float32":
+            return None
+        bias: np.ndarray | None = None
+        scale = 1.0
+        if node.op_type == "Gemm":
+            attributes = node.attributes
+            scale = attributes["alpha"].as_float() if "alpha" in attributes else 1.0
+            if "transA" in attributes and attributes["transA"].as_int():
+                return None
+            if not ("transB" in attributes and attributes["transB"].as_int()):
+                weight = weight.T
+            if len(node.inputs) > 2 and node.inputs[2] is not None:
+                bias = self._array(node.inputs[2].name)
+                if bias is None:
+                    return None
+                beta = attributes["beta"].as_float() if "beta" in attributes else 1.0
+                bias = bias * np.float32(beta)
+                if bias.size not in (1, weight.shape[0]):
+                    return None
+                bias = np.broadcast_to(bias.reshape(-1), (weight.shape[0],))
+        else:
+            weight = weight.T
+        if scale != 1.0:
+            weight = weight * np.float32(scale)
+        linear = _Linear([node], node.outputs[0], weight, bias, None)
+        self._absorb_bias(linear)
+        self._absorb_activation(linear)
+        return linear
+
+    def _absorb_bias(self, linear: _Linear) -> None:
+        """`MatMul; Add(constant vector)` -> one product with bias."""
+        follower = self._only_consumer(linear.output)
+        if linear.bias is not None or follower is None or follower.op_type != "Add" or follower.domain != "":
+            return
+        other = next((v for v in follower.inputs if v is not linear.output), None)
+        bias = self._array(other.name) if other is not None else None
+        if bias is None or bias.size != linear.weight.shape[0] or bias.shape[-1:] != (bias.size,):
+            return
+        linear.bias = bias.reshape(-1)
+        linear.extend(follower)
+
+    def _absorb_activation(self, linear: _Linear) -> None:
+        """`product; activation` -> one product with epilogue."""
+        follower = self._only_consumer(linear.output)
+        activation = read_activation(self._model, follower) if follower is not None else None
+        if follower is not None and activation is not None:
+            linear.activation = activation
+            linear.extend(follower)
+
+    def _only_consumer(self, value: ir.Value) -> ir.Node | None:
+        """The one node that reads a value which is no output of the network, or None."""
+        consumers = list(value.consumers())
+        return consumers[0] if len(consumers) == 1 and not value.is_graph_output() else None
+
+    def _import_linear(self, linear: _Linear) -> None:
+        """One kernel for a matrix product."""
+        data = linear.nodes[0].inputs[0]
+        assert data is not None
+        source = tensor_type(data)
+        self._values.setdefault(_name(data), source)
+        self._declare(linear.output)
+        features, reduction = linear.weight.shape
+        rows = math.prod(source.shape[:-1])
+        workload = LinearWorkload(rows, reduction, features, linear.activation)
+        nodes = tuple(_name(node) for node in linear.nodes)
+        name = self._kernel_name("linear", nodes)
+        bias = linear.bias if linear.bias is not None else np.zeros(features, np.float32)
+        constants = (f"{name}.weight0", f"{name}.bias0")
+        self._kernels.append(
+            Kernel(name, workload, (_name(data),), constants, (_name(linear.output),), nodes)
+        )
+        self._weights[name] = [(linear.weight.astype(np.float32), bias.astype(np.float32))]
+
+    def _kernel_name(self, kind: str, nodes: Sequence[str]) -> str:
+        """A C identifier out of the place in the graph and the first node."""
+        first = "".join(c if c.isalnum() else "_" for c in nodes[0]) if nodes else ""
+        kind = kind.replace("+", "_")
+        return f"k{len(self._kernels)}_{kind}_{first}"[:96]
+
+
+@dataclass
+class _Linear:
+    """A matrix product with what follows it."""
+
+    nodes: list[ir.Node]
+    output: ir.Value
+    weight: np.ndarray
+    bias: np.ndarray | None
+    activation: object
+
+    def extend(self, node: ir.Node) -> None:
+        """Takes in a node behind it."""
+        self.nodes.append(node)
+        self.output = node.outputs[0]
+
+
+def tensor_type(value: ir.Value) -> TensorType:
+    """Reads a value's static shape and element type.
+
+    Args:
+        value: A value of a canonical graph.
+
+    Returns:
+        Its type, in plain layout.
+
+    Raises:
+        UnsupportedError: The shape is not static or the type is unknown.
+    """
+    shape = value.shape
+    if shape is None or value.dtype is None or any(not isinstance(dim, int) for dim in shape):
+        raise UnsupportedError(
+            f"Value '{value.name}': shape {shape} is not static; fix the input shapes with --shape."
+        )
+    return TensorType(tuple(int(dim) for dim in shape), value.dtype.numpy().name, Layout())
+
+
+def _stage(stage: ConvStage, weight: np.ndarray) -> Stage:
+    """A stage of the workload; a 1-D convolution gets a height of 1."""
+    lift = (1,) if len(stage.kernel_shape) == 1 else ()
+    rank = len(stage.kernel_shape)
+    zero = (0,) if lift else ()
+    return Stage(
+        in_channels=weight.shape[1] * stage.group,
+        out_channels=weight.shape[0],
+        groups=stage.group,
+        kernel=lift + tuple(stage.kernel_shape),
+        strides=lift + tuple(stage.strides),
+        pads_begin=zero + tuple(stage.pads[:rank]),
+        pads_end=zero + tuple(stage.pads[rank:]),
+        dilations=lift + tuple(stage.dilations),
+        activation=stage.activation,
+    )
+
+
+def _name(named: ir.Value | ir.Node) -> str:
+    """The name, which canonical graphs always have."""
+    assert named.name
+    return named.name
+
+
+def _in_order(kernels: Sequence[Kernel], ready: set[str], views: Mapping[str, str]) -> list[Kernel]:
+    """Sorts kernels so that each follows what it reads, otherwise keeping their order."""
+    waiting, ordered = list(kernels), []
+    known = set(ready)
+
+    def available(name: str) -> bool:
+        while name not in known and name in views:
+            name = views[name]
+        return name in known
+
+    while waiting:
+        kernel = next((k for k in waiting if all(available(name) for name in k.inputs)), None)
+        assert kernel is not None, "the graph has a cycle"
+        waiting.remove(kernel)
+        ordered.append(kernel)
+        known.update(kernel.outputs)
+    return ordered

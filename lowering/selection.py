@@ -1,0 +1,139 @@
+"""Choice of strategy, tile and fusion: whatever the analytic model predicts to take the fewest cycles."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sepwise.lowering.cost import stream_cycles
+from sepwise.lowering.strategies import Refusal, strategies_for
+from sepwise.lowering.workload import ConvWorkload
+from sepwise.passes.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from sepwise.lowering.device import Device
+    from sepwise.lowering.strategies.base import AnyStrategy, Tile
+    from sepwise.lowering.workload import LinearWorkload
+
+__all__ = ["Choice", "Selector"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What runs a workload.
+
+    Attributes:
+        strategy: The implementation.
+        tile: Its sizes.
+        cycles: Predicted cycles with reading the inputs and writing the output.
+    """
+
+    strategy: AnyStrategy
+    tile: Tile
+    cycles: float
+
+
+class Selector:
+    """Chooses for one device and number of threads; equal workloads are chosen for once.
+
+    Args:
+        device: The target.
+        threads: Workers.
+    """
+
+    def __init__(self, device: Device, threads: int) -> None:
+        self._device = device
+        self._threads = threads
+        self._choices: dict[str, Choice | list[Refusal]] = {}
+
+    def choose(self, workload: ConvWorkload | LinearWorkload) -> Choice | list[Refusal]:
+        """Chooses strategy and tile.
+
+        Args:
+            workload: What to compute.
+
+        Returns:
+            The choice, or every strategy's refusal where none applies.
+        """
+        if workload.key not in self._choices:
+            self._choices[workload.key] = self._search(workload)
+        return self._choices[workload.key]
+
+    def partition(self, workload: ConvWorkload) -> list[ConvWorkload]:
+        """Cuts a chain into the kernels that are predicted fastest.
+
+        Args:
+            workload: A chain as the graph passes grouped it.
+
+        Returns:
+            One workload a kernel, in execution order.
+
+        Raises:
+            UnsupportedError: No strategy computes some stage.
+        """
+        count = len(workload.stages)
+        best: list[tuple[float, list[ConvWorkload]] | None] = [(0.0, [])] + [None] * count
+        refusals: list[Refusal] = []
+        for end in range(1, count + 1):
+            for start in range(end):
+                before = best[start]
+                if before is None:
+                    continue
+                segment = _segment(workload, start, end)
+                choice = self.choose(segment)
+                if isinstance(choice, list):
+                    refusals += choice
+                    continue
+                total, known = before[0] + choice.cycles, best[end]
+                if known is None or total < known[0]:
+                    best[end] = (total, [*before[1], segment])
+        chosen = best[count]
+        if chosen is None:
+            reasons = "; ".join(dict.fromkeys(refusal.reason for refusal in refusals))
+            raise UnsupportedError(f"Convolution {workload.key}: no strategy computes it ({reasons}).")
+        return chosen[1]
+
+    def _search(self, workload: ConvWorkload | LinearWorkload) -> Choice | list[Refusal]:
+        """Asks every strategy for its best tile."""
+        refusals: list[Refusal] = []
+        best: Choice | None = None
+        for strategy in strategies_for(workload):
+            refusal = strategy.applies(workload, self._device)
+            if refusal is not None:
+                refusals.append(refusal)
+                continue
+            tile = strategy.tiles(workload, self._device, self._threads)[0]
+            cycles = strategy.predicted_cycles(workload, self._device, self._threads, tile)
+            cycles += _boundary_cycles(workload, self._device)
+            if best is None or cycles < best.cycles:
+                best = Choice(strategy, tile, cycles)
+        return best if best is not None else refusals
+
+
+def _segment(workload: ConvWorkload, start: int, end: int) -> ConvWorkload:
+    """The stages from `start` to `end` as a workload of their own."""
+    last = end == len(workload.stages)
+    return replace(
+        workload,
+        spatial=workload.spatials[start],
+        stages=workload.stages[start:end],
+        residual=workload.residual and last,
+        post_activation=workload.post_activation if last else None,
+        input_lanes=workload.input_lanes if start == 0 else workload.output_lanes,
+    )
+
+
+def _boundary_cycles(workload: ConvWorkload | LinearWorkload, device: Device) -> float:
+    """Cycles to read the inputs from where their producer left them, and to write the output."""
+    if not isinstance(workload, ConvWorkload):
+        return 0.0
+    channels = [workload.stages[0].in_channels, workload.stages[-1].out_channels]
+    spatials = [workload.spatials[0], workload.spatials[-1]]
+    tensors = [
+        4.0 * workload.batch * math.ceil(c / device.lanes) * device.lanes * math.prod(spatial)
+        for c, spatial in zip(channels, spatials, strict=True)
+    ]
+    if workload.residual:
+        tensors.append(tensors[1])
+    return stream_cycles(device, sum(tensors))
