@@ -64,3 +64,11 @@ def zoo_file(request: pytest.FixtureRequest) -> Callable[..., Path]:
         return path
 
     return export
+
+
+@pytest.fixture(scope="session")
+def trained_networks(request: pytest.FixtureRequest) -> dict[str, Path]:
+    """The three trained networks of `sepwise.samples` by name, downloaded once into pytest's cache."""
+    from sepwise.samples import fetch_networks
+
+    return fetch_networks(Path(request.config.cache.mkdir("trained")))

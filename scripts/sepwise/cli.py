@@ -83,8 +83,9 @@ def answer(error: Exception) -> int:
         The exit status.
     """
     if isinstance(error, TyperException):
-        if error.message:
-            say(error.format_message())
+        text = error.format_message()
+        if text:  # none where no subcommand was given and help was shown
+            say(text)
         return error.exit_code
     from sepwise.passes.errors import SepwiseError
 

@@ -1,0 +1,119 @@
+"""The demonstration behind scripts/demo.sh.
+
+A trained classifier of text direction, taken out of the wheel rapidocr-onnxruntime on PyPI, reads lines drawn upright and
+turned by 180 degrees; then MobileNetV2 goes from torch to both targets. One table says what was fused, how far the
+numbers moved against their bound, and what a run costs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import onnxruntime
+from rich.console import Console
+from rich.table import Table
+
+import sepwise
+from sepwise.samples import CLASSIFIER, TEXT_LINES, draw_line, fetch_networks
+
+if TYPE_CHECKING:
+    from sepwise.lowering import Artifact
+
+CACHE: Final = Path("build/demo")
+TARGETS: Final = ("host", "cortex-a72")
+FUSED: Final = ("FusedConv", "SeparableConv", "InvertedResidual")
+DEGREES: Final = ("0", "180")
+SHAPE: Final = (1, 3, 48, 192)
+
+console = Console(width=None if sys.stdout.isatty() else 160)
+
+
+def classify(file: Path) -> bool:
+    """Reads every line in ONNX Runtime, on the host and on the Cortex-A72.
+
+    Args:
+        file: The classifier.
+
+    Returns:
+        Whether all three say the truth about every line.
+    """
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (name,) = (value.name for value in session.get_inputs())
+    artifacts: dict[str, Artifact] = {}
+    for target in TARGETS:
+        console.print(f"compiling {file.stem} for {target} ...", highlight=False)
+        artifacts[target] = sepwise.compile(file, target=target, shapes={name: SHAPE})
+    table = Table(title="Text direction, in degrees", title_justify="left")
+    for column in ("line", "drawn", "ONNX Runtime", *TARGETS):
+        table.add_column(column)
+    right = True
+    for text in TEXT_LINES:
+        for turned in (False, True):
+            line = draw_line(text, turned=turned)
+            scores = [session.run(None, {name: line})[0]]
+            scores += [next(iter(artifact.run(**{name: line}).values())) for artifact in artifacts.values()]
+            said = [f"{DEGREES[int(np.argmax(score))]} ({float(np.max(score)):.3f})" for score in scores]
+            right &= all(int(np.argmax(score)) == int(turned) for score in scores)
+            table.add_row(text, DEGREES[turned], *said)
+    console.print(table)
+    return right
+
+
+def measure(model: str | Path, shapes: dict[str, tuple[int, ...]] | None) -> tuple[list[str], bool]:
+    """Verifies and measures a network on both targets.
+
+    Args:
+        model: A zoo name or an ONNX file.
+        shapes: Shapes of its inputs, where the file leaves them open.
+
+    Returns:
+        A row of the table, and whether all checks passed.
+    """
+    name = Path(model).stem
+    fusion = sepwise.fuse(model, shapes=shapes)
+    cells = [name, ", ".join(f"{count} {operator}" for operator, count in fusion.operators.items() if operator in FUSED)]
+    passed = True
+    for target in TARGETS:
+        console.print(f"verifying {name} on {target} ...", highlight=False)
+        verdict = sepwise.verify(model, target=target, shapes=shapes)
+        passed &= verdict.passed
+        whole = max((check for check in verdict.checks if check.scope == "model"), key=lambda check: check.worst_ratio or 0)
+        cells.append(f"{whole.max_abs_error:.1e} / {whole.bound:.1e}")
+    console.print(f"measuring {name} ...", highlight=False)
+    host = sepwise.bench(model, target="host", against=("onnxruntime", "stock-tvm"), shapes=shapes)
+    cells += [f"{runtime.median_us / 1e3:.2f}" for runtime in host.runtimes]
+    emulated = sepwise.bench(model, target="cortex-a72", shapes=shapes)
+    cells.append(f"{emulated.runtimes[0].instructions_per_mac:.3f}")
+    return cells, passed
+
+
+def main() -> None:
+    """Runs the demonstration and exits with 0 if all is right, otherwise with 1."""
+    classifier = fetch_networks(CACHE)[CLASSIFIER]
+    right = classify(classifier)
+    table = Table(title="From torch and from ONNX to two targets", title_justify="left")
+    for column in (
+        "network",
+        "fused operators",
+        "host: error / bound",
+        "Cortex-A72: error / bound",
+        "host ms",
+        "ONNX Runtime ms",
+        "stock TVM ms",
+        "Cortex-A72 instructions per MAC",
+    ):
+        table.add_column(column, overflow="fold")
+    for model, shapes in ((classifier, {"x": SHAPE}), ("mobilenet_v2", None)):
+        cells, passed = measure(model, shapes)
+        right &= passed
+        table.add_row(*cells)
+    console.print(table)
+    print("all right" if right else "NOT right: see the tables above")
+    sys.exit(0 if right else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sepwise.options import read_inputs, read_shape, read_shapes
+from sepwise.passes.errors import InputError
+
+
+def test_shapes() -> None:
+    assert read_shapes(None) is None
+    assert read_shapes(["1,3,8,8"]) == (1, 3, 8, 8)
+    assert read_shapes(["x=1,3,8,8"]) == {"x": (1, 3, 8, 8)}
+    assert read_shapes(["x=1,3", "a=b=2"]) == {"x": (1, 3), "a=b": (2,)}
+
+
+@pytest.mark.parametrize("text", ["", "1,,2", "1,0", "1,-3", "1.5", "one", "²"])
+def test_what_is_no_shape(text: str) -> None:
+    with pytest.raises(InputError, match="positive whole numbers"):
+        read_shape(text)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [(["1,2", "3,4"], "needs its name"), (["x=1", "x=2"], "already has a shape"), (["=1"], "needs its name")],
+)
+def test_what_are_no_shapes(texts: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_shapes(texts)
+
+
+def test_inputs_from_npy_and_npz(tmp_path: Path) -> None:
+    x, y = np.arange(3.0), np.ones((2, 2), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "both.npz", x=x, y=y)
+    assert read_inputs([f"x={tmp_path / 'x.npy'}"]).keys() == {"x"}
+    both = read_inputs([str(tmp_path / "both.npz")])
+    np.testing.assert_array_equal(both["x"], x)
+    np.testing.assert_array_equal(both["y"], y)
+
+
+def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(3.0))
+    np.savez(tmp_path / "x.npz", x=np.arange(3.0))
+    (tmp_path / "text").write_text("text")
+    with pytest.raises(InputError, match="needs its input's name"):
+        read_inputs([str(tmp_path / "x.npy")])
+    with pytest.raises(InputError, match="without a name"):
+        read_inputs([f"x={tmp_path / 'x.npz'}"])
+    with pytest.raises(InputError, match=r"numpy\.save"):
+        read_inputs([f"x={tmp_path / 'text'}"])
