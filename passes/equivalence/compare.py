@@ -274,7 +274,13 @@ def _as_float32(value: Array) -> Array:
         return np.where(np.isfinite(value.astype(np.float32)), value, value.astype(np.float32))
 
 
-def _misfit(scope: Literal["graph", "kernel", "model"], name: str, nodes: tuple[str, ...], expected: list[Array], actual: list[Array]) -> Check | None:
+def _misfit(
+    scope: Literal["graph", "kernel", "model"],
+    name: str,
+    nodes: tuple[str, ...],
+    expected: list[Array],
+    actual: list[Array],
+) -> Check | None:
     """Finds a wrong shape or kind, or NaN and infinities in wrong places."""
     failed = Check(scope, name, nodes, "failed", float("inf"), 0.0, None, None)
     for e, a in zip(expected, actual, strict=True):
@@ -313,7 +319,8 @@ def _elementwise(check: Check, key: str, errors: list[Array], limits: list[Array
         )  # fmt: skip
         if ratio[index] > 1:
             at = f"{key}{list(found.worst_index or ())}"
-            found = replace(found, status="failed", reason=f"off by {error[index]:.3g} at {at}, where {limit[index]:.3g} is allowed")
+            reason = f"off by {error[index]:.3g} at {at}, where {limit[index]:.3g} is allowed"
+            found = replace(found, status="failed", reason=reason)
             if np.isinf(ratio[index]):
                 found = replace(found, worst_ratio=None)
         check = _worse(check, found)

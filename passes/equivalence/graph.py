@@ -151,7 +151,7 @@ def as_proto(model: Model) -> onnx.ModelProto:
     """
     if isinstance(model, onnx.ModelProto):
         return model
-    import onnx_ir as ir  # noqa: PLC0415 - half a second, and only needed for models of that kind
+    import onnx_ir as ir  # half a second, and only needed for models of that kind
 
     if isinstance(model, ir.Model):
         return ir.to_proto(model)

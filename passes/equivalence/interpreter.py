@@ -105,7 +105,8 @@ def read_inputs(graph: Graph, inputs: Mapping[str, Array], *, single: bool) -> d
             raise InputError(f"Input {port.name!r} has shape {tuple(array.shape)}; the model declares {port.shape}.")
         declared = np.dtype(helper.tensor_dtype_to_np_dtype(port.element_type)) if port.element_type else array.dtype
         floating = port.element_type in {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
-        if port.element_type and (floating != (widen(array).dtype == np.float64) or not floating and declared != array.dtype):
+        fits = widen(array).dtype == np.float64 if floating else array.dtype == declared
+        if port.element_type and not fits:
             raise InputError(f"Input {port.name!r} has type {array.dtype}; the model declares {declared}.")
         if single and array.dtype.kind == "f":
             array = array.astype(np.float32)

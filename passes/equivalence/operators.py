@@ -1,3 +1,5 @@
+# numpy types arithmetic on arrays of several dtypes as Any.
+# mypy: disable-error-code="no-any-return"
 """What each ONNX operator computes, in float64.
 
 `OPERATORS` maps an operator's name to a function `(operation, *inputs) -> output or tuple of outputs`; inputs that
@@ -7,7 +9,7 @@ are left out are None. What is not in the table goes to the implementation that 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -56,11 +58,11 @@ def evaluate_by_reference(op: Operation, inputs: Sequence[Array | None]) -> tupl
     Raises:
         UnsupportedError: if onnx has none.
     """
-    from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 - 0.2 s, and rarely needed
+    from onnx.reference import ReferenceEvaluator  # 0.2 s, and rarely needed
 
     names = [f"x{i}" if x is not None else "" for i, x in enumerate(inputs)]
     outputs = [f"y{i}" if name else "" for i, name in enumerate(op.outputs)]
-    attributes = {}
+    attributes: dict[str, Any] = {}
     for name, value in op.attributes.items():
         if isinstance(value, Graph):
             raise UnsupportedError(f"{op}: the oracle does not know this operator. Remove it from the model.")

@@ -19,7 +19,8 @@ class Oracle:
 
     Example:
         >>> import numpy as np, onnx
-        >>> model = onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 18]> g (float[2] x) => (float[2] y) { y = Relu(x) }')
+        >>> text = '<ir_version: 9, opset_import: ["" : 18]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
+        >>> model = onnx.parser.parse_model(text)
         >>> Oracle(model).run({"x": np.array([-1.0, 2.0], np.float32)})["y"]
         array([0., 2.])
     """

@@ -48,7 +48,8 @@ def average_pool_counts(op: Operation, x: Array) -> Array:
     if op.integer("count_include_pad", 0):
         pads = [(0, 0), (0, 0), *zip(window.begins, window.ends, strict=True)]
         counted = np.pad(counted, pads, constant_values=1.0)
-        window = Window(window.kernel, window.strides, window.dilations, (0,) * len(pads[2:]), (0,) * len(pads[2:]), window.outputs)
+        none = (0,) * len(window.kernel)
+        window = Window(window.kernel, window.strides, window.dilations, none, none, window.outputs)
     counted = pad_spatial(counted, window, 0.0)
     counts = np.zeros((1, 1, *window.outputs))
     for tap in window.taps():

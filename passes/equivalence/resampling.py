@@ -1,3 +1,5 @@
+# numpy types arithmetic on arrays of several dtypes as Any.
+# mypy: disable-error-code="no-any-return"
 """Resize and Upsample as one small matrix per axis.
 
 Every mode of Resize is linear and separable: axis by axis, each output is a weighted sum of inputs. `axis_weights`
@@ -6,6 +8,7 @@ makes that matrix; `nearest` gathers instead, which is exact.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -99,8 +102,8 @@ def coordinates(kind: str, scale: float, before: int, after: int, *, single: boo
     Raises:
         UnsupportedError: for a kind that is not known.
     """
-    number = np.float32 if single else np.float64
-    position = np.arange(after, dtype=number)
+    number: Any = np.float32 if single else np.float64
+    position: Array = np.arange(after, dtype=number)
     step = number(1) / number(scale)
     half = number(0.5)
     if kind == "asymmetric":

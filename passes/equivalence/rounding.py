@@ -1,3 +1,5 @@
+# numpy types arithmetic on arrays of several dtypes as Any.
+# mypy: disable-error-code="no-any-return"
 """What float32 rounding does to one operation: the unit roundoff, the table of allowances, the expected noise.
 
 `ALLOWANCES` is the one table that says how accurate an elementwise operator has to be. The expected noise
@@ -57,7 +59,7 @@ class Allowance:
 
 
 ALLOWANCES: Mapping[str, Allowance] = {
-    # operator: allowance. Slopes: the largest |f'|, for gated ones at its maximum (SiLU x = 2.40, GELU x = sqrt 2, Mish x = 1.49).
+    # Slopes are the largest |f'|; for gated operators that is at x = 2.40 (SiLU), sqrt 2 (GELU), 1.49 (Mish).
     "Abs": Allowance(0, 1),
     "Add": Allowance(1),
     "Celu": Allowance(4, 1),

@@ -1,3 +1,5 @@
+# numpy types arithmetic on arrays of several dtypes as Any.
+# mypy: disable-error-code="no-any-return"
 """Running error analysis: how far any float32 execution of a graph may be from its exact values, element by element.
 
 `run_with_bounds` carries a value and a bound through the graph together. For each operator a rule says how much the
@@ -470,7 +472,7 @@ def _within(value: Array, error: Array, low: float | None, high: float | None) -
         x = x if low is None else np.maximum(x, low)
         return x if high is None else np.minimum(x, high)
 
-    # An infinite error leaves the clip's whole range; inf - inf does not arise because a clip of it is finite or _finish sees nan.
+    # Where both ends of a difference are infinite the result is NaN, which `_finish` takes for an infinite error.
     return np.maximum(clip(value + error) - clip(value), clip(value) - clip(value - error))
 
 

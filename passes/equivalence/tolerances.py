@@ -25,6 +25,7 @@ STRUCTURE: Mapping[str, tuple[int, ...]] = {
     "If": (0,),
     "OneHot": (1,),
     "Pad": (1, 3),
+    "Pow": (1,),  # a square of a negative number stops existing where the exponent is not quite 2
     "Range": (0, 1, 2),
     "Reshape": (1,),
     "Resize": (1, 2, 3),
@@ -52,11 +53,11 @@ def structural_values(graph: Graph) -> set[str]:
     for op in reversed(graph.operations):
         if op.operator in {"Shape", "Size"}:
             continue
-        places = range(len(op.inputs)) if found.intersection(op.outputs) else STRUCTURE.get(op.operator, ())
-        if op.operator.startswith("Reduce") and len(op.inputs) > 1:
-            places = {*places, 1}  # type: ignore[assignment]
-        found.update(op.inputs[place] for place in places if place < len(op.inputs))
-    return found - from_data - {""}
+        places = set(range(len(op.inputs))) if found.intersection(op.outputs) else set(STRUCTURE.get(op.operator, ()))
+        if op.operator.startswith("Reduce"):
+            places.add(1)
+        found.update({op.inputs[place] for place in places if place < len(op.inputs)} - from_data)
+    return found - {""}
 
 
 def constant_rounding_sigma(original: "Model | Oracle", inputs: Mapping[str, Array], seeds: int = SEEDS) -> dict[str, Array]:
@@ -141,9 +142,7 @@ def execution_sigma(model: "Model | Oracle", inputs: Mapping[str, Array], seeds:
         return step
 
     exact = _run(graph, feeds, lambda _, array: array, measure)
-    runs = (
-        _run(graph, feeds, lambda _, array: array, perturbed(np.random.default_rng(seed))) for seed in range(seeds)
-    )
+    runs = (_run(graph, feeds, lambda _, array: array, perturbed(np.random.default_rng(seed))) for seed in range(seeds))
     return _deviation(exact, runs, seeds)
 
 
