@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -308,6 +308,7 @@ class NativeRunner(Runner):
         )
         self._run_range = self._library[f"{PREFIX}_run_range"]
         self._end = weakref.finalize(self, _end_native, self._library, self._pool)
+        self._end.atexit = False  # A daemon thread may still be running; the process takes all with it.
 
     def _start_pool(self) -> ctypes.c_void_p | None:
         """Creates the thread pool on one cpu of each core first."""
@@ -442,16 +443,22 @@ def _check_runs_here(program: Program) -> None:
 
 
 def _load(program: Program, library: Path | None) -> ctypes.CDLL:
-    """Loads the shared object, linked first where there is none."""
-    try:
-        if library is not None:
-            return ctypes.CDLL(str(library))
-        with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
-            linked = Path(folder) / "model.so"
-            link_shared(program, linked)
-            return ctypes.CDLL(str(linked))
-    except OSError as error:
-        raise SepwiseError(f"Model '{program.name}': its code does not load: {error}") from error
+    """Loads the shared object, linked first where there is none.
+
+    It is loaded under a name of its own: the dynamic linker answers a name that it knows with what it has already
+    loaded, even where the file has been replaced since.
+    """
+    with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
+        unique = Path(folder) / "model.so"
+        if library is None:
+            link_shared(program, unique)
+        else:
+            unique.symlink_to(library.absolute())
+        try:
+            return ctypes.CDLL(str(unique))
+        except OSError as error:
+            reason = str(error).removeprefix(f"{unique}: ")
+            raise SepwiseError(f"Model '{program.name}': its code does not load: {reason}") from error
 
 
 def _pointers(arrays: Sequence[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:
@@ -463,6 +470,7 @@ def _end_native(library: ctypes.CDLL, pool: ctypes.c_void_p | None) -> None:
     """Joins the workers and unloads the code."""
     if pool:
         library.sepwise_pool_destroy(pool)
+    ctypes.CDLL(None).dlclose(ctypes.c_void_p(library._handle))
 
 
 # Under an emulator ----------------------------------------------------------------------------------------------------
@@ -495,13 +503,15 @@ class EmulatedRunner(Runner):
         self.device = device or devices.get(program.device)
         self._emulator = _find_emulator(self.device)
         self._lock = threading.Lock()
-        self._folder = tempfile.TemporaryDirectory(prefix="sepwise-")
-        if executable is None:
-            executable = Path(self._folder.name) / "model"
-            link_executable(program, self.device, executable)
-        self._executable = executable
         self._guest: _Guest | None = None
         self._closed = False
+        self._remove: weakref.finalize[..., Any] | None = None
+        if executable is None:
+            folder = tempfile.mkdtemp(prefix="sepwise-")
+            self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            executable = Path(folder) / "model"
+            link_executable(program, self.device, executable)
+        self._executable = executable
 
     def run_keeping(self, inputs: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
         """Runs the network call by call; see `Runner.run_keeping`."""
@@ -572,7 +582,8 @@ class EmulatedRunner(Runner):
             if self._guest is not None:
                 self._guest.close()
                 self._guest = None
-            self._folder.cleanup()
+            if self._remove is not None:
+                self._remove()
 
     def _command(self, *options: str) -> list[str]:
         """Writes the emulator's command line."""
