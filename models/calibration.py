@@ -6,7 +6,7 @@ it runs and corrects its scale just after, so that each tensor on the way has a 
 
 - A convolution's weights are normal, each output channel scaled by its own factor, and the whole divided so that
   the output has standard deviation 1. Its bias, if any, has half of that spread.
-- Batch norm's running mean and variance are those of its input, channel by channel. Its gamma has magnitudes
+- Batch norm's running mean and variance are those of its input, channel by channel (the variance has a floor). Its gamma has magnitudes
   in a ratio of up to 3 and is negative on a fifth of the channels, its beta spreads the channels; both are
   then scaled so that the whole output meets the layer's `Target`.
 """
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 __all__ = ["calibrate"]
 
 SAMPLE_ELEMENTS = 600_000  # of the calibration input: 4 images of 3 x 224 x 224
-SAMPLES_MAXIMUM = 64
+SAMPLES_MINIMUM = 4
+SAMPLES_MAXIMUM = 128
 SPATIAL_MAXIMUM = 320  # larger inputs are cropped: statistics no longer change
 BETA_SHARE = 0.3  # of the output's variance; the rest is gamma's
 BIAS_SPREAD = 0.5  # of the output's standard deviation
 NEGATIVE_SHARE = 0.2  # of the channels
-VARIANCE_FLOOR = 0.02  # of the mean variance, so that a nearly dead channel is not amplified
+VARIANCE_FLOOR = 0.05  # of the whole tensor's variance, so that a nearly constant channel is not amplified
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -72,7 +73,7 @@ def _calibration_input(input_shape: tuple[int, ...], seed: str) -> Tensor:
     """Draws the calibration input: normal, enough samples for deep layers' statistics."""
     spatial = [min(size, SPATIAL_MAXIMUM) for size in input_shape[2:]]
     elements = math.prod(spatial) * input_shape[1]
-    samples = max(2, min(SAMPLES_MAXIMUM, round(SAMPLE_ELEMENTS / elements)))
+    samples = max(SAMPLES_MINIMUM, min(SAMPLES_MAXIMUM, round(SAMPLE_ELEMENTS / elements)))
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/input".encode()))
     return torch.randn(samples, input_shape[1], *spatial, generator=generator)
 
@@ -123,7 +124,7 @@ def _norm_calibrator(generator: torch.Generator) -> Callable[..., Tensor]:
         target = target_of(layer)
         axes = [axis for axis in range(x.dim()) if axis != 1]
         variance, mean = torch.var_mean(x, axes, correction=0)
-        variance.clamp_(min=VARIANCE_FLOOR * float(variance.mean()))
+        variance.clamp_(min=VARIANCE_FLOOR * _spread(x) ** 2)
         channels = mean.numel()
         gamma = torch.rand(channels, generator=generator).add_(0.5)
         negative = torch.randperm(channels, generator=generator)[: math.ceil(NEGATIVE_SHARE * (channels - 1))]

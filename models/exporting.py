@@ -3,8 +3,8 @@
 torch's exporter folds batch norm unless told not to optimise, and then leaves shape arithmetic, scalar casts and zero
 biases behind. Constants are folded here instead, which keeps every BatchNormalization.
 
-Opsets: the exporter silently writes 18 when asked for less, so an older opset is made from 18 by onnx's
-version converter, and what comes out is checked. A model that has no such form is refused.
+Opsets: the exporter silently writes 18 when asked for less, so an older one is made from 18 by `lower_opset`, and what
+comes out is checked.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
-from onnx import version_converter
 
+from sepwise.models.opsets import OPSET_MINIMUM, lower_opset
 from sepwise.passes.errors import InputError
 
 try:
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OPSET_MAXIMUM", "OPSET_MINIMUM", "export_model"]
 
-OPSET_MINIMUM = 11  # older ones have Clip bounds as attributes; nothing that we read is older
 OPSET_MAXIMUM = 25
 _EXPORTER_MINIMUM = 18  # below it the exporter writes 18 without a word
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -101,6 +100,7 @@ def _trace(model: ZooModel, opset: int | None) -> onnx.ModelProto:
     _drop_added_biases(graph_model, model.module)
     common_passes.RemoveUnusedNodesPass()(graph_model)
     _name_after_modules(graph_model, model.module)
+    _name_constants(graph_model, model.module)
     _forget_the_machine(graph_model)
     graph_model.graph.name = model.name
     graph_model.producer_name = "sepwise"
@@ -159,10 +159,32 @@ def _name_after_modules(model: ir.Model, module: nn.Module) -> None:
                 value.name = name if len(node.outputs) == 1 else f"{name}.{index}"
 
 
+def _name_constants(model: ir.Model, module: nn.Module) -> None:
+    """Names the constants that are no parameter after the first node that reads them, such as `stem.activation.min`."""
+    learned = set(module.state_dict())
+    initializers = model.graph.initializers
+    for node in model.graph:
+        formal = onnx.defs.get_schema(node.op_type).inputs
+        for index, value in enumerate(node.inputs):
+            if value is None or value.name not in initializers or value.name in learned:
+                continue
+            name = f"{node.name}.{formal[min(index, len(formal) - 1)].name}"
+            learned.add(name)
+            initializers.pop(str(value.name))
+            value.name = name
+            initializers[name] = value
+
+
 def _scope(node: ir.Node) -> str:
-    """The dotted path of the module that a node comes from; empty for the network itself."""
-    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "['', '']"))
-    return str(scopes[-2])
+    """The dotted path of the module that a node comes from; empty for the network itself.
+
+    A node that folding made has lost its origin: it belongs where all that read it do.
+    """
+    if _SCOPES in node.metadata_props:
+        return str(ast.literal_eval(node.metadata_props[_SCOPES])[-2])
+    readers = [_scope(user).split(".") for value in node.outputs for user, _ in value.uses()]
+    shared = os.path.commonprefix(readers) if readers else []
+    return ".".join(shared)
 
 
 def _forget_the_machine(model: ir.Model) -> None:
@@ -179,19 +201,15 @@ def _forget_the_machine(model: ir.Model) -> None:
 
 
 def _with_opset(model: ZooModel, proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Makes sure that a model has the opset asked for, converting it where the exporter wrote another."""
-    if _opset(proto) != opset:
+    """Makes sure that a model has the opset asked for, rewriting it where the exporter wrote a newer one."""
+    written = _opset(proto)
+    if opset < _EXPORTER_MINIMUM == written:
         try:
-            proto = version_converter.convert_version(proto, opset)
-        except (RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            reason = str(error).strip().splitlines()[-1].rsplit("failed: ", maxsplit=1)[-1]
-            raise InputError(
-                f"Model {model.name!r} has no form in opset {opset} ({reason}); ask for {_EXPORTER_MINIMUM} or newer."
-            ) from error
-    if _opset(proto) != opset:
-        raise InputError(
-            f"Model {model.name!r}: asked for opset {opset} but the exporter wrote {_opset(proto)}; ask for that one."
-        )
+            return lower_opset(proto, opset)
+        except InputError as error:
+            raise InputError(f"Model {model.name!r}: {error}") from error
+    if written != opset:
+        raise InputError(f"Model {model.name!r}: asked for opset {opset} but the exporter wrote {written}; ask for that one.")
     return proto
 
 
