@@ -17,8 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import onnx_ir as ir
-
 from sepwise.lowering.build import compile
 from sepwise.lowering.device import get as get_device
 from sepwise.lowering.peers import OURS, PEERS, Job, Worker
@@ -26,6 +24,7 @@ from sepwise.lowering.runner import EmulatedRunner
 from sepwise.passes import canonicalize, load_model
 from sepwise.passes.equivalence import Oracle, compare_execution, execution_sigma, sample_inputs
 from sepwise.passes.errors import CheckFailed, InputError
+from sepwise.passes.saving import save_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -284,7 +283,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="sepwise-") as folder, ExitStack() as stack:
         artifact.save(Path(folder) / "artifact")
         simplified = Path(folder) / "simplified.onnx"
-        ir.save(canonicalize(loaded), simplified)
+        save_model(canonicalize(loaded), simplified)
         job = Job(OURS, original.absolute(), simplified, Path(folder) / "artifact", inputs, threads)
         workers = [stack.enter_context(Worker(replace(job, runtime=name))) for name in (OURS, *dict.fromkeys(against))]
         _compare({worker.name: worker.run() for worker in workers}, Oracle(loaded), inputs)

@@ -192,10 +192,10 @@ def inspect(model: str | Path, *, shapes: Shapes = None) -> Inspection:
         InputError: The model cannot be used.
     """
     from sepwise.inspection import inspect_model
-    from sepwise.passes import canonicalize, load_model
+    from sepwise.passes import load_model
 
     source = resolve(model, shapes)
-    return inspect_model(source.name, canonicalize(load_model(source.path, shapes=source.shapes)))
+    return inspect_model(source.name, load_model(source.path, shapes=source.shapes))
 
 
 def fuse(model: str | Path, path: str | Path | None = None, *, shapes: Shapes = None, inline: bool = False) -> Fusion:
@@ -213,10 +213,9 @@ def fuse(model: str | Path, path: str | Path | None = None, *, shapes: Shapes = 
     Raises:
         InputError: The model cannot be used or the path not written.
     """
-    import onnx_ir
-
     from sepwise.passes import fuse as fuse_model
     from sepwise.passes import load_model
+    from sepwise.passes.saving import save_model
 
     target = None if path is None else Path(path)
     if target is not None:
@@ -225,7 +224,7 @@ def fuse(model: str | Path, path: str | Path | None = None, *, shapes: Shapes = 
     report = fuse_model(load_model(source.path, shapes=source.shapes), inline=inline)
     if target is not None:
         with new_file(target) as temporary:
-            onnx_ir.save(report.model, temporary)
+            save_model(report.model, temporary)
     outcomes = (
         PassOutcome(each.name, each.fired, tuple(Refused(node, reason) for node, reason in each.refused))
         for each in report.passes

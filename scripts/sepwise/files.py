@@ -146,13 +146,19 @@ def new_file(path: Path) -> Iterator[Path]:
         The path to write to; its suffix is that of `path`.
 
     Raises:
-        InputError: The folder is missing or may not be written to.
+        InputError: The folder is missing or may not be written to, or the disk is full.
     """
+    from sepwise.passes.errors import InputError
+
     require_writable(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}). Free some space or choose another place.") from error
+    except InputError as error:
+        raise InputError(str(error).replace(str(temporary), str(path))) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -16,11 +16,12 @@ def compile_(
 
     shapes = read_shapes(shape)
     with working(f"compiling {model} for {target}"):
-        report = api.compile(model, target=target, shapes=shapes, threads=threads, output=output).report
+        artifact = api.compile(model, target=target, shapes=shapes, threads=threads, output=output)
+    report = artifact.report
     if as_json:
         print_json(report)
         return
     columns = ["kernel", "strategy", "MACs"]
-    rows = [[kernel["name"], kernel["strategy"], number(kernel["macs"])] for kernel in report["kernels"]]
+    rows = [[call.name, call.strategy, number(call.macs)] for call in artifact.program.calls]
     print_table(f"{report['model']} for {report['target']}", columns, rows)
     print(f"{100 * report['strategy_mac_share']:.2f} % of the MACs on strategies, {report['seconds']:.1f} s -> {output}")

@@ -39,11 +39,10 @@ def inspect(model: Model, shape: Shape = None, as_json: AsJson = False) -> None:
     if found.separable:
         print_table(
             "Depthwise and pointwise together, against one standard convolution",
-            ["depthwise", "pointwise", "parameters", "standard parameters", "MACs", "standard MACs"],
+            ["first", "second", "parameters", "standard parameters", "MACs", "standard MACs"],
             [
                 [
-                    pair.depthwise,
-                    pair.pointwise,
+                    *pair.layers,
                     *map(number, (pair.parameters, pair.standard_parameters, pair.macs, pair.standard_macs)),
                 ]
                 for pair in found.separable
