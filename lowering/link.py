@@ -42,15 +42,13 @@ def cache_folder() -> Path:
         An existing folder.
     """
     root = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(root) if root else Path.home() / ".cache") / "sepwise"
     try:
+        folder = (Path(root) if root else Path.home() / ".cache") / "sepwise"
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)
-    except OSError:
+    except (OSError, RuntimeError):  # There may be no home at all.
         writable = False
-    if not writable:
-        folder = Path(tempfile.mkdtemp(prefix="sepwise-cache-"))
-    return folder
+    return folder if writable else Path(tempfile.mkdtemp(prefix="sepwise-cache-"))
 
 
 @cache

@@ -6,7 +6,6 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,6 +200,24 @@ def test_the_pool_changes_nobodys_affinity(c_program: Callable[..., Program], c_
     with NativeRunner(c_program(), threads=2) as runner:
         runner.run(inputs_of(c_program_tensors))
     assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one cpu is allowed; nothing installs another")
+def test_the_caller_leaves_a_workers_cpu(c_program: Callable[..., Program], c_program_tensors: Tensors) -> None:
+    allowed = os.sched_getaffinity(0)
+    current_cpu = ctypes.CDLL(None).sched_getcpu
+    others = set(os.listdir("/proc/self/task"))
+    with NativeRunner(c_program(), threads=2) as runner:
+        (worker,) = set(os.listdir("/proc/self/task")) - others
+        (worker_cpu,) = os.sched_getaffinity(int(worker))
+
+        def leaves() -> bool:
+            os.sched_setaffinity(0, {worker_cpu})
+            os.sched_setaffinity(0, allowed)
+            runner.run(inputs_of(c_program_tensors))
+            return bool(current_cpu() != worker_cpu)
+
+        assert any(leaves() for _ in range(50))  # The system may move it back at any time.
 
 
 @pytest.fixture(scope="module")
