@@ -6,9 +6,11 @@ it runs and corrects its scale just after, so that each tensor on the way has a 
 
 - A convolution's weights are normal, each output channel scaled by its own factor, and the whole divided so that
   the output has standard deviation 1. Its bias, if any, has half of that spread.
-- Batch norm's running mean and variance are those of its input, channel by channel (the variance has a floor). Its gamma has magnitudes
-  in a ratio of up to 3 and is negative on a fifth of the channels, its beta spreads the channels; both are
-  then scaled so that the whole output meets the layer's `Target`.
+- Batch norm's running mean and variance are those of its input, channel by channel (the variance has a floor).
+  Its gamma has magnitudes in a ratio of up to 3 and is negative on a fifth of the channels, its beta spreads the
+  channels; both are then scaled so that the whole output meets the layer's `Target`.
+
+The same torch on the same machine gives the same bits; another one may sum in another order.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _FEATURES = Target(0.0, 1.3)  # wide enough that the image-level means differ to
 
 
 class SeparablePyramidPooling(nn.Module):
-    """Features; of them a pointwise branch, three atrous separable ones and an image-level one, joined by a pointwise convolution."""
+    """Features, then a pointwise branch, three atrous separable ones and an image-level one, joined by a pointwise one."""
 
     def __init__(self, in_channels: int, features: int, out_channels: int) -> None:
         """Makes the layers.

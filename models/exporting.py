@@ -16,6 +16,7 @@ import tempfile
 import warnings
 from contextlib import contextmanager, redirect_stdout, suppress
 from io import StringIO
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,8 +184,8 @@ def _scope(node: ir.Node) -> str:
     if _SCOPES in node.metadata_props:
         return str(ast.literal_eval(node.metadata_props[_SCOPES])[-2])
     readers = [_scope(user).split(".") for value in node.outputs for user, _ in value.uses()]
-    shared = os.path.commonprefix(readers) if readers else []
-    return ".".join(shared)
+    shared = list(takewhile(lambda parts: len(set(parts)) == 1, zip(*readers, strict=False)))
+    return ".".join(parts[0] for parts in shared)
 
 
 def _forget_the_machine(model: ir.Model) -> None:

@@ -51,8 +51,8 @@ class _Unit(nn.Module):
             channels: Channels in and out.
         """
         super().__init__()
-        self.half = channels // 2
-        self.branch = _convolved(self.half, self.half, 1)
+        self.kept_channels = channels // 2
+        self.branch = _convolved(self.kept_channels, self.kept_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the unit.
@@ -63,7 +63,7 @@ class _Unit(nn.Module):
         Returns:
             The same shape.
         """
-        kept, convolved = x.split(self.half, dim=1)
+        kept, convolved = torch.split(x, self.kept_channels, dim=1)
         return _shuffle(torch.cat([kept, self.branch(convolved)], dim=1))
 
 
