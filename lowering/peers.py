@@ -93,7 +93,10 @@ class Sepwise:
         from sepwise.lowering.runner import NativeRunner
 
         self.version = version("sepwise")
-        self._runner = NativeRunner(load(job.artifact).program, threads=job.threads)
+        self._artifact = load(job.artifact)
+        runner = self._artifact.runner
+        assert isinstance(runner, NativeRunner), "peers and we run natively"
+        self._runner = runner
         self._inputs = job.inputs
         self._runner.run(job.inputs)
 

@@ -20,7 +20,7 @@ import sepwise
 from sepwise.samples import CLASSIFIER, TEXT_LINES, draw_line, fetch_networks
 
 if TYPE_CHECKING:
-    from sepwise.lowering import Artifact
+    from sepwise.lowering.artifact import Artifact
 
 CACHE: Final = Path("build/demo")
 TARGETS: Final = ("host", "cortex-a72")

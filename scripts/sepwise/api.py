@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sepwise.inspection import Inspection
-    from sepwise.lowering import Artifact
+    from sepwise.lowering.artifact import Artifact
     from sepwise.lowering.bench import Benchmark
     from sepwise.lowering.verify import Verification
 
@@ -253,8 +253,8 @@ def compile(
     Example:
         >>> compile("mobilenet_v2").run(x=x)  # doctest: +SKIP
     """
-    from sepwise.lowering import compile as compile_model
     from sepwise.lowering import device
+    from sepwise.lowering.build import compile as compile_model
 
     device.get(target)
     if output is not None:
@@ -275,7 +275,7 @@ def load(folder: str | Path) -> Artifact:
     Raises:
         InputError: The folder holds no artifact, or one that this machine cannot run.
     """
-    from sepwise.lowering import load as load_artifact
+    from sepwise.lowering.artifact import load as load_artifact
 
     return load_artifact(folder)
 
