@@ -88,7 +88,7 @@ def compile(
     device = devices.get(target)
     loaded = model if isinstance(model, ir.Model) else load_model(model, shapes=shapes)
     program, report = build_program(loaded, device, threads=threads)
-    artifact = Artifact(program, report.to_json(), threads=threads)
+    artifact = Artifact(program, report=report.to_json(), threads=threads)
     if output is not None:
         artifact.save(output)
     return artifact
