@@ -25,7 +25,7 @@ Attribute: TypeAlias = "int | float | str | Array | Graph | list[int] | list[flo
 Model: TypeAlias = "onnx.ModelProto | ir.Model"
 
 STANDARD_DOMAINS = ("", "ai.onnx")
-NEWEST_OPSET = 27
+NEWEST_OPSET = 28
 
 
 @dataclass(frozen=True)

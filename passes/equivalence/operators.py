@@ -76,7 +76,8 @@ def evaluate_by_reference(op: Operation, inputs: Sequence[Array | None]) -> tupl
         session = ReferenceEvaluator(function)
     except Exception as error:
         raise UnsupportedError(f"{op}: the oracle does not know this operator of opset {op.version}.") from error
-    results = iter(session.run(None, {n: x for n, x in zip(names, inputs, strict=True) if n and x is not None}))
+    feeds = {name: x for name, x in zip(names, inputs, strict=True) if x is not None}
+    results = iter(session.run(None, feeds, attributes={}))
     return tuple(np.asarray(next(results)) if name else np.zeros(0) for name in outputs)
 
 
@@ -300,8 +301,26 @@ def _reduce(function: Callable[..., Array]) -> Evaluate:
     return call
 
 
+def lowest(dtype: np.dtype[Any]) -> float | int | bool:
+    """Returns what the maximum over nothing is."""
+    if dtype.kind in "iu":
+        return int(np.iinfo(dtype).min)
+    return -np.inf if dtype.kind == "f" else False
+
+
+def highest(dtype: np.dtype[Any]) -> float | int | bool:
+    """Returns what the minimum over nothing is."""
+    if dtype.kind in "iu":
+        return int(np.iinfo(dtype).max)
+    return np.inf if dtype.kind == "f" else True
+
+
+def _extreme(function: Callable[..., Array], of_nothing: Callable[[np.dtype[Any]], float]) -> Callable[..., Array]:
+    return lambda x, axis, keepdims: function(x, axis=axis, keepdims=keepdims, initial=of_nothing(x.dtype))
+
+
 def _log_sum_exp(x: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
-    top = x.max(axis=axis, keepdims=True)
+    top = x.max(axis=axis, keepdims=True, initial=-np.inf)
     top = np.where(np.isfinite(top), top, 0.0)
     total = np.log(np.exp(x - top).sum(axis=axis, keepdims=True)) + top
     return total if keepdims else total.squeeze(axis)
@@ -341,7 +360,8 @@ def _arg(function: Callable[..., Array]) -> Evaluate:
 def _top_k(op: Operation, x: Array, count: Array | None = None) -> tuple[Array, Array]:
     k = op.integer("k", 0) if count is None else int(count.reshape(()))
     axis = op.integer("axis", -1) % x.ndim
-    order = np.argsort(-x if op.integer("largest", 1) else x, axis=axis, kind="stable")
+    falling = ~x if x.dtype.kind in "iu" else -x  # reverses the order of integers without overflow
+    order = np.argsort(falling if op.integer("largest", 1) else x, axis=axis, kind="stable")
     order = np.take(order, np.arange(k), axis=axis)
     return np.take_along_axis(x, order, axis), order.astype(np.int64)
 
@@ -451,7 +471,7 @@ def _pad(op: Operation, x: Array, *inputs: Array | None) -> Array:
         return np.pad(x, grow, constant_values=pad_fill(op, *inputs))
     if mode not in {"reflect", "edge", "wrap"}:
         raise UnsupportedError(f"{op}: mode {mode!r} is not known; use constant, reflect, edge or wrap.")
-    return np.pad(x, grow, mode=mode)  # type: ignore[call-overload, no-any-return]
+    return np.pad(x, grow, mode=mode)  # type: ignore[call-overload]
 
 
 def _gather(op: Operation, x: Array, indices: Array) -> Array:
@@ -480,11 +500,14 @@ def _depth_to_space(op: Operation, x: Array) -> Array:
 def _space_to_depth(op: Operation, x: Array) -> Array:
     n, c, h, w = x.shape
     block = op.integer("blocksize", 1)
-    y = x.reshape(n, c, h // block, block, w // block, block).transpose(0, 3, 5, 1, 2, 4)
+    order = (0, 3, 5, 1, 2, 4) if op.text("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    y = x.reshape(n, c, h // block, block, w // block, block).transpose(order)
     return np.ascontiguousarray(y).reshape(n, c * block**2, h // block, w // block)
 
 
-def _dropout(op: Operation, x: Array, *_: Array | None) -> tuple[Array, ...]:
+def _dropout(op: Operation, x: Array, ratio: Array | None = None, training: Array | None = None) -> tuple[Array, ...]:
+    if training is not None and training.all() and (ratio is None or ratio.any()):
+        raise UnsupportedError(f"{op}: runs in training mode; only inference is supported. Export the model in evaluation mode.")
     return x, np.ones(x.shape, bool)
 
 
@@ -566,9 +589,9 @@ OPERATORS: dict[str, Evaluate] = {
     "ReduceL1": _reduce(lambda x, axis, keepdims: np.abs(x).sum(axis=axis, keepdims=keepdims)),
     "ReduceL2": _reduce(lambda x, axis, keepdims: np.sqrt((x * x).sum(axis=axis, keepdims=keepdims))),
     "ReduceLogSumExp": _reduce(_log_sum_exp),
-    "ReduceMax": _reduce(np.max),
+    "ReduceMax": _reduce(_extreme(np.max, lowest)),
     "ReduceMean": _reduce(np.mean),
-    "ReduceMin": _reduce(np.min),
+    "ReduceMin": _reduce(_extreme(np.min, highest)),
     "ReduceProd": _reduce(np.prod),
     "ReduceSum": _reduce(np.sum),
     "ReduceSumSquare": _reduce(lambda x, axis, keepdims: (x * x).sum(axis=axis, keepdims=keepdims)),

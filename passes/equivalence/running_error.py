@@ -145,6 +145,8 @@ def _step(op: Operation, operands: Operands) -> tuple[Bounded, ...]:
     if rule is None:
         raise UnsupportedError(f"{op}: has no rule in the running error analysis, so no bound can be given for it.")
     error = rule(op, outputs[0], *operands)
+    if op.operator not in NEVER_ROUND:
+        error = error + 4 * TINY  # a result below the normal range is rounded absolutely, in at most a few steps
     first = Bounded(outputs[0], _finish(outputs[0], error))
     return (first, *(Bounded(y, np.full(y.shape, np.inf)) for y in outputs[1:]))
 
@@ -324,7 +326,7 @@ def _normalization_rule(op: Operation, y: Array, x: Bounded, scale: Bounded, bia
     mean = x.value.mean(axis=axes, keepdims=True)
     mean_error = _full(x).mean(axis=axes, keepdims=True) + gamma(n + 2) * x.size.mean(axis=axes, keepdims=True)
     centred = x.value - mean
-    centred_error = x.error + mean_error + UNIT * (np.abs(x.value) + np.abs(mean))
+    centred_error = x.error + mean_error + UNIT * (np.abs(x.value) + np.abs(mean)) + n * TINY
     variance = (centred**2).mean(axis=axes, keepdims=True)
     squares = (x.size**2).mean(axis=axes, keepdims=True) + (np.abs(mean) + mean_error) ** 2
     spread = x.error + _full(x).mean(axis=axes, keepdims=True)
@@ -555,7 +557,7 @@ def _resize_rule(op: Operation, y: Array, x: Bounded, *inputs: Bounded | None) -
         single = coordinates(plan.coordinates, plan.scales[axis], before, plan.sizes[axis], single=True)
         if not np.array_equal(exact, single):
             drift = drift + 4 * UNIT * (before + 1) * (2 if plan.mode == "linear" else 8) * largest
-    return error + gamma(k) * size + drift
+    return error + gamma(k) * size + k * TINY + drift
 
 
 RULES: Mapping[str, Rule] = {

@@ -1,0 +1,97 @@
+import numpy as np
+import onnx
+import onnx.parser
+import onnx_ir as ir
+import pytest
+
+from sepwise.passes.equivalence import Oracle
+from sepwise.passes.equivalence.graph import read_graph
+from sepwise.passes.errors import InputError, UnsupportedError
+
+NESTED = """
+<ir_version: 10, opset_import: ["" : 18, "sepwise" : 1]>
+main (float[1,2,4,4] x, float[2,1,3,3] w) => (float[1,2,4,4] y, float[1,2,4,4] z) {
+  [first] y = sepwise.Block <pads = [1,1,1,1], top = 0.5> (x, w)
+  [second] z = sepwise.Block <pads = [1,1,1,1]> (x, w)
+}
+<opset_import: ["" : 18, "sepwise" : 1], domain: "sepwise">
+Block <pads, top: float = 6.0> (a, w) => (c) {
+  t = Conv <group = 2, pads: ints = @pads> (a, w)
+  c = sepwise.Limit <top: float = @top> (t)
+}
+<opset_import: ["" : 13], domain: "sepwise">
+Limit <top: float = 1.0> (t) => (c) {
+  low = Constant <value_float = 0.0> ()
+  high = Constant <value_float: float = @top> ()
+  c = Clip (t, low, high)
+}
+"""
+
+
+@pytest.fixture
+def nested() -> onnx.ModelProto:
+    return onnx.parser.parse_model(NESTED)
+
+
+def feeds() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "x": rng.standard_normal((1, 2, 4, 4)).astype(np.float32),
+        "w": rng.standard_normal((2, 1, 3, 3)).astype(np.float32),
+    }
+
+
+def test_nested_functions_with_attributes_of_the_call(nested: onnx.ModelProto) -> None:
+    outputs = Oracle(nested).run(feeds())
+    assert outputs["y"].max() == 0.5
+    assert outputs["y"].min() == 0.0
+    assert outputs["z"].max() > 0.5
+    np.testing.assert_array_equal(outputs["y"], np.minimum(outputs["z"], 0.5))
+
+
+def test_functions_agree_with_onnxruntime(nested: onnx.ModelProto, run_onnxruntime) -> None:
+    inputs = feeds()
+    outputs = Oracle(nested).run(inputs)
+    for name, actual in run_onnxruntime(nested, inputs).items():
+        np.testing.assert_allclose(actual, outputs[name], rtol=0, atol=2**-20)
+
+
+def test_values_inside_a_function_are_named_after_the_call(nested: onnx.ModelProto) -> None:
+    graph = read_graph(nested)
+    assert [op.outputs[0] for op in graph.operations] == ["first/t", "y", "second/t", "z"]
+    assert [op.version for op in graph.operations] == [18, 13, 18, 13]
+    kept = Oracle(nested).run(feeds(), keep=["first/t"])
+    np.testing.assert_array_equal(np.clip(kept["first/t"], 0, 0.5), kept["y"])
+
+
+def test_onnx_ir_models_are_taken_too(nested: onnx.ModelProto) -> None:
+    from_ir = Oracle(ir.from_proto(nested)).run(feeds())
+    for name, value in Oracle(nested).run(feeds()).items():
+        np.testing.assert_array_equal(from_ir[name], value)
+
+
+def test_constants_become_float64() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[2] x) => (float[2] y) <float16[2] h = {1, 2}> '
+        "{ c = Cast<to=1>(h) y = Add(x, c) }"
+    )
+    assert read_graph(model).constants["h"].dtype == np.float64
+
+
+def test_other_domains_are_refused() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18, "com.shop" : 1]> g (float[2] x) => (float[2] y) { [n] y = com.shop.Magic(x) }'
+    )
+    with pytest.raises(UnsupportedError, match="'n' calls com.shop::Magic"):
+        read_graph(model)
+
+
+def test_future_opsets_are_refused() -> None:
+    model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 99]> g (float[2] x) => (float[2] y) { y = Relu(x) }')
+    with pytest.raises(UnsupportedError, match="Opset 99 is not known"):
+        read_graph(model)
+
+
+def test_only_models_are_taken() -> None:
+    with pytest.raises(InputError, match="found str"):
+        Oracle("model.onnx")  # type: ignore[arg-type]
