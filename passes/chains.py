@@ -12,10 +12,10 @@ from sepwise.passes.activations import IDENTITY, Form, apply, classify, scalar
 from sepwise.passes.activations import Operand as FormOperand
 from sepwise.passes.functions import DATA, Operand, Result, Step, function_of, spell
 from sepwise.passes.geometry import explicit_geometry, read_geometry
-from sepwise.passes.rewriting import Refusal, constant_tensor, is_operator, static_shape
+from sepwise.passes.rewriting import Refusal, constant_tensor, is_operator
 from sepwise.passes.vocabulary import DOMAIN, FUSED_OPERATORS, Activation, ConvStage, FusedChain
 
-__all__ = ["conv_steps", "family", "read_activation", "read_chain", "stage_kind", "step_activation"]
+__all__ = ["conv_kind", "conv_steps", "family", "read_activation", "read_chain", "step_activation"]
 
 
 def family(node: ir.Node) -> str | None:
@@ -208,23 +208,17 @@ def _read_epilogue(reading: _Reading, step: Step, activation: Activation | None)
     return True
 
 
-def stage_kind(stage: ConvStage, weight_shape: tuple[int, ...]) -> str:
-    """Says which kind of convolution a stage is.
+def conv_kind(weight_shape: tuple[int, ...], group: int) -> str:
+    """Says which kind of convolution a Conv is.
 
     Args:
-        stage: The stage.
         weight_shape: Shape of its weight, (m, c / group, *kernel).
+        group: Number of its groups.
 
     Returns:
         `depthwise` (each group has one input channel), `pointwise` (a window of one element, one group),
         `grouped`, or `dense`.
     """
-    if stage.group > 1:
+    if group > 1:
         return "depthwise" if weight_shape[1] == 1 else "grouped"
-    return "pointwise" if all(extent == 1 for extent in stage.kernel_shape) else "dense"
-
-
-def weight_shape_of(step: Step) -> tuple[int, ...] | None:
-    """Returns the static shape of a Conv step's weight."""
-    weight = step.operands[1]
-    return static_shape(weight) if isinstance(weight, ir.Value) else None
+    return "pointwise" if all(extent == 1 for extent in weight_shape[2:]) else "dense"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from sepwise.passes.canonical_form import canonicalize
-from sepwise.passes.chains import read_chain, stage_kind
+from sepwise.passes.chains import conv_kind, read_chain
 from sepwise.passes.pipeline import fuse
 from sepwise.passes.rewriting import constant_tensor, is_operator, original_nodes, static_shape
 from sepwise.passes.vocabulary import ConvStage
@@ -148,7 +148,7 @@ def _conv_layer(model: ir.Model, node: ir.Node) -> LayerCost | None:
     weight, before, after = (static_shape(value) for value in (node.inputs[1], node.inputs[0], node.outputs[0]))
     if weight is None or before is None or after is None:
         return None
-    group = node.attributes.get_int("group", 1) or 1
+    group: int = node.attributes.get_int("group", 1)
     transposed = node.op_type == "ConvTranspose"
     positions = math.prod((before if transposed else after)[2:]) * after[0]
     weights = math.prod(weight)
@@ -157,7 +157,7 @@ def _conv_layer(model: ir.Model, node: ir.Node) -> LayerCost | None:
     return LayerCost(
         name=node.name or "",
         nodes=_covered(node),
-        kind="transposed" if chain is None else stage_kind(chain.stages[0], weight),
+        kind="transposed" if chain is None else conv_kind(weight, group),
         input_shape=before,
         output_shape=after,
         parameters=weights + biases,

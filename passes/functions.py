@@ -104,7 +104,7 @@ def spell(model: ir.Model, node: ir.Node) -> tuple[Step, ...]:
         known[parameter] = DATA if index == 0 else node.inputs[index]
     steps: list[Step] = []
     for inner in function:
-        attributes = {name: _resolved(attribute, node) for name, attribute in inner.attributes.items()}
+        attributes = {name: _resolved(attribute, node, function) for name, attribute in inner.attributes.items()}
         if inner.op_type == "Constant" and inner.domain == "":
             known[inner.outputs[0]] = attributes["value"].as_tensor()
             continue
@@ -114,11 +114,12 @@ def spell(model: ir.Model, node: ir.Node) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _resolved(attribute: ir.Attr, call: ir.Node) -> ir.Attr:
+def _resolved(attribute: ir.Attr, call: ir.Node, function: ir.Function) -> ir.Attr:
     if not attribute.is_ref():
         return attribute
     assert attribute.ref_attr_name is not None, "a reference names its attribute"
-    actual = call.attributes[attribute.ref_attr_name]
+    given = call.attributes.get(attribute.ref_attr_name)
+    actual = function.attributes[attribute.ref_attr_name] if given is None else given
     return ir.Attr(attribute.name, actual.type, actual.value)
 
 

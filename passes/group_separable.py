@@ -1,11 +1,11 @@
 """Groups depthwise and pointwise convolutions that follow each other into separable convolutions."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from sepwise.passes.chains import conv_steps, family, read_chain, stage_kind
+from sepwise.passes.chains import conv_kind, conv_steps, family, read_chain
 from sepwise.passes.functions import Step, joined
 from sepwise.passes.fused_operators import replace_by_fused
 from sepwise.passes.rewriting import Refusal, RewritePass, constant_tensor, is_operator, sole_use_refusal, static_shape
@@ -58,35 +58,23 @@ class GroupSeparablePass(RewritePass[SeparableGroup]):
     summary = "grouped %d separable convolutions"
 
     def anchors(self, model: ir.Model, graph: ir.Graph) -> Iterator[ir.Node]:
-        """Yields the heads of groups, and the convolutions whose neighbour they cannot be grouped with."""
-        kinds = {node: kind for node in graph if (kind := _kind(model, node)) is not None}
-        for run in _runs(model, graph, kinds):
-            for group in _cut([kinds[node] for node in run]):
-                if len(group) > 1:
-                    yield run[group.start]
-        for node in kinds:
-            neighbour = _alternating_neighbour(node, kinds)
-            if neighbour is not None and _link_refusal(model, node, neighbour) is not None:
+        """Yields the heads of groups, and the convolutions that cannot be grouped with their neighbour."""
+        for node in graph:
+            link = _link(model, node)
+            if isinstance(link, Refusal) or (link is not None and _group_of(model, node)[0] is node):
                 yield node
 
     def match(self, model: ir.Model, node: ir.Node) -> SeparableGroup | Refusal:
         """Decides about the group that begins at `node`."""
-        assert node.graph is not None, "the node is in a graph"
-        kinds = {other: kind for other in _neighbourhood(node) if (kind := _kind(model, other)) is not None}
-        for run in _runs(model, kinds, kinds):
-            for group in _cut([kinds[member] for member in run]):
-                if run[group.start] is node and len(group) > 1:
-                    return self._grouped(model, [run[index] for index in group], [kinds[run[index]] for index in group])
-        neighbour = _alternating_neighbour(node, kinds)
-        refusal = None if neighbour is None else _link_refusal(model, node, neighbour)
-        assert refusal is not None, "anchors yields heads of groups, or nodes with a refusal"
-        return refusal
+        link = _link(model, node)
+        return link if isinstance(link, Refusal) else self._grouped(model, _group_of(model, node))
 
-    def _grouped(self, model: ir.Model, nodes: list[ir.Node], kinds: list[str]) -> SeparableGroup:
+    def _grouped(self, model: ir.Model, nodes: list[ir.Node]) -> SeparableGroup:
+        kinds = [_first_kind(model, node) for node in nodes]
         steps: tuple[Step, ...] = ()
         for node in nodes:
             own = conv_steps(model, node)
-            assert isinstance(own, tuple), "a stage of a run has steps"
+            assert isinstance(own, tuple), "a linked convolution has steps"
             steps = joined(steps, own)
         if len(nodes) == 3:
             return SeparableGroup("InvertedResidual", ("expand_", "depthwise_", "project_"), tuple(nodes), steps)
@@ -97,78 +85,72 @@ class GroupSeparablePass(RewritePass[SeparableGroup]):
         replace_by_fused(model, match.operator, match.steps, match.nodes, match.roles)
 
 
-def _kind(model: ir.Model, node: ir.Node) -> str | None:
-    """Returns `depthwise` or `pointwise` for a single convolution of that kind, else None."""
-    if not is_operator(node, "Conv") and family(node) != "FusedConv":
-        return None
-    shape = static_shape(node.inputs[1])
-    chain = read_chain(model, node)
-    if shape is None or chain is None or constant_tensor(node.inputs[1]) is None:
-        return None
-    kind = stage_kind(chain.stages[0], shape)
-    return kind if kind in ("depthwise", "pointwise") else None
-
-
-def _alternating_neighbour(node: ir.Node, kinds: dict[ir.Node, str]) -> ir.Node | None:
-    """Returns a convolution of the other kind that takes the output of `node` as its data."""
-    for use in node.outputs[0].uses():
-        if use.idx == 0 and use.node in kinds and kinds[use.node] != kinds[node]:
-            return use.node
-    return None
-
-
-def _link_refusal(model: ir.Model, node: ir.Node, neighbour: ir.Node) -> Refusal | None:
-    refusal = sole_use_refusal(node.outputs[0], node, neighbour)
-    if refusal is not None:
-        return Refusal(refusal.reason, node.name or "")
-    chain = read_chain(model, node)
-    assert chain is not None, "a node with a kind is a chain"
-    if chain.residual is not None:
-        return Refusal(f"it adds the residual '{chain.residual}' before '{neighbour.name}'", node.name or "")
-    return None
-
-
-def _successor(model: ir.Model, node: ir.Node, kinds: dict[ir.Node, str]) -> ir.Node | None:
-    neighbour = _alternating_neighbour(node, kinds)
-    return None if neighbour is None or _link_refusal(model, node, neighbour) is not None else neighbour
-
-
-def _runs(model: ir.Model, nodes: Iterable[ir.Node], kinds: dict[ir.Node, str]) -> list[list[ir.Node]]:
-    """Returns the maximal alternating runs among `nodes`."""
-    successors = {node: _successor(model, node, kinds) for node in nodes if node in kinds}
-    followers = set(successors.values())
-    runs = []
-    for node in successors:
-        if node in followers:
-            continue
-        run = [node]
-        while (following := successors.get(run[-1])) is not None:
-            run.append(following)
-        runs.append(run)
-    return runs
-
-
-def _neighbourhood(node: ir.Node) -> list[ir.Node]:
-    """Returns the convolutions connected with `node` through data inputs, `node` among them."""
-    members = [node]
-    value = node.inputs[0]
-    while value is not None and (producer := value.producer()) is not None and _is_single(producer):
-        members.append(producer)
-        value = producer.inputs[0]
-    frontier = [node]
-    while frontier:
-        for use in frontier.pop().outputs[0].uses():
-            if use.idx == 0 and _is_single(use.node) and use.node not in members:
-                members.append(use.node)
-                frontier.append(use.node)
-    return members
-
-
 def _is_single(node: ir.Node) -> bool:
     return is_operator(node, "Conv") or family(node) == "FusedConv"
 
 
-def _cut(kinds: list[str]) -> Iterator[range]:
+def _first_kind(model: ir.Model, node: ir.Node) -> str | None:
+    """Returns the kind of a convolution, or of the first one of a fused operator; None if it is neither of ours."""
+    if family(node) is None and not is_operator(node, "Conv"):
+        return None
+    shape = static_shape(node.inputs[1])
+    steps = conv_steps(model, node)
+    if shape is None or steps is None:
+        return None
+    if isinstance(steps, Refusal):  # its padding is not known, its kind is
+        group: int = node.attributes.get_int("group", 1)
+    else:
+        group = steps[0].attributes["group"].as_int()
+    kind = conv_kind(shape, group)
+    return kind if kind in ("depthwise", "pointwise") else None
+
+
+def _link(model: ir.Model, node: ir.Node) -> ir.Node | Refusal | None:
+    """Returns the convolution of the other kind that `node` can be grouped with, or why it cannot, or None."""
+    kind = _first_kind(model, node) if _is_single(node) else None
+    if kind is None:
+        return None
+    name = node.name or ""
+    for use in node.outputs[0].uses():
+        other = _first_kind(model, use.node) if use.idx == 0 else None
+        if other is None or other == kind:
+            continue
+        refusal = sole_use_refusal(node.outputs[0], node, use.node)
+        if refusal is not None:
+            return Refusal(refusal.reason, name)
+        if not _is_single(use.node):
+            return None
+        for conv in (node, use.node):
+            if constant_tensor(conv.inputs[1]) is None:
+                return Refusal(f"the weight of '{conv.name}' is not constant", name)
+            steps = conv_steps(model, conv)
+            if isinstance(steps, Refusal):
+                return Refusal(steps.reason, name)
+        chain = read_chain(model, node)
+        assert chain is not None, "its steps are known"
+        if chain.residual is not None:
+            return Refusal(f"it adds the residual '{chain.residual}' before '{use.node.name}'", name)
+        return use.node
+    return None
+
+
+def _group_of(model: ir.Model, node: ir.Node) -> list[ir.Node]:
+    """Returns the group that `node` belongs to within its maximal alternating run."""
+    run = [node]
+    while True:
+        source = run[0].inputs[0]
+        producer = None if source is None else source.producer()
+        if producer is None or _link(model, producer) is not run[0]:
+            break
+        run.insert(0, producer)
+    while isinstance(following := _link(model, run[-1]), ir.Node):
+        run.append(following)
+    groups = _cut([_first_kind(model, member) for member in run])
+    position = run.index(node)
+    return next(run[group.start : group.stop] for group in groups if position in group)
+
+
+def _cut(kinds: Sequence[str | None]) -> Iterator[range]:
     """Cuts an alternating run into groups, as ranges of positions."""
     position, length = 0, len(kinds)
     if kinds[0] == "pointwise" and length % 2 == 1 and length > 1:

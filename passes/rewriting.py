@@ -195,14 +195,15 @@ def sole_use_refusal(value: ir.Value, producer: ir.Node, consumer: ir.Node) -> R
         The refusal, or None if the value may disappear.
     """
     name = consumer.name or ""
+    operator = producer.op_type.split("_")[0]
     if value.is_graph_output():
-        return Refusal(f"the output '{value.name}' of {producer.op_type} '{producer.name}' is a graph output", name)
+        return Refusal(f"the output '{value.name}' of {operator} '{producer.name}' is a graph output", name)
     others = [use.node.name for use in value.uses() if use.node is not consumer]
     if others or len(list(value.uses())) != 1:
         seen = f"'{others[0]}'" if others else "the same node once more"
-        return Refusal(f"the output '{value.name}' of {producer.op_type} '{producer.name}' has a second consumer, {seen}", name)
+        return Refusal(f"the output '{value.name}' of {operator} '{producer.name}' has a second consumer, {seen}", name)
     if producer.graph is not consumer.graph:
-        return Refusal(f"{producer.op_type} '{producer.name}' is in another graph", name)
+        return Refusal(f"{operator} '{producer.name}' is in another graph", name)
     return None
 
 
