@@ -149,7 +149,7 @@ class Benchmark:
     speedup: dict[str, float]
     kernels: tuple[KernelTime | KernelCount, ...]
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Gives the fields that `sepwise bench --json` prints."""
         return asdict(self)
 

@@ -15,6 +15,7 @@ from sepwise.files import new_file, require_writable, resolve
 if TYPE_CHECKING:
     import numpy as np
 
+    from sepwise.comparison import Comparison
     from sepwise.inspection import Inspection
     from sepwise.lowering.artifact import Artifact
     from sepwise.lowering.bench import Benchmark
@@ -305,7 +306,7 @@ def verify(
     inputs: Mapping[str, np.ndarray] | None = None,
     shapes: Shapes = None,
     threads: int = 1,
-) -> Verification:
+) -> Verification | Comparison:
     """Checks that the numbers did not change: passes, kernels and the whole network on a target.
 
     Args:
@@ -324,11 +325,13 @@ def verify(
     """
     source = resolve(model, shapes)
     if against is not None:
-        from sepwise.passes.equivalence import compare_files
+        from sepwise.comparison import compare_files
 
-        return compare_files(source.path, Path(against), inputs=inputs, shapes=source.shapes)
+        return compare_files(source, resolve(against, shapes), inputs)
+    from sepwise.lowering import device
     from sepwise.lowering.verify import verify as verify_model
 
+    device.get(target)
     return verify_model(source.path, target=target, inputs=inputs, shapes=source.shapes, threads=threads)
 
 

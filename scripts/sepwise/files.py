@@ -85,7 +85,7 @@ def _only_input(path: Path) -> str:
         raise InputError(
             f"{path}: has the inputs {', '.join(names)}; give each shape with its input's name, as in --shape x=1,3,224,224."
         )
-    return names[0]
+    return str(names[0])
 
 
 def _cached_export(name: str, shape: Sequence[int] | None) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -40,7 +40,7 @@ class Inspection:
     peak_ram_bytes: int
     flash_bytes: int
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Gives the fields that `sepwise inspect --json` prints."""
         return asdict(self)
 
@@ -79,11 +79,10 @@ def inspect_model(name: str, model: ir.Model) -> Inspection:
 
     cost = layer_costs(model)
     paired = {layer for pair in cost.separable for layer in pair.layers}
-    alone = [layer for layer in cost.layers if layer.name not in paired]
+    parts: list[LayerCost | SeparableCost] = [layer for layer in cost.layers if layer.name not in paired]
+    parts += cost.separable
     # A pair counts weights only; its layers' biases stay as they are.
-    biases = sum(layer.parameters for layer in cost.layers if layer.name in paired) - sum(
-        pair.parameters for pair in cost.separable
-    )
+    biases = cost.parameters - sum(part.parameters for part in parts)
     graph = canonicalize(model).graph
     return Inspection(
         model=name,
@@ -91,8 +90,8 @@ def inspect_model(name: str, model: ir.Model) -> Inspection:
         separable=cost.separable,
         parameters=cost.parameters,
         macs=cost.macs,
-        standard_parameters=sum(each.standard_parameters for each in (*alone, *cost.separable)) + biases,
-        standard_macs=sum(each.standard_macs for each in (*alone, *cost.separable)),
+        standard_parameters=sum(part.standard_parameters for part in parts) + biases,
+        standard_macs=sum(part.standard_macs for part in parts),
         peak_ram_bytes=_peak_ram_bytes(graph),
         flash_bytes=sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None),
     )

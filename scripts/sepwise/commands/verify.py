@@ -16,7 +16,7 @@ __all__ = ["verify"]
 def verify(
     model: Model,
     target: Target = "host",
-    against: Annotated[Path | None, typer.Option("--against", help="An ONNX file that should compute the same.")] = None,
+    against: Annotated[str | None, typer.Option("--against", help="An ONNX file that should compute the same.")] = None,
     data: Annotated[Path | None, typer.Option("--input", metavar="DATA.npz", help="Inputs by name; drawn where absent.")] = None,
     shape: Shape = None,
     threads: Threads = 1,
@@ -29,23 +29,22 @@ def verify(
     shapes = read_shapes(shape)
     inputs = None if data is None else read_arrays(data)
     with working(f"verifying {model}"):
-        verdict = api.verify(model, target=target, against=against, inputs=inputs, shapes=shapes, threads=threads).to_json()
+        verdict = api.verify(model, target=target, against=against, inputs=inputs, shapes=shapes, threads=threads)
     if as_json:
-        print_json(verdict)
+        print_json(verdict.to_json())
     else:
+        rows = [
+            [check.name, check.scope, check.status, *map(number, (check.max_abs_error, check.bound, check.worst_ratio))]
+            for check in verdict.checks
+        ]
         print_table(
-            f"{verdict['model']} on {verdict['target'] or against}",
+            f"{verdict.model} on {target}" if against is None else f"{verdict.model} against {against}",
             ["check", "scope", "status", "largest error", "bound", "worst ratio"],
-            [
-                [
-                    check["name"],
-                    check["scope"],
-                    check["status"],
-                    *map(number, (check["max_abs_error"], check["bound"], check["worst_ratio"])),
-                ]
-                for check in verdict["checks"]
-            ],
+            rows,
         )
-        print("passed" if verdict["passed"] else "NOT passed")
-    if not verdict["passed"]:
+        for check in verdict.checks:
+            if not check.passed:
+                print(f"{check.name}: {check.reason}")
+        print("passed" if verdict.passed else "NOT passed")
+    if not verdict.passed:
         raise typer.Exit(1)
