@@ -25,6 +25,7 @@ from tvm.ir import PointerType, PrimType
 from tvm.ir.expr import Call, Var
 
 from sepwise.lowering.tiling import TASK_LOOP
+from sepwise.lowering.vector_math import replace_math
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,8 +84,7 @@ def lower_kernel(function: tirx.PrimFunc, symbol: str, target: tvm.target.Target
         The lowered kernel.
     """
     module = tvm.IRModule({symbol: function.with_attr({"global_symbol": symbol, "target": target})})
-    module = _FLATTEN(module)
-    flat = module[symbol]
+    flat = replace_math(_FLATTEN(module)[symbol])
     body, tasks, task = _take_task_loops(flat.body)
     parameters = list(flat.params)
     handles = [
