@@ -131,7 +131,8 @@ def noise_scale(op: Operation, inputs: Sequence[Array | None], outputs: Sequence
 
     A sum of k terms t_i in random roundings drifts like u * sqrt(k) * sqrt(sum t_i^2): k partial sums, each rounded
     by about u times its own size, which walks at random like the root of the terms' squares. The final rounding adds
-    u * |y|. All other operators round once: `ulps` * u * |y|.
+    u * |y|. All other operators go by their allowance: `noise` * u * |y| and a third of its absolute part, which is a
+    largest error and taken for three standard deviations. Below the normal range roundings are absolute, TINY each.
 
     Args:
         op: the operation.
@@ -149,7 +150,7 @@ def noise_scale(op: Operation, inputs: Sequence[Array | None], outputs: Sequence
         return None
     if op.operator in SUMS:
         k, energy = SUMS[op.operator](op, *inputs)
-        return UNIT * (np.sqrt(k * energy) + np.abs(y))
+        return UNIT * (np.sqrt(k * energy) + np.abs(y)) + np.sqrt(k) * TINY
     if op.operator in ("Softmax", "LogSoftmax"):
         return _softmax_noise(op, y, inputs[0])
     if op.operator in ("Resize", "Upsample"):
@@ -158,7 +159,7 @@ def noise_scale(op: Operation, inputs: Sequence[Array | None], outputs: Sequence
         allowance = ALLOWANCES[op.operator]
         scale = np.abs(inputs[0]) if allowance.gated and inputs[0] is not None else 1.0
         noise = allowance.noise * np.abs(y) + allowance.absolute / MAXIMUM_SIGMAS * scale
-        return UNIT * noise if allowance.ulps else None
+        return UNIT * noise + TINY if allowance.ulps else None
     raise UnsupportedError(f"{op}: how it rounds is not known, so no tolerance can be derived.")
 
 

@@ -145,7 +145,7 @@ def _step(op: Operation, operands: Operands) -> tuple[Bounded, ...]:
     if rule is None:
         raise UnsupportedError(f"{op}: has no rule in the running error analysis, so no bound can be given for it.")
     error = rule(op, outputs[0], *operands)
-    if op.operator not in NEVER_ROUND:
+    if op.operator not in NEVER_ROUND and outputs[0].dtype.kind == "f":
         error = error + 4 * TINY  # a result below the normal range is rounded absolutely, in at most a few steps
     first = Bounded(outputs[0], _finish(outputs[0], error))
     return (first, *(Bounded(y, np.full(y.shape, np.inf)) for y in outputs[1:]))

@@ -136,8 +136,8 @@ def execution_sigma(model: "Model | Oracle", inputs: Mapping[str, Array], seeds:
             if scale is None:
                 return outputs
             first = outputs[0]
-            noise = rng.standard_normal(first.shape, dtype=np.float32) * scale
-            return (first + noise.astype(np.float64), *outputs[1:])
+            noise = rng.standard_normal(first.shape, dtype=np.float32).astype(np.float64)
+            return (first + noise * scale, *outputs[1:])
 
         return step
 

@@ -1,0 +1,125 @@
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sepwise.passes.equivalence import KINDS, compare_kernel, run_with_bounds, sample_inputs
+from sepwise.passes.errors import UnsupportedError
+
+CONVOLUTIONS = ["depthwise", "pointwise", "dense", "grouped", "multiplier", "padded pointwise"]
+ACTIVATIONS = [
+    *("Relu", "Relu6", "HardSwish", "Sigmoid", "SiLU", "Tanh", "Gelu", "LeakyRelu", "Mish", "spelled hard-swish", "none"),
+]
+BLOCKS = st.lists(st.tuples(st.sampled_from(CONVOLUTIONS), st.sampled_from(ACTIVATIONS)), min_size=1, max_size=3)
+FINITE = sorted(set(KINDS) - {"nonfinite"})
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32 - 1), blocks=BLOCKS, kind=st.sampled_from(FINITE))
+def test_no_execution_violates_the_bound(random_network, run_onnxruntime, fold_batch_norms, seed, blocks, kind) -> None:
+    """ONNX Runtime with and without its optimiser, and a network folded in float32, all stay inside."""
+    model = random_network(seed, blocks)
+    inputs = sample_inputs(model, seed, kind)
+    value, bound = run_with_bounds(model, inputs)["y"]
+    for name, file, optimised in [
+        ("plain", model, False),
+        ("optimised", model, True),
+        ("folded", fold_batch_norms(model, np.float32), False),
+    ]:
+        check = compare_kernel(run_onnxruntime(file, inputs, optimised=optimised)["y"], value, bound, name=name)
+        assert check.passed, check
+
+
+def test_bound_is_not_absurd(random_network, run_onnxruntime, record_property) -> None:
+    """One block's bound is a few hundred times the median error at most, so a lost term cannot hide below it."""
+    ratios = []
+    for seed in range(30):
+        model = random_network(seed, [(CONVOLUTIONS[seed % 6], "Relu6")])
+        inputs = sample_inputs(model, seed)
+        check = compare_kernel(run_onnxruntime(model, inputs)["y"], *run_with_bounds(model, inputs)["y"])
+        ratios.append(check.worst_ratio)
+    record_property("worst_ratios", ratios)
+    assert np.median(ratios) > 0.02
+    assert max(ratios) < 1
+
+
+CONV = (
+    '<ir_version: 8, opset_import: ["" : 18]> g (float[1,24,9,9] x) => (float y) <float[8,24,3,3] w, float[8] b> '
+    "{ y = Conv<pads=[1,1,1,1]>(x, w, b) }"
+)
+
+
+def test_bound_of_a_convolution_is_gamma_k_times_the_sum_of_terms(parse, network_type) -> None:
+    model = parse(CONV)
+    inputs = sample_inputs(model, 0)
+    value, bound = run_with_bounds(model, inputs)["y"]
+    absolute = onnx.ModelProto()
+    absolute.CopyFrom(model)
+    for tensor in absolute.graph.initializer:
+        array = np.abs(onnx.numpy_helper.to_array(tensor))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    terms, _ = run_with_bounds(absolute, {"x": np.abs(inputs["x"])})["y"]
+    k = 24 * 9 + 1
+    unit = 2.0**-24
+    assert (bound >= k * unit * terms).all()
+    assert (bound <= (k + 6) * unit * terms).all()
+    assert value.shape == bound.shape == (1, 8, 9, 9)
+
+
+def test_impulses_are_held_to_a_few_ulp(parse) -> None:
+    model = parse(CONV)
+    value, bound = run_with_bounds(model, sample_inputs(model, 3, "impulse"))["y"]
+    terms = np.abs(value) + np.abs(onnx.numpy_helper.to_array(model.graph.initializer[1])).reshape(1, -1, 1, 1) * 2
+    assert (bound <= 10 * 2.0**-24 * terms).all()
+
+
+def test_saturated_elements_are_exact(parse) -> None:
+    model = parse(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[1,1,3] x) => (float y) <float[1,1,1] w, float l = {0}, float h = {6}> '
+        "{ t = Conv(x, w) y = Clip(t, l, h) }"
+    )
+    _, bound = run_with_bounds(model, {"x": np.array([[[1e4, -1e4, 1.0]]], np.float32)})["y"]
+    assert (bound > 0).tolist() == [[[False, False, True]]]
+
+
+def test_overflow_makes_the_bound_infinite(parse) -> None:
+    model = parse('<ir_version: 8, opset_import: ["" : 18]> g (float[2] x) => (float y) { y = Mul(x, x) }')
+    value, bound = run_with_bounds(model, {"x": np.array([1e30, 1.0], np.float32)})["y"]
+    assert np.isinf(bound).tolist() == [True, False]
+    assert compare_kernel(np.array([np.inf, 1], np.float32), value, bound).passed
+
+
+def test_inputs_are_rounded_as_they_are_fed(parse) -> None:
+    model = parse('<ir_version: 8, opset_import: ["" : 18]> g (float[1] x) => (float y) { y = Neg(x) }')
+    value, bound = run_with_bounds(model, {"x": np.array([1 / 3])})["y"]
+    assert value[0] == -float(np.float32(1 / 3))
+    assert bound[0] == 0
+
+
+def test_intermediate_values_can_be_kept(parse) -> None:
+    model = parse('<ir_version: 8, opset_import: ["" : 18]> g (float[1] x) => (float y) { t = Exp(x) y = Log(t) }')
+    results = run_with_bounds(model, {"x": np.ones(1, np.float32)}, keep=["t"])
+    assert set(results) == {"y", "t"}
+
+
+@pytest.mark.parametrize("operator", ["CumSum", "Det"])
+def test_operators_without_a_rule_are_named(operator: str) -> None:
+    inputs = "(x, a)" if operator == "CumSum" else "(x)"
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 18]> g (float[2,2] x) => (float y) <int64 a = {{0}}> {{ y = {operator}{inputs} }}'
+    )
+    with pytest.raises(UnsupportedError, match=f"{operator} 'y': has no rule"):
+        run_with_bounds(model, {"x": np.eye(2, dtype=np.float32)})
+
+
+def test_a_choice_that_rounding_decides_is_either(parse) -> None:
+    model = parse(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[3] x, float[3] z) => (float y) '
+        "{ s = Add(x, z) o = Greater(s, z) y = Where(o, x, z) }"
+    )
+    x = np.array([0.0, 1.0, -1.0], np.float32)
+    value, bound = run_with_bounds(model, {"x": x, "z": np.array([5, 5, 5], np.float32)})["y"]
+    assert value.tolist() == [5, 1, 5]
+    assert bound.tolist() == [5, 0, 0]

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+
+from sepwise.passes.equivalence import (
+    Oracle,
+    compare_execution,
+    constant_rounding_sigma,
+    execution_sigma,
+    sample_inputs,
+)
+from sepwise.passes.equivalence.graph import read_graph
+from sepwise.passes.equivalence.tolerances import structural_values
+from sepwise.passes.errors import UnsupportedError
+
+BLOCKS = [("depthwise", "Relu6"), ("pointwise", "HardSwish"), ("dense", "none")]
+HEADER = '<ir_version: 8, opset_import: ["" : 18]>'
+
+
+def rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(x**2)))
+
+
+def test_seeds_make_it_reproducible(random_network) -> None:
+    model = random_network(1, BLOCKS)
+    inputs = sample_inputs(model, 0)
+    for sigma in (constant_rounding_sigma, execution_sigma):
+        first, second = sigma(model, inputs)["y"], sigma(model, inputs)["y"]
+        np.testing.assert_array_equal(first, second)
+        assert rms(first) > 0
+
+
+def test_constants_are_perturbed_by_two_units(parse) -> None:
+    model = parse(f"{HEADER} g (float[20000] x) => (float y) <float[20000] c> {{ y = Add(x, c) }}")
+    sigma = constant_rounding_sigma(model, {"x": np.zeros(20000, np.float32)})["y"]
+    constant = read_graph(model).constants["c"]
+    assert rms(sigma / constant) == pytest.approx(2 * 2.0**-24, rel=0.02)
+
+
+def test_sums_are_perturbed_by_the_walk_of_their_partial_sums(parse) -> None:
+    model = parse(f"{HEADER} g (float[40,100] x) => (float y) <float[100,500] w> {{ y = MatMul(x, w) }}")
+    inputs = sample_inputs(model, 0)
+    sigma, y = execution_sigma(model, inputs)["y"], Oracle(model).run(inputs)["y"]
+    w = read_graph(model).constants["w"]
+    energy = (inputs["x"].astype(np.float64) ** 2) @ (w**2)
+    expected = 2.0**-24 * (np.sqrt(100 * energy) + np.abs(y))
+    assert rms(sigma / expected) == pytest.approx(1, rel=0.02)
+
+
+def test_a_square_stays_a_square(parse) -> None:
+    model = parse(f"{HEADER} g (float[100] x) => (float y) <float p = {{2}}> {{ y = Pow(x, p) }}")
+    sigma = constant_rounding_sigma(model, sample_inputs(model, 0))["y"]
+    assert not sigma.any()
+
+
+def test_shape_arithmetic_is_never_perturbed(parse) -> None:
+    model = parse(
+        f"""{HEADER} g (float[1,2,6,6] x) => (float y)
+        <float half = {{0.5}}, int64[1] two = {{2}}, int64[2] head = {{1,2}}, float[4] scales = {{1,1,2,2}}, float[1] c>
+        {{
+          s = Shape<start=2,end=3>(x)
+          f = Cast<to=1>(s)
+          g = Mul(f, half)
+          h = Cast<to=7>(g)
+          sizes = Concat<axis=0>(head, h, h)
+          r = Resize<mode="linear">(x, "", "", sizes)
+          q = Resize<mode="linear">(r, "", scales)
+          y = Mul(q, c)
+        }}"""
+    )
+    fixed = structural_values(read_graph(model))
+    assert {"half", "scales", "sizes", "g", "f"} <= fixed
+    assert not {"x", "c", "r", "q", "y"} & fixed
+    inputs = sample_inputs(model, 0)
+    assert constant_rounding_sigma(model, inputs)["y"].shape == (1, 2, 6, 6)
+    assert execution_sigma(model, inputs)["y"].shape == (1, 2, 6, 6)
+
+
+def test_data_dependent_indices_do_not_exempt_the_network(parse) -> None:
+    model = parse(
+        f"{HEADER} g (float[5] x) => (float y) <float[5] c, float[5] d> "
+        "{ t = Mul(x, c) i = ArgMax<keepdims=1>(t) y = Gather(d, i) }"
+    )
+    assert not {"c", "t"} & structural_values(read_graph(model))
+
+
+def test_integer_outputs_tell_where_rounding_decides(parse) -> None:
+    model = parse(f"{HEADER} g (float[3,2] x) => (float y) <float[2] c = {{1, 1}}> {{ t = Mul(x, c) y = ArgMax<axis=1>(t) }}")
+    x = np.array([[1, 2], [2, 1], [1, np.nextafter(np.float32(1), np.float32(0))]], np.float32)
+    sigma = execution_sigma(model, {"x": x})["y"]
+    assert (sigma[:2] == 0).all()
+    assert sigma[2] > 0
+
+
+def test_runtimes_pass_and_faint_mistakes_fail(random_network, run_onnxruntime) -> None:
+    model = random_network(11, BLOCKS)
+    inputs = [sample_inputs(model, seed) for seed in range(3)]
+    oracle = [Oracle(model).run(feeds) for feeds in inputs]
+    sigma = [execution_sigma(model, feeds) for feeds in inputs]
+    for optimised in (False, True):
+        outputs = [run_onnxruntime(model, feeds, optimised=optimised) for feeds in inputs]
+        check = compare_execution(outputs, oracle, sigma)
+        assert check.passed, check
+        assert 0.02 < check.worst_ratio < 0.8
+    wrong = [{"y": o["y"] * np.float32(1 + 1e-5)} for o in outputs]
+    assert not compare_execution(wrong, oracle, sigma).passed
+
+
+def test_operators_of_unknown_rounding_are_named(parse) -> None:
+    model = parse(f"{HEADER} g (float[2,2] x) => (float y) {{ y = Det(x) }}")
+    with pytest.raises(UnsupportedError, match="Det 'y': how it rounds is not known"):
+        execution_sigma(model, sample_inputs(model, 0))
