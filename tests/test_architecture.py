@@ -18,7 +18,7 @@ PACKAGES = {
 
 THIRD_PARTY = {
     "models": {"numpy", "onnx", "onnx_ir", "onnxscript", "torch"},
-    "passes": {"numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"},
+    "passes": {"google", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"},
     "lowering": {"elftools", "numpy", "onnx", "onnx_ir", "tvm", "tvm_ffi", "unicorn", "ziglang"},
 }
 """What a folder may import from outside."""

@@ -1,0 +1,91 @@
+"""Benchmarks: what is compared within a round, and the report."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sepwise.lowering import bench as benchmark
+from sepwise.lowering.bench import RuntimeTime, bench
+from sepwise.passes.errors import InputError
+
+
+class Steady:
+    """A worker whose runs take what a list says, drifting from block to block."""
+
+    version = "1"
+
+    def __init__(self, name: str, base_us: float, drift: list[float], log: list[str]) -> None:
+        self.name, self.base_us, self.drift, self.log, self.block = name, base_us, drift, log, -1
+
+    def time(self, repeats: int) -> list[float]:
+        self.block += 1
+        self.log.append(self.name)
+        return [self.base_us * self.drift[self.block]] * repeats
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> tuple[list, list[str]]:
+    monkeypatch.setattr(benchmark, "_PAUSE_SECONDS", 0.0)
+    log: list[str] = []
+    drift = [1.0, 1.0, 5.0, 1.0]
+    workers = [Steady("sepwise", 1e4, drift, log), Steady("onnxruntime", 2e4, drift, log)]
+    return benchmark._rounds(workers, 3), log
+
+
+def test_rounds_alternate(measured: tuple[list, list[str]]) -> None:
+    _, log = measured
+    ours, peer = "sepwise", "onnxruntime"
+    assert log == [ours, peer, ours, peer, peer, ours, ours, peer]
+
+
+def test_speedup_is_taken_within_rounds_so_that_drift_cancels(measured: tuple[list, list[str]]) -> None:
+    (ours, peer), _ = measured
+    assert benchmark._speedup(ours, peer) == pytest.approx(2.0)
+
+
+def test_slower_runtimes_get_fewer_runs(measured: tuple[list, list[str]]) -> None:
+    (ours, peer), _ = measured
+    assert {len(block) for block in ours} == {15}
+    assert {len(block) for block in peer} == {8}
+
+
+def test_summary() -> None:
+    worker = Steady("sepwise", 1.0, [1.0], [])
+    found = benchmark._summary(worker, [[1.0, 2.0, 3.0, 4.0, 5.0], [6.0, 7.0, 8.0, 9.0, 100.0]])
+    assert found == RuntimeTime("sepwise", "1", median_us=5.5, minimum_us=1.0, p90_us=9.0, runs=10)
+
+
+def test_unknown_peer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"Peer 'abacus': unknown; known are onnxruntime, stock-tvm"):
+        bench(tmp_path / "m.onnx", against=("abacus",))
+
+
+def test_peers_under_emulation_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="peers run natively only"):
+        bench(tmp_path / "m.onnx", target="cortex-a72", against=("onnxruntime",))
+
+
+def test_report_of_a_small_network(zoo_file: Callable[..., Path]) -> None:
+    path = zoo_file("separable_block", shape=(1, 8, 16, 16))
+    found = bench(path, against=("onnxruntime", "stock-tvm"), rounds=2)
+    assert [runtime.name for runtime in found.runtimes] == ["sepwise", "onnxruntime", "stock-tvm"]
+    assert set(found.speedup) == {"onnxruntime", "stock-tvm"}
+    assert all(ratio > 0 for ratio in found.speedup.values())
+    assert found.macs == sum(kernel.macs for kernel in found.kernels)
+    json = found.to_json()
+    assert set(json) == {
+        "model", "target", "method", "threads", "macs", "strategy_mac_share", "runtimes", "speedup", "kernels",
+    }  # fmt: skip
+    assert {"name", "version", "median_us", "minimum_us", "p90_us", "runs"} <= set(json["runtimes"][0])
+    assert {"name", "nodes", "strategy", "median_us", "macs", "roofline"} <= set(json["kernels"][0])
+
+
+@pytest.mark.emulated
+def test_report_under_emulation(zoo_file: Callable[..., Path]) -> None:
+    found = bench(zoo_file("separable_block", shape=(1, 8, 16, 16)), target="cortex-a72")
+    assert found.method == "emulated"
+    (ours,) = found.runtimes
+    assert ours.instructions == sum(kernel.instructions for kernel in found.kernels)
+    assert ours.instructions_per_mac == ours.instructions / found.macs
+    assert not found.speedup
