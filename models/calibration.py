@@ -38,7 +38,7 @@ SPATIAL_MAXIMUM = 320  # larger inputs are cropped: statistics no longer change
 BETA_SHARE = 0.3  # of the output's variance; the rest is gamma's
 BIAS_SPREAD = 0.5  # of the output's standard deviation
 NEGATIVE_SHARE = 0.2  # of the channels
-VARIANCE_FLOOR = 0.05  # of the whole tensor's variance, so that a nearly constant channel is not amplified
+VARIANCE_FLOOR = 0.05  # of the whole tensor's variance, give or take a half, so that a nearly constant channel is not amplified
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -126,8 +126,9 @@ def _norm_calibrator(generator: torch.Generator) -> Callable[..., Tensor]:
         target = target_of(layer)
         axes = [axis for axis in range(x.dim()) if axis != 1]
         variance, mean = torch.var_mean(x, axes, correction=0)
-        variance.clamp_(min=VARIANCE_FLOOR * _spread(x) ** 2)
         channels = mean.numel()
+        floor = torch.rand(channels, generator=generator).add_(0.5).mul_(VARIANCE_FLOOR * _spread(x) ** 2)
+        variance = variance.maximum(floor)
         gamma = torch.rand(channels, generator=generator).add_(0.5)
         negative = torch.randperm(channels, generator=generator)[: math.ceil(NEGATIVE_SHARE * (channels - 1))]
         gamma[negative] *= -1.0
