@@ -69,7 +69,7 @@ def resolve(model: str | Path, shapes: Shapes = None) -> ModelFile:
 def _only_input(path: Path) -> str:
     """Names a file's only input, for a shape that was given without a name."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     from sepwise.passes import load_model
     from sepwise.passes.errors import InputError
