@@ -64,7 +64,19 @@ class Network:
     """
 
     CONVOLUTIONS = ("depthwise", "pointwise", "dense", "grouped", "multiplier", "padded pointwise")
-    ACTIVATIONS = ("Relu", "Relu6", "HardSwish", "Sigmoid", "SiLU", "Tanh", "Gelu", "LeakyRelu", "Mish", "spelled hard-swish", "none")
+    ACTIVATIONS = (
+        "Relu",
+        "Relu6",
+        "HardSwish",
+        "Sigmoid",
+        "SiLU",
+        "Tanh",
+        "Gelu",
+        "LeakyRelu",
+        "Mish",
+        "spelled hard-swish",
+        "none",
+    )
 
     def __init__(self, seed: int, shape: tuple[int, int, int, int]) -> None:
         self.rng = np.random.default_rng(seed)
@@ -176,10 +188,10 @@ def random_network(seed: int, blocks: list[tuple[str, str]]) -> onnx.ModelProto:
 
 
 def fold_batch_norms(model: onnx.ModelProto, number: type = np.float64, mistake: str = "") -> onnx.ModelProto:
-    """Folds every BatchNormalization into the Conv before it, rightly or with one mistake.
+    """Folds every BatchNormalization that follows a Conv into it, rightly or with one mistake.
 
     Args:
-        model: a network whose batch norms follow convolutions.
+        model: a network in which no such Conv has another consumer.
         number: type in which the folded constants are computed before they are stored as float32.
         mistake: `epsilon` (dropped), `bias` (not scaled by gamma), `mean` (not subtracted), `variance` (not rooted).
     """
@@ -190,7 +202,8 @@ def fold_batch_norms(model: onnx.ModelProto, number: type = np.float64, mistake:
     producer = {node.output[0]: node for node in graph.node}
     for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
         conv = producer[norm.input[0]]
-        assert conv.op_type == "Conv"
+        if conv.op_type != "Conv":
+            continue
         scale, shift, mean, variance = (tensors[name] for name in norm.input[1:])
         epsilon = number(0 if mistake == "epsilon" else norm.attribute[0].f)
         factor = scale / (variance + epsilon if mistake == "variance" else np.sqrt(variance + epsilon))

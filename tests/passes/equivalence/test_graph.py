@@ -82,7 +82,7 @@ def test_other_domains_are_refused() -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 18, "com.shop" : 1]> g (float[2] x) => (float[2] y) { [n] y = com.shop.Magic(x) }'
     )
-    with pytest.raises(UnsupportedError, match="'n' calls com.shop::Magic"):
+    with pytest.raises(UnsupportedError, match=r"'n' calls com.shop::Magic"):
         read_graph(model)
 
 

@@ -158,7 +158,12 @@ CASES: dict[str, tuple[int, str, str, str]] = {
     "split": (18, IMAGE, "int64[2] p = {1,3}", "y, z = Split<axis=1>(x, p)"),
     "split evenly": (18, IMAGE, "", "y, z = Split<axis=3,num_outputs=2>(x)"),
     "split 11": (11, IMAGE, "", "y, z = Split<axis=1,split=[3,1]>(x)"),
-    "slice": (18, IMAGE, "int64[2] a = {1,-3}, int64[2] e = {9223372036854775807,-1}, int64[2] d = {1,3}", "y = Slice(x, a, e, d)"),
+    "slice": (
+        18,
+        IMAGE,
+        "int64[2] a = {1,-3}, int64[2] e = {9223372036854775807,-1}, int64[2] d = {1,3}",
+        "y = Slice(x, a, e, d)",
+    ),
     "slice steps": (
         18,
         IMAGE,
@@ -279,21 +284,23 @@ def check_against_onnxruntime(
 
 
 def test_every_operator_is_tested() -> None:
-    tested = {case[3].split("=", 1)[1].split("<")[0].split("(")[0].strip() for case in [*CASES.values(), *POSITIVE_CASES.values()]}
+    tested = {
+        case[3].split("=", 1)[1].split("<")[0].split("(")[0].strip() for case in [*CASES.values(), *POSITIVE_CASES.values()]
+    }
     assert set(OPERATORS) - tested <= {"ReduceProd", "Swish"}
     assert set(RULES) - set(OPERATORS) == set()
 
 
 def test_unknown_operator_is_named(parse: Callable[..., onnx.ModelProto]) -> None:
-    model = onnx.parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 18]> g (float[2] x) => (float[2] y) { y = Nonsense(x) }'
-    )
+    model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> g (float[2] x) => (float[2] y) { y = Nonsense(x) }')
     with pytest.raises(UnsupportedError, match="Nonsense"):
         Oracle(model).run({"x": np.zeros(2, np.float32)})
 
 
 def test_training_mode_is_refused(parse: Callable[..., onnx.ModelProto]) -> None:
-    model = build((18, IMAGE, "float[4] s, float[4] b, float[4] m, float[4] var", "y = BatchNormalization(x, s, b, m, var)"), parse)
+    model = build(
+        (18, IMAGE, "float[4] s, float[4] b, float[4] m, float[4] var", "y = BatchNormalization(x, s, b, m, var)"), parse
+    )
     model.graph.node[0].attribute.append(onnx.helper.make_attribute("training_mode", 1))
     with pytest.raises(UnsupportedError, match="training_mode=1"):
         Oracle(model).run(sample_inputs(model, 0))

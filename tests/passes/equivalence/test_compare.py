@@ -1,0 +1,328 @@
+import json
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+from sepwise.passes.equivalence import (
+    GraphReference,
+    Oracle,
+    compare_execution,
+    compare_graph,
+    compare_kernel,
+    execution_sigma,
+    run_with_bounds,
+    sample_inputs,
+)
+from sepwise.passes.errors import InputError
+
+Mutant = Callable[[onnx.ModelProto], onnx.ModelProto]
+
+
+@pytest.fixture(scope="module")
+def network(network_type) -> onnx.ModelProto:
+    """Separable blocks with everything that can be folded wrongly: biases, a padded pointwise conv, a stride, a residual."""
+    built = network_type(5, (1, 8, 14, 14))
+    built.convolution("depthwise", bias=True)
+    built.batch_norm()
+    built.activation("Relu6")
+    built.convolution("padded pointwise", bias=True)
+    built.batch_norm(epsilon=1e-3)
+    built.activation("HardSwish")
+    before = built.last
+    built.convolution("multiplier", stride=2)
+    built.batch_norm()
+    built.activation("Relu6")
+    built.squeeze_and_excite()
+    built.convolution("pointwise")
+    built.batch_norm()
+    built.activation("Relu")
+    assert before != built.last
+    return built.finish()
+
+
+@pytest.fixture(scope="module")
+def reference(network: onnx.ModelProto) -> GraphReference:
+    return GraphReference(network, [sample_inputs(network, seed) for seed in range(2)])
+
+
+def copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    mutant = onnx.ModelProto()
+    mutant.CopyFrom(model)
+    return mutant
+
+
+def nodes_of(model: onnx.ModelProto, operator: str) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == operator]
+
+
+def attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
+    return next(a for a in node.attribute if a.name == name)
+
+
+def change_tensor(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), name))
+    return model
+
+
+def one_weight_by_a_percent(model: onnx.ModelProto) -> onnx.ModelProto:
+    def change(weight: np.ndarray) -> np.ndarray:
+        weight[1, 0, 0, 0] *= np.float32(1.01)
+        return weight
+
+    return change_tensor(model, nodes_of(model, "Conv")[1].input[1], change)
+
+
+def epsilon_of_another_layer(model: onnx.ModelProto) -> onnx.ModelProto:
+    attribute(nodes_of(model, "BatchNormalization")[0], "epsilon").f = 1.1e-5
+    return model
+
+
+def pad_lost(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The padding of the pointwise conv moves behind it, where it is zeros instead of the bias."""
+    conv = nodes_of(model, "Conv")[1]
+    attribute(conv, "pads").ints[:] = [0, 0, 0, 0]
+    inner, outer = "unpadded", conv.output[0]
+    conv.output[0] = inner
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 1, 1]), "widths"))
+    index = list(model.graph.node).index(conv)
+    model.graph.node.insert(index + 1, helper.make_node("Pad", [inner, "widths"], [outer]))
+    return model
+
+
+def pads_mirrored(model: onnx.ModelProto) -> onnx.ModelProto:
+    for conv in nodes_of(model, "Conv"):
+        pads = attribute(conv, "pads").ints
+        if list(pads[:2]) != list(pads[2:]):
+            pads[:] = [*pads[2:], *pads[:2]]
+            return model
+    raise AssertionError("the network has no asymmetric pads")
+
+
+def relu6_as_relu(model: onnx.ModelProto) -> onnx.ModelProto:
+    clip = nodes_of(model, "Clip")[0]
+    clip.op_type = "Relu"
+    del clip.input[1:]
+    return model
+
+
+def hard_swish_as_silu(model: onnx.ModelProto) -> onnx.ModelProto:
+    node = nodes_of(model, "HardSwish")[0]
+    index = list(model.graph.node).index(node)
+    model.graph.node.insert(index, helper.make_node("Sigmoid", [node.input[0]], ["gate"]))
+    node.op_type = "Mul"
+    node.input.append("gate")
+    return model
+
+
+def group_order_swapped(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The channels of a multiplier-2 conv are interleaved the other way."""
+    weight = nodes_of(model, "Conv")[2].input[1]
+    return change_tensor(model, weight, lambda w: w.reshape(-1, 2, *w.shape[1:]).swapaxes(0, 1).reshape(w.shape))
+
+
+def gate_dropped(model: onnx.ModelProto) -> onnx.ModelProto:
+    product = nodes_of(model, "Mul")[-1]
+    product.op_type = "Identity"
+    del product.input[1]
+    return model
+
+
+def transposed_kernel(model: onnx.ModelProto) -> onnx.ModelProto:
+    return change_tensor(model, nodes_of(model, "Conv")[0].input[1], lambda w: np.swapaxes(w, 2, 3).copy())
+
+
+def norm_behind_activation(model: onnx.ModelProto) -> onnx.ModelProto:
+    norm, relu = nodes_of(model, "BatchNormalization")[-1], nodes_of(model, "Relu")[-1]
+    before, after = norm.input[0], relu.output[0]
+    relu.input[0], norm.input[0] = before, "relu_first"
+    relu.output[0], norm.output[0] = "relu_first", after
+    nodes = list(model.graph.node)
+    i, j = nodes.index(norm), nodes.index(relu)
+    nodes[i], nodes[j] = relu, norm
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+MUTANTS: dict[str, Mutant] = {
+    mutant.__name__: mutant
+    for mutant in (
+        one_weight_by_a_percent,
+        epsilon_of_another_layer,
+        pad_lost,
+        pads_mirrored,
+        relu6_as_relu,
+        hard_swish_as_silu,
+        group_order_swapped,
+        gate_dropped,
+        transposed_kernel,
+        norm_behind_activation,
+    )
+}
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32])
+def test_right_folds_pass(reference: GraphReference, network: onnx.ModelProto, fold_batch_norms, number: type) -> None:
+    (check,) = compare_graph(reference, fold_batch_norms(network, number))
+    assert check.passed, check
+    assert 0.01 < check.worst_ratio < 0.9
+
+
+@pytest.mark.parametrize("mistake", ["epsilon", "bias", "mean", "variance"])
+@pytest.mark.parametrize("number", [np.float64, np.float32])
+def test_wrong_folds_fail(
+    reference: GraphReference, network: onnx.ModelProto, fold_batch_norms, number: type, mistake: str
+) -> None:
+    (check,) = compare_graph(reference, fold_batch_norms(network, number, mistake))
+    assert check.status == "failed"
+    assert check.worst_ratio > 3
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutants_fail(reference: GraphReference, network: onnx.ModelProto, fold_batch_norms, mutant: str) -> None:
+    changed = MUTANTS[mutant](copy(network))
+    (check,) = compare_graph(reference, changed)
+    assert check.status == "failed", check
+    (check,) = compare_graph(reference, fold_batch_norms(changed))
+    assert check.status == "failed", check
+
+
+@pytest.mark.parametrize("mutant", sorted(set(MUTANTS) - {"epsilon_of_another_layer"}))
+def test_mutants_fail_as_executions(network: onnx.ModelProto, run_onnxruntime, mutant: str) -> None:
+    inputs = sample_inputs(network, 0)
+    outputs = run_onnxruntime(MUTANTS[mutant](copy(network)), inputs)
+    check = compare_execution(outputs, Oracle(network).run(inputs), execution_sigma(network, inputs))
+    assert check.status == "failed", check
+    kernel = compare_kernel(outputs["y"], *run_with_bounds(network, inputs)["y"])
+    assert kernel.max_abs_error == check.max_abs_error or not np.isfinite(check.max_abs_error)
+
+
+def test_stride_swapped_for_dilation_changes_the_shape(reference: GraphReference, network: onnx.ModelProto) -> None:
+    changed = copy(network)
+    conv = nodes_of(changed, "Conv")[2]
+    attribute(conv, "strides").ints[:] = [2, 1]
+    del changed.graph.value_info[:]
+    changed.graph.output[0].type.tensor_type.ClearField("shape")
+    (check,) = compare_graph(reference, changed)
+    assert check.status == "failed"
+    assert "shape" in check.reason
+    assert check.to_json()["max_abs_error"] is None
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    kinds=st.lists(
+        st.sampled_from(["depthwise", "pointwise", "dense", "multiplier", "padded pointwise"]), min_size=1, max_size=3
+    ),
+    activation=st.sampled_from(["Relu6", "HardSwish", "SiLU", "none"]),
+)
+def test_no_false_alarms(random_network, fold_batch_norms, run_onnxruntime, seed, kinds, activation) -> None:
+    model = random_network(seed, [(kind, activation) for kind in kinds])
+    inputs = [sample_inputs(model, seed, kind) for kind in ("normal", "impulse", "knees")]
+    reference = GraphReference(model, inputs)
+    for number in (np.float64, np.float32):
+        (check,) = compare_graph(reference, fold_batch_norms(model, number))
+        assert check.passed, check
+    outputs = [run_onnxruntime(model, feeds) for feeds in inputs]
+    check = compare_execution(outputs, reference.outputs, [execution_sigma(model, feeds) for feeds in inputs])
+    assert check.passed, check
+
+
+def test_exact_passes_are_held_to_the_last_bit(network: onnx.ModelProto, reference: GraphReference, fold_batch_norms) -> None:
+    (check,) = compare_graph(reference, copy(network), exact=True)
+    assert check.passed
+    assert check.worst_ratio == 0
+    (check,) = compare_graph(reference, fold_batch_norms(network), exact=True)
+    assert check.status == "failed"
+    assert check.worst_ratio is None
+    assert "has to be exact" in check.reason
+
+
+def test_other_order_without_constants_is_no_mistake(parse) -> None:
+    """Nothing is stored, so sigma_c is 0; what float64 itself rounds is allowed."""
+    header = '<ir_version: 8, opset_import: ["" : 18]> g (float[300] x, float[300] z, float[300] w) => (float y)'
+    left = parse(f"{header} {{ t = Add(x, z) y = Add(t, w) }}")
+    right = parse(f"{header} {{ t = Add(z, w) y = Add(x, t) }}")
+    wrong = parse(f"{header} {{ t = Add(z, w) y = Sub(t, x) }}")
+    inputs = sample_inputs(left, 0)
+    assert compare_graph(left, right, inputs)[0].passed
+    assert not compare_graph(left, wrong, inputs)[0].passed
+
+
+def test_integer_outputs_are_exact(parse) -> None:
+    header = '<ir_version: 8, opset_import: ["" : 18]> g (float[4,9] x) => (float y)'
+    model = parse(f"{header} {{ y = ArgMax<axis=1>(x) }}")
+    other = parse(f"{header} {{ y = ArgMin<axis=1>(x) }}")
+    inputs = sample_inputs(model, 0)
+    assert compare_graph(model, model, inputs)[0].passed
+    assert compare_graph(model, other, inputs)[0].status == "failed"
+    oracle, sigma = Oracle(model).run(inputs), execution_sigma(model, inputs)
+    assert compare_execution(oracle, oracle, sigma).passed
+    assert compare_execution({"y": oracle["y"] + 1}, oracle, sigma).worst_ratio is None
+
+
+def test_missing_outputs_are_named(network: onnx.ModelProto, parse) -> None:
+    header = '<ir_version: 8, opset_import: ["" : 18]> g (float[3] x)'
+    model, other = parse(f"{header} => (float y) {{ y = Relu(x) }}"), parse(f"{header} => (float q) {{ q = Relu(x) }}")
+    with pytest.raises(InputError, match="has no output 'y'; it has q"):
+        compare_graph(model, other, sample_inputs(model, 0))
+
+
+def test_kernel_check_names_the_worst_element() -> None:
+    value, bound = np.zeros((2, 3)), np.full((2, 3), 1e-6)
+    actual = np.zeros((2, 3), np.float32)
+    actual[1, 2], actual[0, 0] = 3e-6, 5e-7
+    check = compare_kernel(actual, value, bound, name="k", nodes=["Conv_0"])
+    assert check.status == "failed"
+    assert check.worst_index == (1, 2)
+    assert check.worst_ratio == pytest.approx(3)
+    assert check.bound == 1e-6
+    assert check.nodes == ("Conv_0",)
+    assert "[1, 2]" in check.reason
+    assert json.loads(json.dumps(check.to_json()))["worst_index"] == [1, 2]
+
+
+def test_zero_bound_is_exact_or_null() -> None:
+    zero = np.zeros(3)
+    assert compare_kernel(np.zeros(3, np.float32), zero, zero).worst_ratio == 0
+    check = compare_kernel(np.array([0, 1e-9, 0], np.float32), zero, zero)
+    assert check.status == "failed"
+    assert check.worst_ratio is None
+
+
+@pytest.mark.parametrize("there", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_have_their_places(there: float) -> None:
+    value = np.array([1.0, there, 2.0])
+    bound = np.array([0.1, np.inf, 0.1])
+    assert compare_kernel(value.astype(np.float32), value, bound).passed
+    for wrong in ([1.0, 5.0, 2.0], [there, there, 2.0], [1.0, 0.0, there]):
+        check = compare_kernel(np.array(wrong, np.float32), value, bound)
+        assert check.status == "failed", wrong
+        assert check.to_json()["max_abs_error"] is None
+
+
+def test_execution_may_overflow_where_float32_does() -> None:
+    oracle, sigma = {"y": np.array([1e39, 1.0])}, {"y": np.array([1e32, 1e-7])}
+    assert compare_execution({"y": np.array([np.inf, 1], np.float32)}, oracle, sigma).passed
+    assert not compare_execution({"y": np.array([1, np.inf], np.float32)}, oracle, sigma).passed
+
+
+def test_rms_is_not_applied_to_few_elements() -> None:
+    sigma = {"y": np.full(20, 1e-7)}
+    oracle = {"y": np.ones(20)}
+    actual = {"y": (1 + 3 * 2.0**-23 * np.ones(20)).astype(np.float32)}
+    check = compare_execution(actual, oracle, sigma)
+    assert check.passed
+    assert check.rms_error is None
+    many = {key: np.tile(value, 10) for key, value in (("a", actual["y"]), ("o", oracle["y"]), ("s", sigma["y"]))}
+    check = compare_execution({"y": many["a"]}, {"y": many["o"]}, {"y": many["s"]})
+    assert check.status == "failed"
+    assert "RMS" in check.reason
+    assert check.worst_ratio == pytest.approx(3 * 2.0**-23 / 1e-7)
