@@ -1,6 +1,12 @@
 """Tells whether two ONNX graphs compute the same, and whether an execution of one is right.
 
-Needs neither TVM nor torch, and imports in a fraction of a second. See `docs/verification.md` for the method.
+Needs neither TVM nor torch, and imports in a fraction of a second.
+
+    Oracle                   what a model means, in float64
+    constant_rounding_sigma  tolerance between two graphs            -> compare_graph
+    execution_sigma          tolerance of a whole execution          -> compare_execution
+    run_with_bounds          rigorous bound of one kernel's result   -> compare_kernel
+    extract, sample_inputs   a kernel's nodes as a model, and what to feed it
 """
 
 from sepwise.passes.equivalence.compare import (

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from sepwise.passes.equivalence.graph import Operation
+from sepwise.passes.equivalence.operators import OPERATORS, evaluate
+from sepwise.passes.equivalence.rounding import ALLOWANCES, MOVES, SELECTS, SUMS, UNIT, gamma, noise_scale
+from sepwise.passes.equivalence.running_error import NEVER_ROUND, RULES
+
+# Their results are integers or booleans, or nothing rounds that has no rule yet.
+WITHOUT_FLOATS = {
+    *("And", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Xor"),
+}
+OWN_NOISE = {"LogSoftmax", "Resize", "Softmax", "Upsample"}
+NO_NOISE = {"ReduceLogSumExp", "ReduceProd"}
+
+
+def operation(name: str) -> Operation:
+    return Operation(name, 24, "", ("x",), ("y",))
+
+
+def test_gamma() -> None:
+    assert gamma(1) == pytest.approx(UNIT, rel=1e-6)
+    assert gamma(1000) > 1000 * UNIT
+
+
+@pytest.mark.parametrize("name", sorted(name for name, allowance in ALLOWANCES.items() if allowance.lipschitz is not None))
+def test_slopes_are_the_largest(name: str) -> None:
+    x = np.linspace(-12, 12, 2_000_001)
+    (y,) = evaluate(operation(name), [x])
+    slope = np.abs(np.diff(y) / np.diff(x)).max()
+    stated = ALLOWANCES[name].lipschitz
+    assert stated is not None
+    assert slope <= stated * (1 + 1e-9)
+    assert slope > 0.99 * stated
+
+
+def test_every_operator_has_one_kind_of_noise() -> None:
+    kinds = [set(MOVES), set(SELECTS), set(SUMS), set(ALLOWANCES), OWN_NOISE, WITHOUT_FLOATS, NO_NOISE]
+    assert set(OPERATORS) <= set().union(*kinds)
+    for i, one in enumerate(kinds):
+        for other in kinds[i + 1 :]:
+            assert not one & other
+
+
+def test_every_operator_has_a_bound() -> None:
+    known = set(MOVES) | set(RULES) | NEVER_ROUND | WITHOUT_FLOATS | NO_NOISE | {"Mod"}
+    assert set(OPERATORS) <= known
+
+
+def test_a_clip_adds_no_noise() -> None:
+    x = np.linspace(-1, 1, 5)
+    assert noise_scale(operation("Relu"), [x], [np.maximum(x, 0)]) is None
+
+
+def test_noise_of_a_rounding_is_one_unit() -> None:
+    x, y = np.array([3.0, -5.0]), np.array([0.5, 2.0])
+    scale = noise_scale(operation("Mul"), [x, y], [x * y])
+    np.testing.assert_allclose(scale, UNIT * np.abs(x * y))
