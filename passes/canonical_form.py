@@ -9,7 +9,14 @@ from onnxscript.optimizer import fold_constants_ir
 
 from sepwise.passes.errors import InputError
 from sepwise.passes.geometry import explicit_geometry, read_geometry
-from sepwise.passes.rewriting import Refusal, constant_array, is_operator, remove_unused_initializers, replace_with_input
+from sepwise.passes.rewriting import (
+    Refusal,
+    constant_array,
+    is_operator,
+    remove_unused_initializers,
+    replace_with_input,
+    static_shape,
+)
 from sepwise.passes.vocabulary import DOMAIN
 
 __all__ = ["canonicalize"]
@@ -64,6 +71,7 @@ def canonicalize(model: ir.Model) -> ir.Model:
     common_passes.RemoveUnusedNodesPass()(copy)
     remove_unused_initializers(copy)
     _infer_shapes(copy)
+    _check_convolutions(copy)
     _spell_out_geometry(copy)
     return copy
 
@@ -96,6 +104,9 @@ def _inline_functions(model: ir.Model) -> None:
     if any(domain != DOMAIN for domain, _, _ in model.functions):
         common_passes.InlinePass(criteria=lambda function: function.domain != DOMAIN)(model)
         common_passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+        used = {node.domain for graph in model.graphs() for node in graph}
+        for domain in set(model.opset_imports) - used - {""}:
+            del model.opset_imports[domain]
         _name_nodes(model)
 
 
@@ -211,6 +222,29 @@ def _infer_shapes(model: ir.Model) -> None:
             if shape is not None:
                 value.shape = shape
             value.type = ir.serde.deserialize_type_proto_for_type(info.type) or value.type
+
+
+def _check_convolutions(model: ir.Model) -> None:
+    """Checks what ONNX's shape inference does not: channels against weights and groups, and that windows fit."""
+    for graph in model.graphs():
+        for node in graph:
+            if not is_operator(node, "Conv"):
+                continue
+            data, weight, output = static_shape(node.inputs[0]), static_shape(node.inputs[1]), static_shape(node.outputs[0])
+            if data is None or weight is None:
+                continue
+            group: int = node.attributes.get_int("group", 1)
+            if len(data) != len(weight) or data[1] != weight[1] * group or weight[0] % group:
+                raise InputError(
+                    f"Conv '{node.name}': its input has shape {data}, its weight {weight} and group={group}; the weight must be "
+                    "(m, channels / group, *kernel) with group dividing m. Give input shapes that the network takes, or check "
+                    "the exporter."
+                )
+            if output is not None and min(output) < 1:
+                raise InputError(
+                    f"Conv '{node.name}': its input of shape {data} is smaller than its window: the output would have shape "
+                    f"{output}. Give larger input shapes."
+                )
 
 
 def _dims(value: ir.Value) -> str:

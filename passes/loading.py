@@ -48,9 +48,15 @@ def load_model(path: str | Path, *, shapes: Mapping[str, Sequence[int]] | None =
     _check_opsets(path, proto)
     _check_operators(path, proto)
     _check_external_data(path, proto)
-    _check_validity(path, proto)
     _fix_shapes(path, proto, dict(shapes or {}))
-    model = ir.from_proto(proto)
+    _check_validity(path, proto)
+    try:
+        model = ir.from_proto(proto)
+    except ir.serde.SerdeError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise InputError(f"{path}: is not a valid model: {' '.join(str(cause).split())}. Repair or export it again.") from error
     _attach_external_data(model, path.parent)
     return model
 

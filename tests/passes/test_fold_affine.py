@@ -42,7 +42,9 @@ def fold(model: ir.Model) -> tuple[ir.Model, int, tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("shape", ["[8,1,1]", "[1,8,1,1]", "[1]", "[1,1,1,1]"])
-@pytest.mark.parametrize("expression", ["Mul (c, k)", "Mul (k, c)", "Div (c, k)", "Add (c, k)", "Add (k, c)", "Sub (c, k)", "Sub (k, c)"])
+@pytest.mark.parametrize(
+    "expression", ["Mul (c, k)", "Mul (k, c)", "Div (c, k)", "Add (c, k)", "Add (k, c)", "Sub (c, k)", "Sub (k, c)"]
+)
 def test_after_a_convolution(build: Build, equivalent: Equivalent, expression: str, shape: str) -> None:
     model = build(AFTER.format(expression=expression, shape=shape))
     folded, fired, refused = fold(model)
@@ -82,9 +84,13 @@ def test_several_in_a_row_on_both_sides(build: Build, equivalent: Equivalent) ->
 REFUSED = {
     "its constant of shape (9, 8) is not one number per channel": AFTER.format(expression="Add (c, k)", shape="[9,8]"),
     "its constant of shape (2, 8, 1, 1) is not one number per channel": AFTER.format(expression="Add (c, k)", shape="[2,8,1,1]"),
-    "its constant of shape (1, 1, 1, 1, 1) is not one number per channel": AFTER.format(expression="Mul (c, k)", shape="[1,1,1,1,1]"),
+    "its constant of shape (1, 1, 1, 1, 1) is not one number per channel": AFTER.format(
+        expression="Mul (c, k)", shape="[1,1,1,1,1]"
+    ),
     "it divides by 0": AFTER.format(expression="Div (c, k)", shape="[1]"),
-    "the output 'c' of Conv 'conv' is a graph output": AFTER.format(expression="Mul (c, k)", shape="[1]").replace("float y", "float y, float c"),
+    "the output 'c' of Conv 'conv' is a graph output": AFTER.format(expression="Mul (c, k)", shape="[1]").replace(
+        "float y", "float y, float c"
+    ),
     "the output 'c' of Conv 'conv' has a second consumer, 'other'": AFTER.format(expression="Mul (c, k)", shape="[1]")
     .replace("float y", "float y, float z")
     .replace("  [affine]", "  [other] z = Relu (c)\n  [affine]"),
@@ -97,7 +103,9 @@ REFUSED = {
     "Conv 'conv' pads its input with zeros, which do not see the shift": BEFORE.format(
         expression="Add (x, k)", shape="[4,1,1]", pads=[0, 0, 0, 1]
     ),
-    "the output 'c' of Add 'affine' has a second consumer, 'other'": BEFORE.format(expression="Add (x, k)", shape="[1]", pads=[0] * 4)
+    "the output 'c' of Add 'affine' has a second consumer, 'other'": BEFORE.format(
+        expression="Add (x, k)", shape="[1]", pads=[0] * 4
+    )
     .replace("float y", "float y, float z")
     .replace("  [conv]", "  [other] z = Relu (c)\n  [conv]"),
     "the folded constants of 'conv' are not finite in float32": AFTER.format(expression="Mul (c, k)", shape="[1]"),

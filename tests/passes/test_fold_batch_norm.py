@@ -14,7 +14,9 @@ Equivalent = Callable[..., None]
 
 HEAD = '<ir_version: 10, opset_import: ["" : {opset}]>\n'
 
-AFTER = HEAD.format(opset=17) + """
+AFTER = (
+    HEAD.format(opset=17)
+    + """
 g (float[1,3,9,8] x) => (float y)
 <float[8,3,3,3] w, float[8] b, float[8] gamma, float[8] beta, float[8] mean, float[8] var>
 {
@@ -22,8 +24,11 @@ g (float[1,3,9,8] x) => (float y)
   [norm] y = BatchNormalization <epsilon = 0.1> (c, gamma, beta, mean, var)
 }
 """
+)
 
-BEFORE = HEAD.format(opset=17) + """
+BEFORE = (
+    HEAD.format(opset=17)
+    + """
 g (float[1,4,9,8] x) => (float y)
 <float[8,4,3,3] w, float[4] gamma, float[4] beta, float[4] mean, float[4] var>
 {
@@ -31,6 +36,7 @@ g (float[1,4,9,8] x) => (float y)
   [conv] y = Conv (c, w)
 }
 """
+)
 
 
 def op_types(model: ir.Model) -> list[str]:
@@ -179,16 +185,20 @@ def test_inside_a_subgraph(build: Build) -> None:
 
 REFUSED = {
     "it is in training mode": AFTER.replace("epsilon = 0.1", "training_mode = 1").replace("] y = Batch", "] y, m, v = Batch"),
-    "its mean 'mean' is not constant": AFTER.replace("x) =>", "x, float[8] mean) =>").replace(", float[8] mean, float[8] var>", ", float[8] var>"),
+    "its mean 'mean' is not constant": AFTER.replace("x) =>", "x, float[8] mean) =>").replace(
+        ", float[8] mean, float[8] var>", ", float[8] var>"
+    ),
     "its variance + epsilon is -2, not positive": AFTER,
     "no convolution beside it: its input comes from Relu 'conv' and its output is a graph output": AFTER.replace(
         "Conv <pads = [1,1,1,1]> (x, w, b)", "Relu (x)"
     ).replace("[1,3,9,8]", "[1,8,9,8]"),
-    "the output 'c' of Conv 'conv' has a second consumer, 'other'": AFTER.replace("=> (float y)", "=> (float y, float z)").replace(
-        "  [norm]", "  [other] z = Relu (c)\n  [norm]"
-    ),
+    "the output 'c' of Conv 'conv' has a second consumer, 'other'": AFTER.replace(
+        "=> (float y)", "=> (float y, float z)"
+    ).replace("  [norm]", "  [other] z = Relu (c)\n  [norm]"),
     "the output 'c' of Conv 'conv' is a graph output": AFTER.replace("=> (float y)", "=> (float y, float c)"),
-    "the weight of Conv 'conv' is not constant": AFTER.replace("x) =>", "x, float[8,3,3,3] w) =>").replace("<float[8,3,3,3] w, ", "<"),
+    "the weight of Conv 'conv' is not constant": AFTER.replace("x) =>", "x, float[8,3,3,3] w) =>").replace(
+        "<float[8,3,3,3] w, ", "<"
+    ),
     "the bias of Conv 'conv' is not constant": AFTER.replace("x) =>", "x, float[8] b) =>").replace(" float[8] b,", ""),
     "the weight 'w' of 'conv' is shared with 'other'": AFTER.replace("=> (float y)", "=> (float y, float z)").replace(
         "  [norm]", "  [other] z = Conv (x, w)\n  [norm]"

@@ -70,9 +70,13 @@ def test_same_padding_is_resolved_first(build: Build, equivalent: Equivalent) ->
 REFUSED = {
     "its mode is reflect, not constant": PADDED.replace("Pad (", 'Pad <mode = "reflect"> ('),
     "it pads with 1, not 0": PADDED.replace("float zero = {0}", "float zero = {1}"),
-    "its pads are not constant": PADDED.replace("x) =>", "x, int64[8] pads) =>").replace(" int64[8] pads = {0,0,1,0,0,0,2,1},", ""),
+    "its pads are not constant": PADDED.replace("x) =>", "x, int64[8] pads) =>").replace(
+        " int64[8] pads = {0,0,1,0,0,0,2,1},", ""
+    ),
     "its value is not constant": PADDED.replace("x) =>", "x, float zero) =>").replace(", float zero = {0}", ""),
-    "it pads the batch or the channels": PADDED.replace("{0,0,1,0,0,0,2,1}", "{0,1,1,0,0,0,2,1}").replace("[8,4,3,3]", "[8,5,3,3]"),
+    "it pads the batch or the channels": PADDED.replace("{0,0,1,0,0,0,2,1}", "{0,1,1,0,0,0,2,1}").replace(
+        "[8,4,3,3]", "[8,5,3,3]"
+    ),
     "it crops: pads (0, 0, 1, 0, 0, 0, -2, 1)": PADDED.replace("{0,0,1,0,0,0,2,1}", "{0,0,1,0,0,0,-2,1}"),
     "the output 'c' of Pad 'pad' is a graph output": PADDED.replace("float y", "float y, float c"),
     "the output 'c' of Pad 'pad' has a second consumer, 'other'": PADDED.replace("float y", "float y, float z").replace(

@@ -88,19 +88,19 @@ def test_a_gelu_by_tanh_is_left_alone(build: Build) -> None:
 
 def test_two_calls_of_one_function(build: Build, equivalent: Equivalent) -> None:
     model = build(
-        TEXT.format(opset=17, activation="d = Clip (c, zero, six) e = Conv <pads = [1,1,1,1]> (d, v, b) y = Clip (e, zero, three)").replace(
-            "float[8] b", "float[8,8,3,3] v, float[8] b"
-        )
+        TEXT.format(
+            opset=17, activation="d = Clip (c, zero, six) e = Conv <pads = [1,1,1,1]> (d, v, b) y = Clip (e, zero, three)"
+        ).replace("float[8] b", "float[8,8,3,3] v, float[8] b")
     )
     fused, fired, _ = fuse(model)
     assert (fired, len(fused.functions)) == (2, 1)
     equivalent(model, fused, exact=True)
 
 
-
-
 def test_refuses_a_second_consumer(build: Build) -> None:
-    model = build(TEXT.format(opset=17, activation="[first] y = Relu (c) [other] z = Neg (c)").replace("float y", "float y, float z"))
+    model = build(
+        TEXT.format(opset=17, activation="[first] y = Relu (c) [other] z = Neg (c)").replace("float y", "float y, float z")
+    )
     before = ir.to_proto(model)
     fused, fired, refused = fuse(model)
     assert (fired, refused) == (0, ("the output 'c' of Conv 'conv' has a second consumer, 'other'",))
@@ -141,8 +141,13 @@ def test_any_geometry(build: Build, equivalent: Equivalent, data: st.DataObject)
     model = build(
         TEXT.format(opset=opset, activation=activation)
         .replace("1,4,9,8", ",".join(map(str, [2, 4, *extents])))
-        .replace("float[8,2,3,3] w, float[8] b", f"float[{','.join(map(str, [outputs, 4 // group, *kernel]))}] w, float[{outputs}] b")
-        .replace("group = 2, strides = [2,1], pads = [1,0,2,1]", f"group = {group}, strides = {strides}, pads = {pads}, dilations = {dilations}")
+        .replace(
+            "float[8,2,3,3] w, float[8] b", f"float[{','.join(map(str, [outputs, 4 // group, *kernel]))}] w, float[{outputs}] b"
+        )
+        .replace(
+            "group = 2, strides = [2,1], pads = [1,0,2,1]",
+            f"group = {group}, strides = {strides}, pads = {pads}, dilations = {dilations}",
+        )
         .replace("(x, w, b)", "(x, w, b)" if bias else "(x, w)")
     )
     fused, fired, _ = fuse(model)

@@ -104,7 +104,9 @@ def replaced(body: str) -> str:
 
 
 REFUSED = {
-    "the output 'c' of Conv 'conv' has a second consumer, 'other'": replaced("[other] z = Relu (c) [add] t = Add (x, c) y = Sub (t, z)"),
+    "the output 'c' of Conv 'conv' has a second consumer, 'other'": replaced(
+        "[other] z = Relu (c) [add] t = Add (x, c) y = Sub (t, z)"
+    ),
     "the output 'c' of Conv 'conv' has a second consumer, the same node once more": replaced("[add] y = Add (c, c)"),
     "the output 'c' of Conv 'conv' is a graph output": TEXT.replace("float y", "float y, float c"),
     "the other summand 'r' is constant": replaced("[add] y = Add (c, r)").replace("float[4] b", "float[4,9,8] r, float[4] b"),

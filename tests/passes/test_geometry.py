@@ -31,7 +31,11 @@ def test_valid(build: Build) -> None:
 
 
 def test_unknown_weight_shape(build: Build) -> None:
-    model = build(TEXT.format(extents="9,8", kernel="3,2", attributes="").replace("y = Conv", "v = Identity (w) [c] y = Conv").replace("(x, w)", "(x, v)"))
+    model = build(
+        TEXT.format(extents="9,8", kernel="3,2", attributes="")
+        .replace("y = Conv", "v = Identity (w) [c] y = Conv")
+        .replace("(x, w)", "(x, v)")
+    )
     node = list(model.graph)[-1]
     value = node.inputs[1]
     assert value is not None

@@ -51,7 +51,10 @@ SPELLINGS = {
     "Clip_MinMax": ("a = Min (six, x) y = Max (zero, a)", SIX),
     "Clip_ReluMin": ("a = Relu (x) y = Min (a, six)", SIX),
     "Clip_ReluClip": ("a = Relu (x) y = Clip (a, , six)", SIX),
-    "HardSigmoid_AddClipDiv": ("a = Add (x, three) b = Clip (a, zero, six) y = Div (b, six)", Activation("hard_sigmoid", (1 / 6, 0.5))),
+    "HardSigmoid_AddClipDiv": (
+        "a = Add (x, three) b = Clip (a, zero, six) y = Div (b, six)",
+        Activation("hard_sigmoid", (1 / 6, 0.5)),
+    ),
     "HardSigmoid_MulAddClip": (
         "a = Mul (x, tenth) b = Add (a, half) y = Clip (b, zero, one)",
         Activation("hard_sigmoid", (0.10000000149011612, 0.5)),
@@ -199,7 +202,9 @@ def test_whatever_is_recognised_computes_the_same(build: Build, equivalent: Equi
     """The algebra may leave a composition alone, but never give it a wrong name."""
     lines, last = [], "x"
     for index, (operator, constant) in enumerate(steps):
-        operands = {"Relu": "", "Sigmoid": "", "Neg": "", "Clip": f", zero, {constant}", "MulX": ", x"}.get(operator, f", {constant}")
+        operands = {"Relu": "", "Sigmoid": "", "Neg": "", "Clip": f", zero, {constant}", "MulX": ", x"}.get(
+            operator, f", {constant}"
+        )
         lines.append(f"v{index} = {operator.removesuffix('X')} ({last}{operands})")
         last = f"v{index}"
     model = build(text(" ".join([*lines, f"y = Identity ({last})"])))

@@ -1,0 +1,184 @@
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from sepwise.passes import canonicalize
+from sepwise.passes.errors import InputError
+
+Build = Callable[..., ir.Model]
+Equivalent = Callable[..., None]
+
+HEAD = '<ir_version: 10, opset_import: ["" : 17]>\n'
+
+
+def op_types(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+def check(model: ir.Model, equivalent: Equivalent, *expected: str) -> ir.Model:
+    before = ir.to_proto(model)
+    canonical = canonicalize(model)
+    assert ir.to_proto(model) == before
+    assert op_types(canonical) == list(expected)
+    assert ir.to_proto(canonicalize(canonical)) == ir.to_proto(canonical)
+    equivalent(model, canonical)
+    return canonical
+
+
+def test_nodes_get_names(build: Build) -> None:
+    model = build(
+        HEAD
+        + "g (float[4] x) => (float y) { [Relu_2] a = Relu (x) b = Exp (a) c = Relu (b) [same] d = Exp (c) [same] y = Relu (d) }"
+    )
+    assert [node.name for node in canonicalize(model).graph] == ["Relu_2", "Exp_1", "Relu_2_1", "same", "same_1"]
+
+
+def test_shape_arithmetic_becomes_constant(equivalent: Equivalent) -> None:
+    """As exporters write it for dynamic sizes: Shape, Slice, Concat, Cast around Reshape and Resize."""
+    proto = onnx.parser.parse_model(
+        HEAD
+        + """
+        g (float[n,4,h,w] x) => (float[a,b,c,d] y) <int64[1] zero = {0}, int64[1] two = {2}, int64[1] four = {4}, int64[1] rest = {-1}, float none = {}>
+        {
+          s = Shape (x)
+          front = Slice (s, zero, two)
+          back = Slice (s, two, four)
+          doubled = Mul (back, two)
+          sizes = Concat <axis = 0> (front, doubled)
+          r = Resize <mode = "nearest"> (x, , , sizes)
+          first = Gather <axis = 0> (s, zero)
+          flat = Concat <axis = 0> (first, rest)
+          y = Reshape (r, flat)
+        }""".replace(", float none = {}", "")
+    )
+    model = ir.from_proto(proto)
+    model.graph.inputs[0].shape = ir.Shape([1, 4, 5, 6])
+    canonical = check(model, equivalent, "Resize", "Reshape")
+    assert list(canonical.graph.outputs[0].shape or ()) == [1, 480]
+
+
+def test_constants_are_folded_and_become_initializers(build: Build, equivalent: Equivalent) -> None:
+    model = build(
+        HEAD
+        + """g (float[1,2,3,4] x) => (float y) <float[4] w>
+        { k = Constant <value_floats = [1.0, 2.0, 3.0, 4.0]> () s = Sqrt (k) m = Mul (s, w) y = Add (x, m) }"""
+    )
+    canonical = check(model, equivalent, "Add")
+    assert len(canonical.graph.initializers) == 1
+
+
+def test_weights_stored_in_half_are_folded(build: Build, equivalent: Equivalent) -> None:
+    model = build(HEAD + "g (float[1,2,9] x) => (float y) <float16[4,2,3] h> { w = Cast <to = 1> (h) y = Conv (x, w) }")
+    check(model, equivalent, "Conv")
+
+
+NO_OPS = {
+    "identity": "t = Identity (a)",
+    "dropout": "t = Dropout (a)",
+    "dropout not in training": "t = Dropout (a, ratio, no)",
+    "cast": "t = Cast <to = 1> (a)",
+    "transpose": "t = Transpose <perm = [0,1,2]> (a)",
+    "pad": "t = Pad (a, pads)",
+    "slice": "t = Slice (a, zero, far, last)",
+    "expand": "t = Expand (a, shape)",
+    "reshape": "t = Reshape (a, shape)",
+    "concat": "t = Concat <axis = 0> (a)",
+    "tile": "t = Tile (a, ones)",
+}
+
+
+@pytest.mark.parametrize("what", NO_OPS)
+def test_removes_what_changes_nothing(build: Build, equivalent: Equivalent, what: str) -> None:
+    constants = """<float ratio = {0.5}, bool no = {0}, int64[6] pads = {0,0,0,0,0,0}, int64[1] zero = {0}, int64[1] far = {100},
+    int64[1] last = {2}, int64[3] shape = {2,3,60}, int64[3] ones = {1,1,1}>"""
+    model = build(HEAD + f"g (float[2,3,60] x) => (float y) {constants} {{ a = Exp (x) {NO_OPS[what]} y = Relu (t) }}")
+    check(model, equivalent, "Exp", "Relu")
+    model = build(HEAD + f"g (float[2,3,60] x) => (float y) {constants} {{ a = Exp (x) {NO_OPS[what].replace('t =', 'y =')} }}")
+    assert [value.name for value in check(model, equivalent, "Exp").graph.outputs] == ["y"]
+
+
+def test_keeps_a_slice_that_reverses(build: Build, equivalent: Equivalent) -> None:
+    constants = "<int64[1] start = {-1}, int64[1] end = {-100}, int64[1] axis = {0}, int64[1] step = {-1}>"
+    model = build(HEAD + f"g (float[120] x) => (float y) {constants} {{ t = Slice (x, start, end, axis, step) y = Relu (t) }}")
+    check(model, equivalent, "Slice", "Relu")
+
+
+def test_keeps_an_identity_from_input_to_output(build: Build, equivalent: Equivalent) -> None:
+    check(build(HEAD + "g (float[120] x) => (float y) { y = Identity (x) }"), equivalent, "Identity")
+
+
+def test_functions_are_inlined(equivalent: Equivalent) -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+        g (float[120] x) => (float[120] y) { [call] t = local.Half (x) y = local.Half (t) }
+        <domain: "local", opset_import: ["" : 17]>
+        Half (x) => (y) { h = Constant <value_float = 0.5> () y = Mul (x, h) }"""
+    )
+    canonical = check(model, equivalent, "Mul", "Mul")
+    assert not canonical.functions
+    assert len({node.name for node in canonical.graph}) == 2
+
+
+def test_geometry_is_spelled_out(build: Build, equivalent: Equivalent) -> None:
+    text = 'g (float[1,2,9,9] x) => (float y) <float[4,2,3,3] w> { y = Conv <auto_pad = "SAME_UPPER", strides = [2,2]> (x, w) }'
+    canonical = check(build(HEAD + text), equivalent, "Conv")
+    (node,) = canonical.graph
+    assert sorted(node.attributes) == ["dilations", "group", "kernel_shape", "pads", "strides"]
+    assert list(node.attributes["pads"].as_ints()) == [1, 1, 1, 1]
+
+
+def test_unused_nodes_and_initializers_go(build: Build, equivalent: Equivalent) -> None:
+    model = build(HEAD + "g (float[120] x) => (float y) <float[120] w, float[2] u> { z = Mul (x, w) y = Relu (x) }")
+    assert not check(model, equivalent, "Relu").graph.initializers
+
+
+def test_initializers_among_the_inputs(build: Build) -> None:
+    """Before IR version 4 the format demanded them there; since then they are defaults that a caller may override."""
+    model = build(HEAD + "g (float[1,2,9] x) => (float y) <float[4,2,3] w> { y = Conv (x, w) }")
+    model.graph.inputs.append(model.graph.initializers["w"])
+    assert [value.name for value in canonicalize(model).graph.inputs] == ["x", "w"]
+    model.ir_version = 3
+    assert [value.name for value in canonicalize(model).graph.inputs] == ["x"]
+
+
+def test_stale_symbolic_shapes_are_inferred_anew(build: Build) -> None:
+    model = build(HEAD + "g (float[1,2,9] x) => (float y) { a = Relu (x) y = Exp (a) }")
+    for node in model.graph:
+        node.outputs[0].shape = ir.Shape(["n", 2, "w"])
+    assert all(list(node.outputs[0].shape or ()) == [1, 2, 9] for node in canonicalize(model).graph)
+
+
+def test_shapes_that_clash(build: Build) -> None:
+    model = build(HEAD + "g (float[3,4] x) => (float y) <float[4,2] w> { [product] y = MatMul (x, w) }")
+    model.graph.inputs[0].shape = ir.Shape([3, 5])
+    with pytest.raises(InputError, match=r"its shapes do not fit each other with the inputs x=3,5: .*product.*Give input shapes"):
+        canonicalize(model)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 9), (1, 4, 9, 9)])
+def test_channels_that_clash(build: Build, shape: tuple[int, ...]) -> None:
+    model = build(HEAD + "g (float[1,4,9] x) => (float y) <float[4,2,3] w> { [conv] y = Conv <group = 2> (x, w) }")
+    model.graph.inputs[0].shape = ir.Shape(shape)
+    model.graph.outputs[0].shape = None
+    with pytest.raises(InputError, match="conv"):
+        canonicalize(model)
+
+
+def test_a_group_that_does_not_divide_the_outputs(build: Build) -> None:
+    model = build(HEAD + "g (float[1,4,9] x) => (float y) <float[3,2,3] w> { [conv] y = Conv <group = 2> (x, w) }")
+    with pytest.raises(InputError, match=r"Conv 'conv': .* its weight \(3, 2, 3\) and group=2; the weight must be"):
+        canonicalize(model)
+
+
+def test_fused_operators_are_kept(build: Build, equivalent: Equivalent) -> None:
+    from sepwise.passes import fuse
+
+    model = build(HEAD + "g (float[1,2,9] x) => (float y) <float[4,2,3] w> { c = Conv (x, w) y = Relu (c) }")
+    fused = fuse(model).model
+    again = canonicalize(fused)
+    assert op_types(again) == ["FusedConv_convRelu"]
+    assert np.array_equal(ir.to_proto(again).SerializeToString(), ir.to_proto(fused).SerializeToString())
+    equivalent(model, again, exact=True)
