@@ -93,6 +93,7 @@ def lower_kernel(function: tirx.PrimFunc, symbol: str, target: tvm.target.Target
     body = _bind_parameters(body, parameters, handles)
     scratch = Var("scratch", PointerType(PrimType("uint8")))
     body, scratch_bytes = _place_scratch(body, scratch)
+    body = _hide_zeros(body, task)
     lowered = tirx.PrimFunc([*handles, scratch, task], body, flat.ret_type, flat.attrs)
     lowered = lowered.with_attr("tirx.noalias", True)
     module = _FINISH(tvm.IRModule({symbol: lowered}))
@@ -235,3 +236,29 @@ def _place_scratch(body: tirx.Stmt, scratch: Var) -> tuple[tirx.Stmt, int]:
 
     mapped = tvm_ffi.structural_map(body, (tirx.AllocBuffer, on_alloc))
     return mapped, used
+
+
+def _hide_zeros(body: tirx.Stmt, task: Var) -> tirx.Stmt:
+    """`buffer[i] = 0` -> `buffer[i] = bits of (task >> 31)`, which LLVM does not know to be 0.
+
+    A loop that stores a zero it knows, such as a padded border, becomes a call of the C library's `memset`. The zero
+    may also stand behind a condition that LLVM takes out of the loop.
+    """
+    sign = tirx.shift_right(task, tirx.const(31, "int32"))
+
+    def hidden(value: Any) -> Any:
+        scalar = value.value if isinstance(value, tirx.Broadcast) else value
+        if not isinstance(scalar, (tirx.FloatImm, tirx.IntImm)) or scalar.value != 0:
+            return value
+        dtype = str(scalar.ty.dtype)
+        zero = tirx.reinterpret(dtype, sign) if dtype == "float32" else tirx.Cast(dtype, sign)
+        return tirx.Broadcast(zero, value.lanes) if isinstance(value, tirx.Broadcast) else zero
+
+    def on_store(store: tirx.BufferStore) -> tirx.Stmt:
+        value = hidden(store.value)
+        if isinstance(value, Call) and getattr(value.op, "name", "") == "tirx.if_then_else":
+            condition, *branches = value.args
+            value = tirx.if_then_else(condition, *map(hidden, branches))
+        return tirx.BufferStore(store.buffer, value, store.indices)
+
+    return tvm_ffi.structural_map(body, (tirx.BufferStore, on_store))

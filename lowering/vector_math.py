@@ -142,7 +142,8 @@ def replace_math(function: tirx.PrimFunc) -> tirx.PrimFunc:
         value = block.replace(store.value)
         if value.same_as(store.value):
             return store
-        return tirx.SeqStmt([*block.statements, tirx.BufferStore(store.buffer, value, store.indices)])
+        replaced = tirx.BufferStore(store.buffer, value, store.indices)
+        return tirx.SeqStmt([*block.statements, replaced]) if block.statements else replaced
 
     body = tvm_ffi.structural_map(function.body, (tirx.BufferStore, on_store))
     return function if body.same_as(function.body) else function.with_body(body)
@@ -219,7 +220,7 @@ class _Block:
 
 def _guard_arguments(node: Call) -> Call:
     """`if_then_else(c, exp(x), y)` -> `if_then_else(c, exp(if_then_else(c, x, 0)), y)`: x may be unreadable where c fails."""
-    if getattr(node.op, "name", "") != "tirx.if_then_else":
+    if getattr(node.op, "name", "") != "prim.if_then_else":
         return node
     condition, *branches = node.args
 

@@ -1,0 +1,508 @@
+"""Operators that are no convolution: grouped, imported through TVM, and kept under the user's node names.
+
+Relax bindings carry no node names, so the graph is cut into groups first: a tree of elementwise and shape operators, or a
+reduction with the elementwise operators behind it. Each group is imported by itself as a small model (TVM's
+ONNX importer, legalisation and operator fusion) and usually becomes one PrimFunc. A reshape that is left
+alone computes nothing and becomes a view.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx_ir as ir
+import tvm
+import tvm_ffi
+from tvm import relax, te
+from tvm.ir.expr import GenericConst
+from tvm.relax.frontend.onnx import from_onnx
+
+from sepwise.lowering.generic_schedule import schedule_function
+from sepwise.lowering.graph import Kernel, Layout, TensorType
+from sepwise.passes.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tvm import tirx
+
+    from sepwise.lowering.device import Device
+
+__all__ = ["GenericGraph", "GenericWorkload", "conversion", "import_generic", "schedule_generic"]
+
+VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
+"""Operators that leave elements where they are in a plain tensor."""
+
+SHAPERS = VIEWS | frozenset(
+    {"Transpose", "Concat", "Slice", "Pad", "Resize", "Expand", "DepthToSpace", "SpaceToDepth", "Gather", "Tile"}
+)
+"""Operators that move elements."""
+
+REDUCERS = frozenset(
+    {
+        "AveragePool",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "LayerNormalization",
+        "LogSoftmax",
+        "MatMul",
+        "MaxPool",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceSum",
+        "Softmax",
+    }
+)
+"""Operators that need more than one element of their input for one of their output."""
+
+ELEMENTWISE = frozenset(
+    {
+        "Abs", "Add", "Cast", "Ceil", "Clip", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "HardSigmoid",
+        "HardSwish", "LeakyRelu", "Less", "Log", "Max", "Min", "Mish", "Mul", "Neg", "Not", "PRelu", "Pow", "Reciprocal", "Relu",
+        "Round", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh", "Where",
+    }
+)  # fmt: skip
+"""Operators that compute each element from the elements at its place."""
+
+RUNTIME_ONLY = frozenset({"If", "Loop", "NonMaxSuppression", "NonZero", "Scan", "TopK", "Unique"})
+"""Operators whose results depend on TVM's runtime, or whose shapes depend on data."""
+
+MULTIPLYING = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Operators that multiply and accumulate."""
+
+
+@dataclass(frozen=True, eq=False)
+class GenericWorkload:
+    """A PrimFunc out of TVM's importer.
+
+    Attributes:
+        function: Unscheduled; plain parameters: inputs, constants, outputs.
+        operators: ONNX operator types that it computes.
+        macs: Multiply-accumulates of those that multiply.
+        signature: Identifies the function, layouts aside.
+        input_layouts: Of the inputs as they come; constants are plain.
+        output_layouts: Of the outputs as they are wanted.
+        constant_count: Parameters between inputs and outputs.
+    """
+
+    function: tirx.PrimFunc
+    operators: tuple[str, ...]
+    macs: int
+    signature: str
+    input_layouts: tuple[Layout, ...]
+    output_layouts: tuple[Layout, ...]
+    constant_count: int = 0
+
+    @property
+    def kind(self) -> str:
+        """The operators, joined by `+`."""
+        return "+".join(self.operators)
+
+    @property
+    def key(self) -> str:
+        """Identifies the computation with its layouts."""
+        layouts = ",".join(str(layout) for layout in (*self.input_layouts, *self.output_layouts))
+        return f"generic/{self.signature}/{layouts}"
+
+
+@dataclass(slots=True)
+class GenericGraph:
+    """Kernels of all operators that are no convolution.
+
+    Attributes:
+        kernels: In the order of the graph.
+        values: Types of what they read and write, plain.
+        constants: What they read besides.
+        views: Values that are views of others, by the name of what they view.
+    """
+
+    kernels: list[Kernel] = field(default_factory=list)
+    values: dict[str, TensorType] = field(default_factory=dict)
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    views: dict[str, str] = field(default_factory=dict)
+
+
+def import_generic(model: ir.Model, nodes: Sequence[ir.Node]) -> GenericGraph:
+    """Imports the nodes that no convolution workload took.
+
+    Args:
+        model: The canonical graph they belong to, with its functions and constants.
+        nodes: In topological order.
+
+    Returns:
+        Their kernels.
+
+    Raises:
+        UnsupportedError: An operator that TVM's importer does not know, or that only TVM's runtime computes.
+    """
+    importer = _GenericImporter(model)
+    for group in _groups(model, nodes):
+        importer.add(group)
+    return importer.graph
+
+
+def conversion(source: TensorType, layout: Layout) -> GenericWorkload:
+    """Makes the workload that copies a tensor into another layout.
+
+    Args:
+        source: The tensor as it is.
+        layout: The layout of the copy.
+
+    Returns:
+        A workload of one input and one output.
+    """
+    data = te.placeholder(source.shape, dtype=source.dtype, name="data")
+    copy = te.compute(source.shape, lambda *index: data[index], name="copy")
+    function = te.create_prim_func([data, copy])
+    signature = f"copy{source.shape}{source.dtype}"
+    return GenericWorkload(function, ("Layout",), 0, signature, (source.layout,), (layout,))
+
+
+def schedule_generic(workload: GenericWorkload, device: Device) -> tirx.PrimFunc:
+    """Schedules a generic workload in its layouts.
+
+    Args:
+        workload: What to compute.
+        device: The target.
+
+    Returns:
+        The scheduled function.
+    """
+    constants = (Layout(),) * workload.constant_count
+    layouts = (*workload.input_layouts, *constants, *workload.output_layouts)
+    return schedule_function(workload.function, layouts, len(workload.output_layouts), device)
+
+
+def _groups(model: ir.Model, nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+    """Cuts nodes into trees, each with one node whose outputs leave it, in the order of those nodes."""
+    group_of: dict[int, list[ir.Node]] = {}
+    members = {id(node) for node in nodes}
+    groups: list[list[ir.Node]] = []
+    for node in nodes:
+        group = [node]
+        if _is_follower(model, node):
+            for value in node.inputs:
+                producer = value.producer() if value is not None else None
+                if producer is None or id(producer) not in members or not _inner(value):
+                    continue
+                before = group_of[id(producer)]
+                if before is group or not _fusible(model, before, node):
+                    continue
+                groups.remove(before)
+                group[:0] = before
+        for member in group:
+            group_of[id(member)] = group
+        groups.append(group)
+    return groups
+
+
+def _inner(value: ir.Value | None) -> bool:
+    """Whether one node alone reads a value, and it is no output of the network."""
+    return value is not None and len(list(value.uses())) == 1 and not value.is_graph_output()
+
+
+def _is_follower(model: ir.Model, node: ir.Node) -> bool:
+    """Whether a node may share a kernel with what computes its inputs."""
+    return _is_elementwise(node) or (node.domain == "" and node.op_type in SHAPERS)
+
+
+def _is_elementwise(node: ir.Node) -> bool:
+    """Whether a node computes each element for itself; recognised activations do."""
+    return node.op_type in ELEMENTWISE if node.domain == "" else True
+
+
+def _fusible(model: ir.Model, before: Sequence[ir.Node], node: ir.Node) -> bool:
+    """Whether `node` may join the group that computes one of its inputs."""
+    if any(len(member.outputs) > 1 for member in before):
+        return False
+    if any(member.domain == "" and member.op_type in REDUCERS for member in before):
+        return _is_elementwise(node)
+    return all(_is_follower(model, member) for member in before)
+
+
+class _GenericImporter:
+    """Imports groups one by one; equal groups share their PrimFuncs by signature."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self.graph = GenericGraph()
+
+    def add(self, group: Sequence[ir.Node]) -> None:
+        """Imports a group, node by node where it does not become one PrimFunc."""
+        only = group[0]
+        if len(group) == 1 and only.domain == "" and only.op_type in VIEWS:
+            self._add_view(only)
+            return
+        module, originals = self._import(group)
+        calls = _calls(module)
+        if len(calls) > 1 and len(group) > 1:
+            for node in group:
+                self.add([node])
+            return
+        self._add_kernels(group, module, calls, originals)
+
+    def _add_view(self, node: ir.Node) -> None:
+        """A value that is its input under another shape."""
+        source, target = node.inputs[0], node.outputs[0]
+        assert source is not None
+        self._declare(source)
+        self._declare(target)
+        self.graph.views[_name(target)] = _name(source)
+
+    def _declare(self, value: ir.Value) -> TensorType:
+        """Notes a value's type."""
+        shape, dtype = value.shape, value.dtype
+        if shape is None or dtype is None or any(not isinstance(dim, int) for dim in shape):
+            raise UnsupportedError(f"Value '{value.name}': shape {shape} is not static; fix the input shapes with --shape.")
+        declared = TensorType(tuple(int(dim) for dim in shape), dtype.numpy().name)
+        self.graph.values[_name(value)] = declared
+        return declared
+
+    def _import(self, group: Sequence[ir.Node]) -> tuple[tvm.IRModule, dict[str, str]]:
+        """Runs TVM's importer, legalisation and fusion over a group; also gives the graph's names of its values."""
+        for node in group:
+            if node.domain == "" and node.op_type in RUNTIME_ONLY:
+                raise UnsupportedError(
+                    f"Node '{node.name}': {node.op_type} needs a runtime with dynamic shapes; cut the model before it."
+                )
+        proto, originals = self._proto(group)
+        try:
+            return _FUSE(from_onnx(proto, keep_params_in_input=False)), originals
+        except (tvm.error.InternalError, ValueError, TypeError, NotImplementedError, AttributeError, RuntimeError) as error:
+            what = ", ".join(f"'{node.name}' ({node.op_type})" for node in group)
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise UnsupportedError(f"Node {what}: TVM's importer does not take it: {reason}") from error
+
+    def _proto(self, group: Sequence[ir.Node]) -> tuple[onnx.ModelProto, dict[str, str]]:
+        """The group as a model of its own, without functions, and the graph's names of its values."""
+        short: dict[str, str] = {}  # TVM's importer would rewrite names that are no identifiers
+        made = {_name(value) for node in group for value in node.outputs if value.name}
+        inputs: dict[str, onnx.ValueInfoProto] = {}
+        initializers: list[onnx.TensorProto] = []
+        for node in group:
+            for value in (*node.inputs, *node.outputs):
+                if value is None or not value.name or value.name in short:
+                    continue
+                short[value.name] = f"v{len(short)}"
+                if value.name in made:
+                    continue
+                if value.const_value is not None:
+                    tensor = ir.to_proto(value.const_value)
+                    tensor.name = short[value.name]
+                    initializers.append(tensor)
+                else:
+                    inputs[value.name] = _value_info(value, self._declare(value), short)
+        outputs = [_value_info(v, self._declare(v), short) for v in group[-1].outputs if v.name and _used(v)]
+        graph = onnx.helper.make_graph(
+            [_short_node(node, short) for node in group], "group", list(inputs.values()), outputs, initializers
+        )
+        functions = self._functions(group)
+        domains = {**self._model.opset_imports}
+        opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in domains.items() if version]
+        proto = onnx.helper.make_model(
+            graph, opset_imports=opsets, functions=functions, ir_version=self._model.ir_version
+        )
+        inlined = onnx.inliner.inline_local_functions(proto) if functions else proto
+        return inlined, {name: original for original, name in short.items()}
+
+    def _functions(self, group: Sequence[ir.Node]) -> list[onnx.FunctionProto]:
+        """The functions that a group calls, those that these call included."""
+        found: dict[Any, ir.Function] = {}
+        waiting = list(group)
+        while waiting:
+            node = waiting.pop()
+            function = self._model.functions.get(node.op_identifier())
+            if function is not None and function.identifier() not in found:
+                found[function.identifier()] = function
+                waiting += list(function)
+        return [ir.to_proto(function) for function in found.values()]
+
+    def _add_kernels(
+        self, group: Sequence[ir.Node], module: tvm.IRModule, calls: Sequence[_Call], originals: dict[str, str]
+    ) -> None:
+        """One kernel for each call of the imported function."""
+        nodes = tuple(name for node in group for name in _original_names(node))
+        operators = tuple(dict.fromkeys(node.op_type for node in group))
+        results = [_name(value) for value in group[-1].outputs if value.name and _used(value)]
+        names = _value_names(module, results, originals)
+        passed_on = set(results) - {name for call in calls for name in map(names.get, call.outputs)}
+        if passed_on:  # the group computes nothing: its output is its input, or a constant
+            raise UnsupportedError(f"Node '{group[-1].name}': it computes nothing; simplify the model.")
+        macs = sum(_macs(node) for node in group)
+        for call in calls:
+            name = f"g{len(self.graph.kernels)}_" + _identifier("_".join((*operators, *nodes[:1])))
+            inputs = tuple(names.setdefault(source, f"{results[0]}.{source}") for source in call.sources)
+            outputs = tuple(self._output(names, target, results[0], call, i) for i, target in enumerate(call.outputs))
+            constants = []
+            for index, array in enumerate(call.constants):
+                constants.append(f"{name}.constant{index}")
+                self.graph.constants[constants[-1]] = array
+            plain = Layout()
+            workload = GenericWorkload(
+                function=call.function,
+                operators=operators,
+                macs=macs if call is calls[0] else 0,
+                signature=f"{'_'.join(operators)}:{tvm_ffi.structural_hash(call.function):016x}",
+                input_layouts=(plain,) * len(inputs),
+                output_layouts=(plain,) * len(outputs),
+                constant_count=len(constants),
+            )
+            self.graph.kernels.append(Kernel(name, workload, inputs, tuple(constants), outputs, nodes))
+
+    def _output(self, names: dict[str, str], target: str, base: str, call: _Call, index: int) -> str:
+        """The graph's name of a Relax variable that a call writes; its type is noted."""
+        name = names.setdefault(target, f"{base}.{target}")
+        self.graph.values.setdefault(name, call.output_types[index])
+        return name
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One `call_tir`: its function with parameters in our order, and what it reads and writes."""
+
+    function: tirx.PrimFunc
+    sources: tuple[str, ...]
+    constants: tuple[np.ndarray, ...]
+    outputs: tuple[str, ...]
+    output_types: tuple[TensorType, ...]
+
+
+_FUSE = tvm.ir.transform.Sequential(
+    [
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(),
+    ]
+)
+
+
+def _calls(module: tvm.IRModule) -> list[_Call]:
+    """Reads the calls of an imported group, in order."""
+    calls: list[_Call] = []
+    elements: dict[str, list[str]] = {}
+    for block in module["main"].body.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            name = binding.var.name
+            if isinstance(value, relax.Call) and value.op.name == "relax.call_tir":
+                kinds = value.ty_args[0]
+                fields = list(kinds.fields) if hasattr(kinds, "fields") else [kinds]
+                outputs = [name] if len(fields) == 1 and not hasattr(kinds, "fields") else [f"{name}.{i}" for i in range(len(fields))]
+                elements[name] = outputs
+                calls.append(_read_call(module, value, outputs, fields))
+    return calls
+
+
+def _read_call(module: tvm.IRModule, call: Any, outputs: Sequence[str], kinds: Sequence[Any]) -> _Call:
+    """Sorts a call's arguments into what is computed and what is constant."""
+    function = module[call.args[0]]
+    arguments = list(call.args[1])
+    parameters = list(function.params)
+    given, written = parameters[: len(arguments)], parameters[len(arguments) :]
+    sources, constants, first, second = [], [], [], []
+    for argument, parameter in zip(arguments, given, strict=True):
+        if isinstance(argument, GenericConst):
+            constants.append(argument.value.numpy())
+            second.append(parameter)
+        else:
+            sources.append(argument.name)
+            first.append(parameter)
+    types = tuple(
+        TensorType(tuple(int(extent) for extent in kind.shape), str(kind.dtype)) for kind in kinds
+    )
+    ordered = type(function)([*first, *second, *written], function.body, function.ret_type, function.attrs)
+    return _Call(ordered, tuple(sources), tuple(constants), tuple(outputs), types)
+
+
+def _value_names(module: tvm.IRModule, results: Sequence[str], originals: dict[str, str]) -> dict[str, str]:
+    """Relax variables by the names they have in the graph: the inputs' are their own, the results come last."""
+    main = module["main"]
+    names = {parameter.name: originals[parameter.name] for parameter in main.params}
+    aliases: dict[str, list[str]] = {}
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            name, value = binding.var.name, binding.value
+            if isinstance(value, relax.Tuple):
+                aliases[name] = [item.name for item in value.fields]
+            elif isinstance(value, relax.TupleGetItem):
+                aliases[name] = [f"{value.tuple_value.name}.{value.index}"]
+            elif isinstance(value, relax.Var):
+                aliases[name] = [value.name]
+    returned = main.body.body
+    found = [returned.name] if isinstance(returned, relax.Var) else [item.name for item in returned.fields]
+
+    def resolve(name: str) -> list[str]:
+        return [end for alias in aliases[name] for end in resolve(alias)] if name in aliases else [name]
+
+    flat = [end for name in found for end in resolve(name)]
+    if len(flat) == 1 and len(results) > 1:
+        flat = [f"{flat[0]}.{index}" for index in range(len(results))]
+    names.update(zip(flat, results, strict=True))
+    return names
+
+
+def _value_info(value: ir.Value, declared: TensorType, short: dict[str, str]) -> onnx.ValueInfoProto:
+    """A value's type as ONNX writes it."""
+    assert value.dtype is not None
+    return onnx.helper.make_tensor_value_info(short[_name(value)], int(value.dtype), declared.shape)
+
+
+def _short_node(node: ir.Node, short: dict[str, str]) -> onnx.NodeProto:
+    """A node over values of short names."""
+    proto = ir.to_proto(node)
+    for field_name in ("input", "output"):
+        names = [short[name] if name else "" for name in getattr(proto, field_name)]
+        proto.ClearField(field_name)
+        getattr(proto, field_name).extend(names)
+    return proto
+
+
+def _used(value: ir.Value) -> bool:
+    """Whether anything reads a value."""
+    return bool(list(value.uses())) or value.is_graph_output()
+
+
+def _original_names(node: ir.Node) -> tuple[str, ...]:
+    """Names of the user's nodes that a node covers."""
+    return (node.name,) if node.name else ()
+
+
+def _macs(node: ir.Node) -> int:
+    """Multiply-accumulates of a node, 0 where it does not multiply."""
+    if node.domain != "" or node.op_type not in MULTIPLYING:
+        return 0
+    output, weight = node.outputs[0], node.inputs[1]
+    assert output.shape is not None
+    assert weight is not None
+    assert weight.shape is not None
+    outputs = math.prod(int(dim) for dim in output.shape)
+    sizes = [int(dim) for dim in weight.shape]
+    if node.op_type == "Conv":
+        return outputs * math.prod(sizes[1:])
+    if node.op_type == "ConvTranspose":
+        data = node.inputs[0]
+        assert data is not None
+        assert data.shape is not None
+        return math.prod(int(dim) for dim in data.shape) * math.prod(sizes[1:])
+    transposed = node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int()
+    return outputs * (sizes[-1] if transposed else sizes[-2] if len(sizes) > 1 else sizes[0])
+
+
+def _identifier(text: str) -> str:
+    """A C identifier out of a name."""
+    return "".join(c if c.isalnum() else "_" for c in text)[:80]
+
+
+def _name(value: ir.Value) -> str:
+    """The name, which canonical graphs always have."""
+    assert value.name
+    return value.name

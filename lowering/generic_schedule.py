@@ -1,0 +1,751 @@
+"""Loop nests for everything that is no convolution and no matrix product with constant weights.
+
+Each stage becomes one nest in the order of its OUTPUT's memory, the innermost axis a vector:
+
+    # packed output:                    # plain output:              # reduction along the last axis:
+    # task: n, c_o, h   (fused)         # task: outer axes (fused)   # task: outer axes
+    #   w:                              #   inner axes:              #   for r_o: total[r_v] += x[..., r_o, r_v]
+    #     out[n, c_o, h, w, c_v] = ...  #     out[..., i_o, i_v]     #   out = total[0] + total[1] + ...
+
+A reduction over a vector axis keeps its sums in registers, `JAM` outputs (or `JAM` vectors) at once, so that the latency of one
+addition does not bound it: 4 of 16 or 32 registers for sums, 2 for what is loaded.
+
+Where several stages make up a kernel (softmax: maximum, exponentials, sum, quotient), they share their common
+outer loops, and the buffers between them shrink to what one iteration needs. Stages that are independent (the inputs of
+a concatenation, the outputs of a split) stand beside each other, each shared out to all tasks.
+
+Channels that move between lanes (a concatenation at 58 channels of 16 lanes, a channel shuffle) are
+resolved when the kernel is built: for each vector written it is known which runs of which vectors it is made from.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.ir.expr import Call, TensorLoad, Var
+
+from sepwise.lowering.generic_stages import (
+    EXPENSIVE_CALLS,
+    Axis,
+    Stage,
+    StageFunction,
+    analyzer_of,
+    loads,
+    parse,
+    simplify_stages,
+    substitute,
+)
+from sepwise.lowering.graph import Layout
+from sepwise.lowering.relayout import physical_indices, relayout
+from sepwise.lowering.tiling import TASK_LOOP
+from sepwise.lowering.vector_math import replace_math
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from sepwise.lowering.device import Device
+
+    Expr = Any  # tvm has no type stubs
+
+__all__ = ["CONSTANT_SLACK", "schedule"]
+
+TASK_NS: Final = 10_000.0
+"""A task is at least about so much work."""
+
+MOST_TASKS: Final = 64
+"""More tasks than that balance no better."""
+
+VECTOR_NS: Final = 0.5
+"""Assumed time of one vector operation on memory, for the number of tasks only."""
+
+EXPENSIVE_NS: Final = 8.0
+"""Assumed time of one vector of an elementary function."""
+
+SCALAR_NS: Final = 0.7
+"""Assumed time of one element where nothing is a vector."""
+
+JAM: Final = 4
+"""Outputs, or vectors of one output, that a reduction computes at once."""
+
+CONSTANT_SLACK: Final = 16
+"""Elements behind a constant that may be read: what a vector reads past the last channel."""
+
+
+def schedule(
+    function: tirx.PrimFunc,
+    device: Device,
+    layouts: Sequence[Layout] | None = None,
+    constants: Collection[int] = (),
+) -> tirx.PrimFunc:
+    """Schedules a generic kernel.
+
+    Args:
+        function: Plain, unscheduled; its parameters are inputs, constants, outputs.
+        device: Gives the lanes.
+        layouts: The parameters' layouts; all plain if None.
+        constants: Positions of parameters behind which `CONSTANT_SLACK` elements may be read.
+
+    Returns:
+        A function on flat buffers with at most one task loop, loops vectorised, elementary functions written out.
+    """
+    layouts = list(layouts) if layouts is not None else [Layout()] * len(function.params)
+    stages = parse(function)
+    if stages is None:
+        return relayout(function, layouts)
+    return _Scheduler(simplify_stages(stages), device.lanes, layouts, constants).run()
+
+
+@dataclass(eq=False)
+class _Buffer:
+    """A buffer of the plain function and what it becomes."""
+
+    logical: Var
+    layout: Layout
+    shape: tuple[int, ...]  # physical
+    dropped: int = 0  # leading physical axes that shared loops take away
+    constant: bool = False
+    parameter: bool = False
+    flat: Var | None = None
+
+    def strides(self) -> list[int]:
+        """Row-major strides of the axes that are kept, 0 for the dropped ones."""
+        kept = self.shape[self.dropped :]
+        return [0] * self.dropped + [math.prod(kept[i + 1 :]) for i in range(len(kept))]
+
+    def declare(self) -> Var:
+        """The flat buffer."""
+        if self.flat is None:
+            size = math.prod(self.shape[self.dropped :]) + (CONSTANT_SLACK if self.constant else 0)
+            self.flat = tirx.decl_buffer((size,), self.logical.ty.dtype, self.logical.name)
+        return self.flat
+
+
+@dataclass(eq=False)
+class _Nest:
+    """A stage in physical terms.
+
+    Attributes:
+        loops: Spatial loops that are not vectors, outermost first.
+        vector: The axis that is vectorised, None for scalar code.
+        tail: Where the last iteration of `loops[1]` covers fewer lanes: how many; 0 where all are alike.
+        stage: The stage; indices and loads physical, not flat.
+        body: Statement of one iteration of all loops, for nests that are written out; else None.
+    """
+
+    loops: list[Axis]
+    vector: Axis | None
+    tail: int
+    stage: Stage
+    store: list[Expr] = field(default_factory=list)
+    body: tirx.Stmt | None = None
+
+    @property
+    def vector_is_reduced(self) -> bool:
+        return any(axis is self.vector for axis in self.stage.reduced)
+
+
+class _Scheduler:
+    """Makes the loop nests of one kernel."""
+
+    def __init__(
+        self, function: StageFunction, lanes: int, layouts: Sequence[Layout], constants: Collection[int]
+    ) -> None:
+        self._lanes = lanes
+        self._stages = function.stages
+        self._buffers: list[_Buffer] = []
+        packed_channels = set()
+        for position, (parameter, layout) in enumerate(zip(function.parameters, layouts, strict=True)):
+            shape = tuple(int(extent) for extent in parameter.ty.shape)
+            if layout.packed:
+                packed_channels.add((shape[1], layout))
+            constant = position in constants
+            self._buffers.append(
+                _Buffer(parameter, layout, layout.physical_shape(shape), constant=constant, parameter=True)
+            )
+        for buffer in function.intermediates:
+            shape = tuple(int(extent) for extent in buffer.ty.shape)
+            layout = next(
+                (lay for channels, lay in packed_channels if len(shape) > 2 and shape[1] == channels), Layout()
+            )
+            self._buffers.append(_Buffer(buffer, layout, layout.physical_shape(shape)))
+        self._parameters = [self._find(parameter) for parameter in function.parameters]
+
+    def run(self) -> tirx.PrimFunc:
+        """Builds the function."""
+        nests = [nest for stage in self._stages for nest in self._nests(stage)]
+        own = [buffer for buffer in self._buffers if not buffer.parameter]
+        body = self._shared(nests, own) if own or len(nests) == 1 else self._beside(nests)
+        allocations = [tirx.AllocBuffer(buffer.declare()) for buffer in own]
+        statement = tirx.SeqStmt([*allocations, body]) if allocations else body
+        parameters = [buffer.declare() for buffer in self._parameters]
+        function = tirx.PrimFunc(parameters, statement).with_attr("tirx.noalias", True).with_attr("s_tir", True)
+        module = _VECTORIZE(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}))
+        return replace_math(module["main"]).without_attr("global_symbol")
+
+    def _find(self, logical: Var) -> _Buffer:
+        return next(buffer for buffer in self._buffers if buffer.logical.same_as(logical))
+
+    # --- from stages to nests ------------------------------------------------------------------------
+
+    def _nests(self, stage: Stage) -> list[_Nest]:
+        """The nests of one stage: one, or one for each vector of channels that is put together from others."""
+        buffer = self._find(stage.buffer)
+        if not buffer.layout.packed:
+            return [self._plain_nest(stage)]
+        channel = next((a for a in stage.axes if _mentions(stage.indices[1], a)), None)
+        lanes = buffer.layout.lanes
+        if channel is None:
+            return [self._plain_nest(stage, vector=False)]
+        first = _constant_offset(stage.indices[1], channel)
+        if first is None:
+            return [self._plain_nest(stage, vector=False)]
+        if first % lanes == 0:
+            nest = self._packed_nest(stage, channel, first, lanes, buffer)
+            if nest is not None:
+                return [nest]
+        written_out = self._permuted_nests(stage, channel, first, lanes, buffer)
+        return written_out if written_out else [self._plain_nest(stage, vector=False)]
+
+    def _physical(self, stage: Stage, extra: Sequence[Axis] = ()) -> Stage:
+        """The stage on physical indices, simplified."""
+        analyzer = analyzer_of([*stage.axes, *stage.reduced, *extra])
+
+        def on_load(load: TensorLoad) -> Expr:
+            buffer = self._find(load.source)
+            indices = physical_indices(load.indices, buffer.layout)
+            return tirx.BufferLoad(_shaped(buffer), [analyzer.simplify(index) for index in indices])
+
+        changed = stage.mapped(lambda e: tvm_ffi.structural_map(e, (TensorLoad, on_load)))
+        buffer = self._find(stage.buffer)
+        indices = [analyzer.simplify(index) for index in physical_indices(changed.indices, buffer.layout)]
+        return replace(changed.mapped(analyzer.simplify), indices=indices)
+
+    def _plain_nest(self, stage: Stage, *, vector: bool = True) -> _Nest:
+        """Loops in the order of the stage's axes, the vector where most loads are contiguous."""
+        physical = self._physical(stage)
+        axes = [axis for axis in stage.axes]
+        if vector:
+            last = next((a for a in reversed(axes) if a.extent > 1), None)
+            candidates: list[Axis] = []
+            if last is not None and self._slope(physical.indices, physical.buffer, last) == 1:
+                candidates.append(last)
+            candidates += [axis for axis in reversed(stage.reduced[-1:]) if axis.extent > 1]
+            for axis in candidates:
+                if self._contiguous(physical, axis):
+                    return _Nest([a for a in axes if a is not axis], axis, 0, physical)
+        return _Nest(axes, None, 0, physical)
+
+    def _packed_nest(
+        self, stage: Stage, channel: Axis, first: int, lanes: int, buffer: _Buffer
+    ) -> _Nest | None:
+        """`n, c_o, spatial | c_v`; None where what is loaded does not move with the channel."""
+        dtype = channel.var.ty.dtype
+        blocks = math.ceil(channel.extent / lanes)
+        outer = Axis(Var(f"{channel.var.name}_o", channel.var.ty), blocks)
+        inner = Axis(Var(f"{channel.var.name}_v", channel.var.ty), lanes)
+        split = outer.var * tirx.const(lanes, dtype) + inner.var
+        axes = [axis for axis in stage.axes if axis is not channel]
+        position = _position(stage.axes, channel)
+        changed = stage.mapped(lambda e: substitute(e, [(channel.var, split)]))
+        loops = [*axes[:position], outer, *axes[position:]]
+        physical = self._physical(replace(changed, axes=[*loops, inner]))
+        if not self._contiguous(physical, inner):
+            return None
+        tail = channel.extent % lanes
+        last = first + channel.extent == int(buffer.logical.ty.shape[1])
+        if tail and last and self._pad_lanes_readable(physical, inner):
+            tail = 0
+        if tail and position != 1:
+            return None
+        return _Nest(loops, inner, tail, physical)
+
+    def _pad_lanes_readable(self, stage: Stage, inner: Axis) -> bool:
+        """Whether lanes past the last channel may be read: they are there, and what becomes of them is undefined."""
+        for expression in stage.expressions:
+            for load in loads(expression):
+                buffer = self._owner(load.source)
+                if any(_mentions(index, inner) for index in load.indices[:-1]) or not (
+                    buffer.layout.packed or buffer.constant
+                ):
+                    if any(_mentions(index, inner) for index in load.indices) and not buffer.constant:
+                        return False
+        return True
+
+    def _contiguous(self, stage: Stage, axis: Axis) -> bool:
+        """Whether every load moves by 0 or 1 elements along an axis on which no condition depends."""
+        for expression in stage.expressions:
+            if _condition_depends(expression, axis):
+                return False
+            for load in loads(expression):
+                if self._slope(load.indices, load.source, axis) not in (0, 1):
+                    return False
+        return True
+
+    def _slope(self, indices: Sequence[Expr], physical: Var, axis: Axis) -> int | None:
+        """By how many elements an access moves along an axis, None where that is not constant."""
+        total = 0
+        for index, stride in zip(indices, self._owner(physical).strides(), strict=True):
+            if not _mentions(index, axis):
+                continue
+            linear = tvm.sym.detect_linear_equation(index, [axis.var])
+            if len(linear) != 2 or not isinstance(linear[0], tirx.IntImm):
+                return None
+            total += int(linear[0]) * stride
+        return total
+
+    def _owner(self, physical: Var) -> _Buffer:
+        return next(
+            b for b in self._buffers if b.logical.same_as(physical) or _SHAPED.get(id(b), b.logical).same_as(physical)
+        )
+
+    # --- channels that change lanes ---------------------------------------------------------------------
+
+    def _permuted_nests(
+        self, stage: Stage, channel: Axis, first: int, lanes: int, buffer: _Buffer
+    ) -> list[_Nest]:
+        """One nest for each vector of the output, written out; empty where the value is not alike in all lanes."""
+        if stage.combiner is not None:
+            return []
+        axes = [axis for axis in stage.axes if axis is not channel]
+        analyzer = analyzer_of(axes)
+        dtype = channel.var.ty.dtype
+        forms: list[tuple[Expr, list[tuple[_Buffer, Expr]]]] = []
+        for position in range(channel.extent):
+            at = analyzer.simplify(substitute(stage.value, [(channel.var, tirx.const(position, dtype))]))
+            forms.append(self._template(at, analyzer))
+        nests = []
+        start = 0
+        while start < channel.extent:
+            lane = (first + start) % lanes
+            end = min(channel.extent, start + lanes - lane)
+            nest = self._permuted_nest(stage, axes, forms[start:end], first + start, buffer, analyzer)
+            if nest is None:
+                return []
+            nests.append(nest)
+            start = end
+        return nests
+
+    def _template(self, value: Expr, analyzer: Any) -> tuple[Expr, list[tuple[_Buffer, Expr]]]:
+        """A value with numbered variables for its loads, and what is loaded: buffer and flat offset."""
+        found: list[tuple[_Buffer, Expr]] = []
+
+        def on_load(load: TensorLoad) -> Expr:
+            owner = self._find(load.source)
+            indices = physical_indices(load.indices, owner.layout)
+            found.append((owner, analyzer.simplify(_flat(indices, owner.strides()))))
+            return Var(f"load{len(found) - 1}", load.ty)
+
+        return tvm_ffi.structural_map(value, (TensorLoad, on_load)), found
+
+    def _permuted_nest(
+        self,
+        stage: Stage,
+        axes: list[Axis],
+        forms: list[tuple[Expr, list[tuple[_Buffer, Expr]]]],
+        channel: int,
+        buffer: _Buffer,
+        analyzer: Any,
+    ) -> _Nest | None:
+        """`out[n, c_o, ..., lanes] = shuffle(x[run], y[run])`: one vector or a part of one."""
+        template, first_loads = forms[0]
+        if any(
+            len(found) != len(first_loads) or not tvm_ffi.structural_equal(form, template, map_free_vars=True)
+            for form, found in forms[1:]
+        ):
+            return None
+        dtype = axes[0].var.ty.dtype if axes else tvm.ir.PrimType("int64")
+        indices = list(stage.indices)
+        indices[1] = tirx.const(channel, dtype)
+        store = analyzer.simplify(_flat(physical_indices(indices, buffer.layout), buffer.strides()))
+        statements: list[tirx.Stmt] = []
+        vectors: list[Expr] = []
+        for number in range(len(first_loads)):
+            vector = _gathered([found[number] for _, found in forms], analyzer)
+            if vector is None:
+                return None
+            vectors.append(vector)
+        width = len(forms)
+        if isinstance(template, Var):
+            value = vectors[0]
+            statements.append(tirx.BufferStore(buffer.declare(), value, [_ramp(store, width)]))
+        else:
+            names = [_load_variable(template, number) for number in range(len(vectors))]
+            inner = Var("c_v", dtype)
+            values: list[tuple[Var, Expr]] = []
+            zero = tirx.const(0, dtype)
+            for name, vector in zip(names, vectors, strict=True):
+                if name is None:
+                    continue
+                local = tirx.decl_buffer((width,), name.ty, f"{name.name}_lanes", scope="local")
+                statements += [tirx.AllocBuffer(local), tirx.BufferStore(local, vector, [_ramp(zero, width)])]
+                values.append((name, tirx.BufferLoad(local, [inner])))
+            write = tirx.BufferStore(buffer.declare(), substitute(template, values), [store + inner])
+            statements.append(_vectorized(inner, width, write))
+        body = tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
+        return _Nest(axes, None, 0, stage, body=body)
+
+    # --- from nests to loops ----------------------------------------------------------------------------
+
+    def _shared(self, nests: list[_Nest], own: list[_Buffer]) -> tirx.Stmt:
+        """All nests inside their common outer loops."""
+        depth = self._common_depth(nests, own)
+        for buffer in own:
+            buffer.dropped = depth
+        if not own:
+            nests = [self._fused(nest) for nest in nests]
+            depth = len(nests[0].loops)
+        lead = nests[-1].loops[:depth]
+        work = sum(self._nanoseconds(nest) for nest in nests)
+        points = math.prod(axis.extent for axis in lead)
+        tasks = _tasks(work, points)
+        outer, inner = _outer_loops(lead, tasks)
+        jam_inside = len(nests) == 1 and nests[0].body is None
+        statements = []
+        for nest in nests:
+            shared = list(zip(nest.loops[:depth], lead, strict=True))
+            rest = [*inner, *nest.loops[depth:]] if jam_inside else nest.loops[depth:]
+            own_rest = nest if jam_inside else replace(nest, loops=[*nest.loops])
+            body = self._loops(own_rest, rest)
+            statements.append(substitute(body, [(a.var, b.var) for a, b in shared if a is not b]))
+        body = tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
+        if not jam_inside:
+            for axis in reversed(inner):
+                body = _for(axis, body)
+        return _task_loops(outer, body, tasks)
+
+    def _beside(self, nests: list[_Nest]) -> tirx.Stmt:
+        """Independent nests, each shared out to all tasks."""
+        nests = [self._fused(nest) for nest in nests]
+        work = sum(self._nanoseconds(nest) for nest in nests)
+        longest = max(math.prod(axis.extent for axis in nest.loops) for nest in nests)
+        tasks = _tasks(work, longest)
+        if tasks == 1:
+            return tirx.SeqStmt([self._loops(nest, nest.loops) for nest in nests])
+        dtype = "int64"
+        task = Axis(Var("task", dtype), tasks)
+        statements = []
+        for nest in nests:
+            points = math.prod(axis.extent for axis in nest.loops)
+            if points == 1:
+                body = self._loops(nest, nest.loops)
+                statements.append(tirx.IfThenElse(tirx.EQ(task.var, tirx.const(0, dtype)), body))
+                continue
+            outer, inner = _outer_loops(nest.loops, tasks)
+            body = self._loops(nest, inner)
+            extent = math.prod(axis.extent for axis in outer)
+            share = math.ceil(extent / tasks)
+            step = Var("step", dtype)
+            flat = task.var * tirx.const(share, dtype) + step
+            body = _unfused(outer, flat, body)
+            count = tirx.min(tirx.const(share, dtype), tirx.const(extent, dtype) - task.var * tirx.const(share, dtype))
+            statements.append(tirx.For(step, tirx.const(0, dtype), count, tirx.ForKind.SERIAL, body))
+        body = tirx.SeqStmt(statements)
+        return tirx.For(
+            task.var, tirx.const(0, dtype), tirx.const(tasks, dtype), tirx.ForKind.SERIAL, body, None, {TASK_LOOP: 1}
+        )
+
+    def _common_depth(self, nests: list[_Nest], own: list[_Buffer]) -> int:
+        """How many outer loops all nests have in common, seen from the buffers between them."""
+        lead = nests[-1].loops
+        depth = min(len(nest.loops) for nest in nests)
+        for nest in nests:
+            while depth and [a.extent for a in nest.loops[:depth]] != [a.extent for a in lead[:depth]]:
+                depth -= 1
+        for nest in nests:
+            accesses = [(nest.stage.indices, self._owner(nest.stage.buffer))]
+            accesses += [(x.indices, self._owner(x.source)) for e in nest.stage.expressions for x in loads(e)]
+            for indices, buffer in accesses:
+                if buffer not in own:
+                    continue
+                depth = min(depth, len(indices))
+                for position in range(depth):
+                    axis = nest.loops[position]
+                    index = indices[position]
+                    if not (isinstance(index, Var) and index.same_as(axis.var)) and not (
+                        axis.extent == 1 and isinstance(index, tirx.IntImm)
+                    ):
+                        depth = position
+                        break
+        return depth
+
+    def _fused(self, nest: _Nest) -> _Nest:
+        """Fuses neighbouring loops where every access goes through them in one stride."""
+        if nest.body is not None or nest.tail:
+            return nest
+        accesses = [(nest.stage.indices, nest.stage.buffer)]
+        accesses += [(load.indices, load.source) for e in nest.stage.expressions for load in loads(e)]
+
+        def slopes(axis: Axis) -> list[int | None]:
+            return [self._slope(indices, buffer, axis) for indices, buffer in accesses]
+
+        loops = [axis for axis in nest.loops if axis.extent > 1]
+        unit = [(axis.var, tirx.const(0, axis.var.ty.dtype)) for axis in nest.loops if axis.extent == 1]
+        stage = nest.stage.mapped(lambda e: substitute(e, unit)) if unit else nest.stage
+        vector = nest.vector
+        if vector is not None and not nest.vector_is_reduced and self._owner(stage.buffer).layout.packed is False:
+            loops.append(vector)
+        position = len(loops) - 2
+        while position >= 0:
+            outer, inner = loops[position], loops[position + 1]
+            pairs = list(zip(slopes(outer), slopes(inner), strict=True))
+            if all(b is not None and a == b * inner.extent for a, b in pairs) and not any(
+                _used_outside_of_loads(stage, axis) for axis in (outer, inner)
+            ):
+                fused = Axis(inner.var, outer.extent * inner.extent)
+                zero = tirx.const(0, outer.var.ty.dtype)
+                stage = stage.mapped(lambda e, v=outer.var, z=zero: substitute(e, [(v, z)]))
+                if inner is vector:
+                    vector = fused
+                loops[position : position + 2] = [fused]
+                accesses = [(stage.indices, stage.buffer)]
+                accesses += [(load.indices, load.source) for e in stage.expressions for load in loads(e)]
+            position -= 1
+        stage = replace(stage, axes=[*loops])
+        return replace(nest, loops=[axis for axis in loops if axis is not vector], vector=vector, stage=stage)
+
+    def _nanoseconds(self, nest: _Nest) -> float:
+        """A guess at a nest's time, good enough to count tasks."""
+        stage = nest.stage
+        points = math.prod(axis.extent for axis in (*nest.loops, *stage.reduced))
+        if nest.body is not None:
+            return points * VECTOR_NS * 2
+        calls: list[Call] = []
+        for expression in stage.expressions:
+            tvm_ffi.structural_walk(expression, (Call, calls.append), order="pre")
+        names = [getattr(call.op, "name", "") for call in calls]
+        expensive = sum(name in EXPENSIVE_CALLS or name.startswith("sepwise.") for name in names)
+        if nest.vector is None:
+            return points * (SCALAR_NS + expensive * EXPENSIVE_NS)
+        vectors = points * nest.vector.extent / self._lanes
+        if nest.vector_is_reduced:
+            vectors = points / self._lanes
+        memory = len(loads(stage.value)) + 1
+        return vectors * (memory * VECTOR_NS + expensive * EXPENSIVE_NS)
+
+    # --- one nest --------------------------------------------------------------------------------------
+
+    def _loops(self, nest: _Nest, loops: Sequence[Axis]) -> tirx.Stmt:
+        """The nest's statement inside `loops`."""
+        if nest.body is not None:
+            body = nest.body
+            for axis in reversed(loops):
+                body = _for(axis, body)
+            return body
+        jammed = self._jammed(nest, loops)
+        statement = self._tiles(nest, jammed)
+        for axis in reversed(loops):
+            if axis is not jammed:
+                statement = _for(axis, statement)
+        return statement
+
+    def _jammed(self, nest: _Nest, loops: Sequence[Axis]) -> Axis | None:
+        """The loop of which a reduction does several iterations at once, None for none."""
+        if nest.stage.combiner is None or nest.vector is None or nest.tail:
+            return None
+        if nest.vector_is_reduced and nest.vector.extent >= JAM * self._lanes:
+            return None
+        return next((axis for axis in reversed(loops) if axis.extent > 1), None)
+
+    def _tiles(self, nest: _Nest, jammed: Axis | None) -> tirx.Stmt:
+        """Whole tiles of the jammed loop, then what is left of it."""
+        if jammed is None:
+            return self._vectors(nest, [])
+        factor = min(JAM, jammed.extent)
+        dtype = jammed.var.ty.dtype
+        statements: list[tirx.Stmt] = []
+        whole = jammed.extent // factor
+        base = Axis(Var(f"{jammed.var.name}_o", jammed.var.ty), whole)
+        points = [base.var * tirx.const(factor, dtype) + tirx.const(i, dtype) for i in range(factor)]
+        statements.append(_for(base, self._vectors(nest, [(jammed.var, point) for point in points])))
+        rest = range(whole * factor, jammed.extent)
+        if rest:
+            statements.append(self._vectors(nest, [(jammed.var, tirx.const(i, dtype)) for i in rest]))
+        return tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
+
+    def _vectors(self, nest: _Nest, copies: list[tuple[Var, Expr]]) -> tirx.Stmt:
+        """Whole vectors of the vector axis, then its last, shorter one."""
+        stage, vector = nest.stage, nest.vector
+        if vector is None or nest.vector_is_reduced:
+            return self._point(nest, copies, None, 1)
+        dtype = vector.var.ty.dtype
+        if self._owner(stage.buffer).layout.packed and vector.extent <= self._owner(stage.buffer).layout.lanes:
+            whole = self._point(nest, copies, tirx.const(0, dtype), vector.extent)
+            if not nest.tail:
+                return whole
+            outer = nest.loops[1]
+            partial = self._point(nest, copies, tirx.const(0, dtype), nest.tail)
+            return tirx.IfThenElse(outer.var < tirx.const(outer.extent - 1, dtype), whole, partial)
+        width = self._lanes
+        if stage.combiner is not None and len(loads(stage.value)) > 1 and vector.extent >= 2 * width:
+            width *= 2
+        statements: list[tirx.Stmt] = []
+        start = 0
+        while start < vector.extent:
+            count = (vector.extent - start) // width
+            if count:
+                step = Axis(Var(f"{vector.var.name}_o", vector.var.ty), count)
+                base = step.var * tirx.const(width, dtype) + tirx.const(start, dtype)
+                statements.append(_for(step, self._point(nest, copies, base, width)))
+                start += count * width
+            elif width > self._lanes:
+                width = self._lanes
+            else:
+                statements.append(self._point(nest, copies, tirx.const(start, dtype), vector.extent - start))
+                start = vector.extent
+        return tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
+
+    def _point(self, nest: _Nest, copies: list[tuple[Var, Expr]], base: Expr, width: int) -> tirx.Stmt:
+        """One vector (or scalar) of output, or of each of its jammed copies."""
+        stage = nest.stage
+        buffer = self._find_written(stage)
+        store = _flat(stage.indices, buffer.strides())
+        at = [[copy] for copy in copies] or [[]]
+        inner = Var("v", nest.vector.var.ty) if nest.vector is not None and base is not None else None
+
+        def here(expression: Expr, copy: list[tuple[Var, Expr]]) -> Expr:
+            pairs = list(copy)
+            if inner is not None and nest.vector is not None:
+                pairs.append((nest.vector.var, base + inner))
+            return self._flattened(substitute(expression, pairs))
+
+        def spread(statement: tirx.Stmt) -> tirx.Stmt:
+            return statement if inner is None else _vectorized(inner, width, statement)
+
+        if stage.combiner is None:
+            parts = [
+                spread(tirx.BufferStore(buffer.declare(), here(stage.value, copy), [here(store, copy)])) for copy in at
+            ]
+            return tirx.SeqStmt(parts) if len(parts) > 1 else parts[0]
+        if nest.vector_is_reduced:
+            return self._horizontal(nest, at, here, store, buffer)
+        dtype = stage.buffer.ty.dtype if stage.accumulator is None else stage.accumulator.ty
+        index = inner if inner is not None else tirx.const(0, "int64")
+        totals = [tirx.decl_buffer((width,), dtype, f"total{i}", scope="local") for i in range(len(at))]
+        begin = [spread(tirx.BufferStore(total, stage.initial, [index])) for total in totals]
+        step: list[tirx.Stmt] = []
+        end: list[tirx.Stmt] = []
+        for total, copy in zip(totals, at, strict=True):
+            current = tirx.BufferLoad(total, [index])
+            added = _COMBINE[stage.combiner or ""](current, here(stage.value, copy))
+            step.append(spread(tirx.BufferStore(total, added, [index])))
+            result = current
+            if stage.epilogue is not None and stage.accumulator is not None:
+                result = substitute(here(stage.epilogue, copy), [(stage.accumulator, current)])
+            end.append(spread(tirx.BufferStore(buffer.declare(), result, [here(store, copy)])))
+        body: tirx.Stmt = tirx.SeqStmt(step) if len(step) > 1 else step[0]
+        for axis in reversed(stage.reduced):
+            body = _for(axis, body)
+        return tirx.SeqStmt([*[tirx.AllocBuffer(total) for total in totals], *begin, body, *end])
+
+    def _horizontal(
+        self,
+        nest: _Nest,
+        at: list[list[tuple[Var, Expr]]],
+        here: Callable[[Expr, list[tuple[Var, Expr]]], Expr],
+        store: Expr,
+        buffer: _Buffer,
+    ) -> tirx.Stmt:
+        """A reduction whose own axis is the vector: lanes of partial sums, added up at the end."""
+        stage, vector = nest.stage, nest.vector
+        assert vector is not None
+        combine = _COMBINE[stage.combiner or ""]
+        width = self._lanes * (JAM if vector.extent >= JAM * self._lanes else 1)
+        width = min(width, vector.extent)
+        dtype = stage.buffer.ty.dtype if stage.accumulator is None else stage.accumulator.ty
+        index_type = vector.var.ty.dtype
+        lane = Var("v", vector.var.ty)
+        outer = [axis for axis in stage.reduced if axis is not vector]
+        allocations: list[tirx.Stmt] = []
+        begin: list[tirx.Stmt] = []
+        end: list[tirx.Stmt] = []
+        totals = [tirx.decl_buffer((width,), dtype, f"total{i}", scope="local") for i in range(len(at))]
+
+        def added(base: Expr, count: int) -> tirx.Stmt:
+            parts = []
+            for total, copy in zip(totals, at, strict=True):
+                value = here(stage.value, [*copy, (vector.var, base + lane)])
+                current = tirx.BufferLoad(total, [lane])
+                parts.append(_vectorized(lane, count, tirx.BufferStore(total, combine(current, value), [lane])))
+            return tirx.SeqStmt(parts) if len(parts) > 1 else parts[0]
+
+        whole = vector.extent // width
+        step = Axis(Var(f"{vector.var.name}_o", vector.var.ty), whole)
+        parts = [_for(step, added(step.var * tirx.const(width, index_type), width))]
+        start = whole * width
+        while start < vector.extent:
+            count = min(self._lanes, vector.extent - start)
+            parts.append(added(tirx.const(start, index_type), count))
+            start += count
+        body: tirx.Stmt = tirx.SeqStmt(parts) if len(parts) > 1 else parts[0]
+        for axis in reversed(outer):
+            body = _for(axis, body)
+        for total, copy in zip(totals, at, strict=True):
+            allocations.append(tirx.AllocBuffer(total))
+            begin.append(_vectorized(lane, width, tirx.BufferStore(total, stage.initial, [lane])))
+            size = width
+            while size > 1:  # halves: log2(width) steps of vectors instead of a chain of scalars
+                half = size // 2 if size % 2 == 0 else 0
+                if not half:
+                    chain = tirx.BufferLoad(total, [tirx.const(0, index_type)])
+                    for i in range(1, size):
+                        chain = combine(chain, tirx.BufferLoad(total, [tirx.const(i, index_type)]))
+                    end.append(tirx.BufferStore(total, chain, [tirx.const(0, index_type)]))
+                    break
+                folded = combine(
+                    tirx.BufferLoad(total, [lane]), tirx.BufferLoad(total, [lane + tirx.const(half, index_type)])
+                )
+                end.append(_vectorized(lane, half, tirx.BufferStore(total, folded, [lane])))
+                size = half
+            result = tirx.BufferLoad(total, [tirx.const(0, index_type)])
+            if stage.epilogue is not None and stage.accumulator is not None:
+                result = substitute(here(stage.epilogue, copy), [(stage.accumulator, result)])
+            end.append(tirx.BufferStore(buffer.declare(), result, [here(store, copy)]))
+        return tirx.SeqStmt([*allocations, *begin, body, *end])
+
+    def _find_written(self, stage: Stage) -> _Buffer:
+        return self._owner(stage.buffer)
+
+    def _flattened(self, expression: Expr) -> Expr:
+        """The expression on flat buffers."""
+
+        def on_load(load: TensorLoad) -> Expr:
+            buffer = self._owner(load.source)
+            return tirx.BufferLoad(buffer.declare(), [_flat(load.indices, buffer.strides())])
+
+        return tvm_ffi.structural_map(expression, (TensorLoad, on_load))
+
+
+_VECTORIZE = tvm.ir.transform.Sequential(
+    [tirx.transform.StmtSimplify(), tirx.transform.NarrowDataType(32), tirx.transform.VectorizeLoop()]
+)
+
+_COMBINE: Final[dict[str, Callable[[Expr, Expr], Expr]]] = {
+    "sum": lambda a, b: a + b,
+    "prod": lambda a, b: a * b,
+    "max": lambda a, b: tirx.max(a, b),
+    "min": lambda a, b: tirx.min(a, b),
+}
+
+_SHAPED: Final[dict[int, Var]] = {}
+
+
+def _shaped(buffer: _Buffer) -> Var:
+    """A buffer of the physical shape, which only stands for the buffer until all accesses are flat."""
+    if not buffer.layout.packed:
+        return buffer.logical
+    raise NotImplementedError
+
+
+def _flat(indices: Sequence[Expr], strides: Sequence[int]) -> Expr:
+    """`sum(index * stride)`."""
+    dtype = indices[0].ty.dtype if indices else "int64"
+    total: Expr = tirx.const(0, dtype)
+    for index, stride in zip(indices, strides, strict=True):
+        if stride:
+            total = total + index * tirx.const(stride, dtype)
+    return total

@@ -1,0 +1,130 @@
+"""Buffers of plain functions in any layout: a rewriting of indices, never of computation.
+
+    # plain  x[n, c, h, w]  ->  packed  x[n, c // lanes, h, w, c % lanes],  (n, ceil(c / lanes), h, w, lanes)
+
+Each kernel so reads and writes packed tensors directly, and conversions between layouts are identities relaid out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import tvm_ffi
+from tvm import s_tir, te, tirx
+from tvm.ir.expr import TensorLoad, Var
+
+from sepwise.lowering.graph import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Expr = Any  # tvm has no type stubs
+
+__all__ = ["identity", "physical_indices", "relayout"]
+
+
+def physical_indices(indices: Sequence[Expr], layout: Layout) -> list[Expr]:
+    """Maps logical to physical indices.
+
+    Args:
+        indices: `[n, c, *spatial]` for a packed layout.
+        layout: The layout.
+
+    Returns:
+        `[n, c // lanes, *spatial, c % lanes]`, or the indices themselves for the plain layout.
+    """
+    if not layout.packed:
+        return list(indices)
+    batch, channel, *spatial = indices
+    lanes = tirx.const(layout.lanes, channel.ty.dtype)
+    return [batch, tirx.floordiv(channel, lanes), *spatial, tirx.floormod(channel, lanes)]
+
+
+def relayout(function: tirx.PrimFunc, layouts: Sequence[Layout]) -> tirx.PrimFunc:
+    """Gives a function's parameters other layouts.
+
+    Args:
+        function: Its parameters are plain buffers; unscheduled.
+        layouts: One for each parameter; packed only for rank 3 and more.
+
+    Returns:
+        The function on buffers of the physical shapes. Pad lanes are neither read nor written.
+    """
+    replaced: list[tuple[Var, Var, Layout]] = []
+    for parameter, layout in zip(function.params, layouts, strict=True):
+        if layout.packed:
+            shape = layout.physical_shape(tuple(int(extent) for extent in parameter.ty.shape))
+            replaced.append((parameter, tirx.decl_buffer(shape, parameter.ty.dtype, parameter.name), layout))
+    if not replaced:
+        return function
+
+    def find(buffer: Var) -> tuple[Var, Layout] | None:
+        return next(((new, layout) for old, new, layout in replaced if old.same_as(buffer)), None)
+
+    def on_load(load: TensorLoad) -> Expr:
+        found = find(load.source)
+        return load if found is None else tirx.BufferLoad(found[0], physical_indices(load.indices, found[1]))
+
+    def on_store(store: tirx.BufferStore) -> tirx.Stmt:
+        found = find(store.buffer)
+        if found is None:
+            return store
+        return tirx.BufferStore(found[0], store.value, physical_indices(store.indices, found[1]))
+
+    def on_block(block: s_tir.SBlock) -> s_tir.SBlock:
+        """Regions would name the old buffers; they are found again from the body."""
+        regions = [region for region in (*block.reads, *block.writes) if find(region.source) is not None]
+        if not regions:
+            return block
+        fresh = s_tir.SBlock(
+            block.iter_vars,
+            [region for region in block.reads if find(region.source) is None],
+            [region for region in block.writes if find(region.source) is None],
+            block.name_hint,
+            block.body,
+            block.init,
+            block.alloc_buffers,
+            block.match_buffers,
+            block.annotations,
+        )
+        own = {region.source for region in regions}
+        reads, writes, opaque = _regions(fresh, own)
+        return s_tir.SBlock(
+            block.iter_vars,
+            [*fresh.reads, *reads, *opaque],
+            [*fresh.writes, *writes],
+            block.name_hint,
+            block.body,
+            block.init,
+            block.alloc_buffers,
+            block.match_buffers,
+            block.annotations,
+        )
+
+    body = tvm_ffi.structural_map(
+        function.body, (TensorLoad, on_load), (tirx.BufferStore, on_store), (s_tir.SBlock, on_block)
+    )
+    parameters = [found[0] if (found := find(parameter)) is not None else parameter for parameter in function.params]
+    return tirx.PrimFunc(parameters, body, function.ret_type, function.attrs)
+
+
+def _regions(block: s_tir.SBlock, old: set[Var]) -> tuple[list[Any], list[Any], list[Any]]:
+    """The regions that a block touches of buffers that `old` buffers became."""
+    del old
+    reads, writes, opaque = s_tir.analysis.get_sblock_access_region(block, {})
+    return list(reads), list(writes), list(opaque)
+
+
+def identity(shape: Sequence[int], dtype: str = "float32") -> tirx.PrimFunc:
+    """A copy, which relaid out is a conversion between layouts.
+
+    Args:
+        shape: Logical shape.
+        dtype: Element type.
+
+    Returns:
+        `target[...] = source[...]`.
+    """
+    source = te.placeholder(tuple(shape), dtype, name="source")
+    target = te.compute(tuple(shape), lambda *i: source(*i), name="target")
+    return te.create_prim_func([source, target])
