@@ -18,12 +18,13 @@ import onnx.inliner
 import onnx_ir as ir
 import tvm
 import tvm_ffi
-from tvm import relax, te
+from tvm import relax
 from tvm.ir.expr import GenericConst
 from tvm.relax.frontend.onnx import from_onnx
 
-from sepwise.lowering.generic_schedule import schedule_function
+from sepwise.lowering.generic_schedule import CONSTANT_SLACK, schedule
 from sepwise.lowering.graph import Kernel, Layout, TensorType
+from sepwise.lowering.relayout import identity
 from sepwise.passes.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -157,9 +158,7 @@ def conversion(source: TensorType, layout: Layout) -> GenericWorkload:
     Returns:
         A workload of one input and one output.
     """
-    data = te.placeholder(source.shape, dtype=source.dtype, name="data")
-    copy = te.compute(source.shape, lambda *index: data[index], name="copy")
-    function = te.create_prim_func([data, copy])
+    function = identity(source.shape, source.dtype)
     signature = f"copy{source.shape}{source.dtype}"
     return GenericWorkload(function, ("Layout",), 0, signature, (source.layout,), (layout,))
 
@@ -174,9 +173,10 @@ def schedule_generic(workload: GenericWorkload, device: Device) -> tirx.PrimFunc
     Returns:
         The scheduled function.
     """
-    constants = (Layout(),) * workload.constant_count
-    layouts = (*workload.input_layouts, *constants, *workload.output_layouts)
-    return schedule_function(workload.function, layouts, len(workload.output_layouts), device)
+    first = len(workload.input_layouts)
+    constants = range(first, first + workload.constant_count)
+    layouts = (*workload.input_layouts, *(Layout() for _ in constants), *workload.output_layouts)
+    return schedule(workload.function, device, layouts, constants)
 
 
 def _groups(model: ir.Model, nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
@@ -342,7 +342,7 @@ class _GenericImporter:
             constants = []
             for index, array in enumerate(call.constants):
                 constants.append(f"{name}.constant{index}")
-                self.graph.constants[constants[-1]] = array
+                self.graph.constants[constants[-1]] = np.pad(array.reshape(-1), (0, CONSTANT_SLACK))
             plain = Layout()
             workload = GenericWorkload(
                 function=call.function,

@@ -111,6 +111,12 @@ class _Buffer:
     constant: bool = False
     parameter: bool = False
     flat: Var | None = None
+    shaped: Var = None  # stands for the buffer, in its physical shape, until accesses are flat
+
+    def __post_init__(self) -> None:
+        self.shaped = self.logical
+        if self.layout.packed:
+            self.shaped = tirx.decl_buffer(self.shape, self.logical.ty.dtype, self.logical.name)
 
     def strides(self) -> list[int]:
         """Row-major strides of the axes that are kept, 0 for the dropped ones."""
@@ -218,7 +224,7 @@ class _Scheduler:
         def on_load(load: TensorLoad) -> Expr:
             buffer = self._find(load.source)
             indices = physical_indices(load.indices, buffer.layout)
-            return tirx.BufferLoad(_shaped(buffer), [analyzer.simplify(index) for index in indices])
+            return tirx.BufferLoad(buffer.shaped, [analyzer.simplify(index) for index in indices])
 
         changed = stage.mapped(lambda e: tvm_ffi.structural_map(e, (TensorLoad, on_load)))
         buffer = self._find(stage.buffer)
@@ -299,9 +305,7 @@ class _Scheduler:
         return total
 
     def _owner(self, physical: Var) -> _Buffer:
-        return next(
-            b for b in self._buffers if b.logical.same_as(physical) or _SHAPED.get(id(b), b.logical).same_as(physical)
-        )
+        return next(b for b in self._buffers if b.logical.same_as(physical) or b.shaped.same_as(physical))
 
     # --- channels that change lanes ---------------------------------------------------------------------
 
@@ -403,20 +407,17 @@ class _Scheduler:
         work = sum(self._nanoseconds(nest) for nest in nests)
         points = math.prod(axis.extent for axis in lead)
         tasks = _tasks(work, points)
-        outer, inner = _outer_loops(lead, tasks)
-        jam_inside = len(nests) == 1 and nests[0].body is None
+        outer, inner, split = _outer_loops(lead, tasks)
+        if len(nests) == 1:
+            return _task_loops(outer, substitute(self._loops(nests[0], inner), split), tasks)
         statements = []
         for nest in nests:
-            shared = list(zip(nest.loops[:depth], lead, strict=True))
-            rest = [*inner, *nest.loops[depth:]] if jam_inside else nest.loops[depth:]
-            own_rest = nest if jam_inside else replace(nest, loops=[*nest.loops])
-            body = self._loops(own_rest, rest)
-            statements.append(substitute(body, [(a.var, b.var) for a, b in shared if a is not b]))
-        body = tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
-        if not jam_inside:
-            for axis in reversed(inner):
-                body = _for(axis, body)
-        return _task_loops(outer, body, tasks)
+            shared = [(a.var, b.var) for a, b in zip(nest.loops[:depth], lead, strict=True) if a is not b]
+            statements.append(substitute(self._loops(nest, nest.loops[depth:]), shared))
+        body: tirx.Stmt = tirx.SeqStmt(statements)
+        for axis in reversed(inner):
+            body = _for(axis, body)
+        return _task_loops(outer, substitute(body, split), tasks)
 
     def _beside(self, nests: list[_Nest]) -> tirx.Stmt:
         """Independent nests, each shared out to all tasks."""
@@ -435,8 +436,8 @@ class _Scheduler:
                 body = self._loops(nest, nest.loops)
                 statements.append(tirx.IfThenElse(tirx.EQ(task.var, tirx.const(0, dtype)), body))
                 continue
-            outer, inner = _outer_loops(nest.loops, tasks)
-            body = self._loops(nest, inner)
+            outer, inner, split = _outer_loops(nest.loops, tasks)
+            body = substitute(self._loops(nest, inner), split)
             extent = math.prod(axis.extent for axis in outer)
             share = math.ceil(extent / tasks)
             step = Var("step", dtype)
@@ -451,6 +452,8 @@ class _Scheduler:
 
     def _common_depth(self, nests: list[_Nest], own: list[_Buffer]) -> int:
         """How many outer loops all nests have in common, seen from the buffers between them."""
+        if any(nest.body is not None for nest in nests):
+            return 0
         lead = nests[-1].loops
         depth = min(len(nest.loops) for nest in nests)
         for nest in nests:
@@ -602,7 +605,7 @@ class _Scheduler:
     def _point(self, nest: _Nest, copies: list[tuple[Var, Expr]], base: Expr, width: int) -> tirx.Stmt:
         """One vector (or scalar) of output, or of each of its jammed copies."""
         stage = nest.stage
-        buffer = self._find_written(stage)
+        buffer = self._owner(stage.buffer)
         store = _flat(stage.indices, buffer.strides())
         at = [[copy] for copy in copies] or [[]]
         inner = Var("v", nest.vector.var.ty) if nest.vector is not None and base is not None else None
@@ -707,9 +710,6 @@ class _Scheduler:
             end.append(tirx.BufferStore(buffer.declare(), result, [here(store, copy)]))
         return tirx.SeqStmt([*allocations, *begin, body, *end])
 
-    def _find_written(self, stage: Stage) -> _Buffer:
-        return self._owner(stage.buffer)
-
     def _flattened(self, expression: Expr) -> Expr:
         """The expression on flat buffers."""
 
@@ -731,16 +731,6 @@ _COMBINE: Final[dict[str, Callable[[Expr, Expr], Expr]]] = {
     "min": lambda a, b: tirx.min(a, b),
 }
 
-_SHAPED: Final[dict[int, Var]] = {}
-
-
-def _shaped(buffer: _Buffer) -> Var:
-    """A buffer of the physical shape, which only stands for the buffer until all accesses are flat."""
-    if not buffer.layout.packed:
-        return buffer.logical
-    raise NotImplementedError
-
-
 def _flat(indices: Sequence[Expr], strides: Sequence[int]) -> Expr:
     """`sum(index * stride)`."""
     dtype = indices[0].ty.dtype if indices else "int64"
@@ -749,3 +739,174 @@ def _flat(indices: Sequence[Expr], strides: Sequence[int]) -> Expr:
         if stride:
             total = total + index * tirx.const(stride, dtype)
     return total
+
+
+def _for(axis: Axis, body: tirx.Stmt) -> tirx.Stmt:
+    """`for axis: body`, no loop where the axis has one point."""
+    dtype = axis.var.ty.dtype
+    if axis.extent == 1:
+        return substitute(body, [(axis.var, tirx.const(0, dtype))])
+    return tirx.For(axis.var, tirx.const(0, dtype), tirx.const(axis.extent, dtype), tirx.ForKind.SERIAL, body)
+
+
+def _vectorized(variable: Var, width: int, body: tirx.Stmt) -> tirx.Stmt:
+    """`for variable in vectorized(width): body`."""
+    dtype = variable.ty.dtype
+    if width == 1:
+        return substitute(body, [(variable, tirx.const(0, dtype))])
+    # Each statement has a loop variable of its own.
+    fresh = Var(variable.name, variable.ty)
+    body = substitute(body, [(variable, fresh)])
+    return tirx.For(fresh, tirx.const(0, dtype), tirx.const(width, dtype), tirx.ForKind.VECTORIZED, body)
+
+
+def _tasks(nanoseconds: float, points: int) -> int:
+    """How many tasks a kernel is worth."""
+    return max(1, min(MOST_TASKS, points, int(nanoseconds / TASK_NS)))
+
+
+def _outer_loops(loops: Sequence[Axis], tasks: int) -> tuple[list[Axis], list[Axis], list[tuple[Var, Expr]]]:
+    """The fewest outer loops that make up the tasks, the loops inside them, and what the variable of a split loop becomes.
+
+    The last of the outer loops is split where its extent has a divisor that gives about as many tasks as are wanted.
+    """
+    if tasks == 1:
+        return [], list(loops), []
+    points, count = 1, 0
+    while points < tasks and count < len(loops):
+        points *= loops[count].extent
+        count += 1
+    outer, inner = list(loops[:count]), list(loops[count:])
+    last = outer[-1]
+    wanted = tasks / (points / last.extent)
+    divisors = [d for d in range(2, last.extent) if last.extent % d == 0 and wanted / 2 <= d <= 2 * wanted]
+    if not divisors:
+        return outer, inner, []
+    divisor = min(divisors, key=lambda d: abs(math.log(d / wanted)))
+    share = last.extent // divisor
+    major = Axis(Var(f"{last.var.name}_o", last.var.ty), divisor)
+    minor = Axis(Var(f"{last.var.name}_i", last.var.ty), share)
+    value = major.var * tirx.const(share, last.var.ty.dtype) + minor.var
+    return [*outer[:-1], major], [minor, *inner], [(last.var, value)]
+
+
+def _unfused(axes: Sequence[Axis], flat: Expr, body: tirx.Stmt) -> tirx.Stmt:
+    """`body` with the axes' variables taken from one number that counts through all of them."""
+    pairs: list[tuple[Var, Expr]] = []
+    stride = 1
+    total = math.prod(axis.extent for axis in axes)
+    for axis in reversed(axes):
+        value = flat if stride == 1 else tirx.floordiv(flat, tirx.const(stride, flat.ty.dtype))
+        if stride * axis.extent < total:
+            value = tirx.floormod(value, tirx.const(axis.extent, flat.ty.dtype))
+        if str(value.ty.dtype) != str(axis.var.ty.dtype):
+            value = tirx.Cast(axis.var.ty.dtype, value)
+        pairs.append((axis.var, value))
+        stride *= axis.extent
+    return substitute(body, pairs)
+
+
+def _task_loops(outer: Sequence[Axis], body: tirx.Stmt, tasks: int) -> tirx.Stmt:
+    """The outer loops as one loop over tasks."""
+    if not outer:
+        return body
+    total = math.prod(axis.extent for axis in outer)
+    dtype = outer[0].var.ty.dtype
+    flat = outer[0].var if len(outer) == 1 else Var("task", outer[0].var.ty)
+    if len(outer) > 1:
+        body = _unfused(outer, flat, body)
+    grain = math.ceil(total / tasks)
+    return tirx.For(
+        flat, tirx.const(0, dtype), tirx.const(total, dtype), tirx.ForKind.SERIAL, body, None, {TASK_LOOP: grain}
+    )
+
+
+def _mentions(expression: Expr, axis: Axis) -> bool:
+    """Whether an axis' variable occurs."""
+    found: list[Var] = []
+    tvm_ffi.structural_walk(expression, (Var, found.append), order="pre")
+    return any(variable.same_as(axis.var) for variable in found)
+
+
+def _constant_offset(index: Expr, axis: Axis) -> int | None:
+    """`k` of `axis + k`, None for any other index."""
+    linear = tvm.sym.detect_linear_equation(index, [axis.var])
+    if len(linear) != 2 or not all(isinstance(part, tirx.IntImm) for part in linear) or int(linear[0]) != 1:
+        return None
+    return int(linear[1])
+
+
+def _position(axes: Sequence[Axis], axis: Axis) -> int:
+    return next(i for i, other in enumerate(axes) if other is axis)
+
+
+def _condition_depends(expression: Expr, axis: Axis) -> bool:
+    """Whether a condition in an expression changes along an axis."""
+    conditions: list[Expr] = []
+
+    def on_call(call: Call) -> None:
+        if getattr(call.op, "name", "") == "prim.if_then_else":
+            conditions.append(call.args[0])
+
+    tvm_ffi.structural_walk(expression, (Call, on_call), order="pre")
+    return any(_mentions(condition, axis) for condition in conditions)
+
+
+def _used_outside_of_loads(stage: Stage, axis: Axis) -> bool:
+    """Whether a value depends on an axis other than by what it loads."""
+
+    def without_loads(load: TensorLoad) -> Expr:
+        return Var("load", load.ty)
+
+    return any(
+        _mentions(tvm_ffi.structural_map(expression, (TensorLoad, without_loads)), axis) for expression in stage.expressions
+    )
+
+
+def _ramp(base: Expr, width: int) -> Expr:
+    """`base, base + 1, ...`; the base itself for a width of 1."""
+    return base if width == 1 else tirx.Ramp(base, tirx.const(1, base.ty.dtype), width)
+
+
+def _load_variable(template: Expr, number: int) -> Var | None:
+    """The variable that stands for a load in a template."""
+    found: list[Var] = []
+    tvm_ffi.structural_walk(template, (Var, found.append), order="pre")
+    return next((variable for variable in found if variable.name == f"load{number}"), None)
+
+
+def _gathered(elements: Sequence[tuple[_Buffer, Expr]], analyzer: Any) -> Expr | None:
+    """One vector of elements of several buffers: runs of consecutive elements, shuffled; None where distances vary."""
+    bases: list[tuple[_Buffer, Expr]] = []
+    places: list[tuple[int, int]] = []
+    for buffer, offset in elements:
+        number = next((i for i, (other, _) in enumerate(bases) if other is buffer), None)
+        if number is None:
+            number = len(bases)
+            bases.append((buffer, offset))
+        distance = analyzer.simplify(offset - bases[number][1])
+        if not isinstance(distance, tirx.IntImm):
+            return None
+        places.append((number, int(distance)))
+    vectors: list[Expr] = []
+    lane_of: dict[tuple[int, int], int] = {}
+    lane = 0
+    for number, (buffer, base) in enumerate(bases):
+        wanted = sorted({distance for other, distance in places if other == number})
+        start = 0
+        while start < len(wanted):
+            end = start + 1
+            while end < len(wanted) and wanted[end] == wanted[end - 1] + 1:
+                end += 1
+            first = base + tirx.const(wanted[start], base.ty.dtype)
+            vectors.append(tirx.BufferLoad(buffer.declare(), [_ramp(first, end - start)]))
+            for distance in wanted[start:end]:
+                lane_of[number, distance] = lane
+                lane += 1
+            start = end
+    order = [lane_of[place] for place in places]
+    if len(vectors) == 1 and order == list(range(lane)):
+        return vectors[0]
+    if len(vectors) == 1 and lane == 1:
+        return tirx.Broadcast(vectors[0], len(order)) if len(order) > 1 else vectors[0]
+    return tirx.Shuffle(vectors, [tirx.const(i, "int32") for i in order])

@@ -125,6 +125,7 @@ def identity(shape: Sequence[int], dtype: str = "float32") -> tirx.PrimFunc:
     Returns:
         `target[...] = source[...]`.
     """
-    source = te.placeholder(tuple(shape), dtype, name="source")
-    target = te.compute(tuple(shape), lambda *i: source(*i), name="target")
+    extents = tuple(tirx.const(extent, "int64") for extent in shape)  # 64 bits, as what TVM imports
+    source = te.placeholder(extents, dtype, name="source")
+    target = te.compute(extents, lambda *i: source(*i), name="target")
     return te.create_prim_func([source, target])

@@ -1,0 +1,429 @@
+"""A PrimFunc of plain loops as a list of stages, each one assignment over a box of indices.
+
+TVM's legalised operators are sequences of blocks. Here each block is a `Stage`, which is easy to inline into its
+readers, to cut along an axis where its value changes form, and to merge with the elementwise stage behind a reduction.
+All of it is logical: no layout and no loop order yet.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+from tvm.ir.expr import Call, TensorLoad, Var
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Expr = Any  # tvm has no type stubs
+
+__all__ = ["Axis", "Stage", "StageFunction", "loads", "parse", "simplify", "simplify_stages", "substitute"]
+
+LARGEST_INLINED: Final = 12
+"""A value of more operations than that is computed once where several stages read it."""
+
+LARGEST_SEGMENTED: Final = 64
+"""An axis is cut into at most so many segments."""
+
+EXPENSIVE_CALLS: Final = frozenset(
+    {"tirx.exp", "tirx.sigmoid", "tirx.tanh", "tirx.erf", "tirx.log", "tirx.pow", "tirx.sqrt", "tirx.log1p"}
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """A loop: its variable and its extent."""
+
+    var: Var
+    extent: int
+
+
+@dataclass(eq=False)
+class Stage:
+    """`buffer[indices] = value` over `axes`, or the reduction of `value` over `reduced`.
+
+    Attributes:
+        axes: Spatial axes.
+        reduced: Axes that are reduced away, empty for none.
+        buffer: What is written.
+        indices: Where, in terms of `axes`.
+        value: What is written or accumulated.
+        combiner: `sum`, `max`, `min` or `prod` for a reduction.
+        initial: The accumulator's first value.
+        accumulator: Stands for the finished sum in `epilogue`.
+        epilogue: What is written once the sum is finished, None for the sum itself.
+    """
+
+    axes: list[Axis]
+    reduced: list[Axis]
+    buffer: Var
+    indices: list[Expr]
+    value: Expr
+    combiner: str | None = None
+    initial: Expr = None
+    accumulator: Var | None = None
+    epilogue: Expr = None
+
+    @property
+    def expressions(self) -> list[Expr]:
+        """All that is evaluated."""
+        return [self.value] if self.epilogue is None else [self.value, self.epilogue]
+
+    @property
+    def points(self) -> int:
+        """Evaluations of the value."""
+        return math.prod(axis.extent for axis in (*self.axes, *self.reduced))
+
+    def mapped(self, change: Callable[[Expr], Expr]) -> Stage:
+        """Applies a change to every expression."""
+        epilogue = None if self.epilogue is None else change(self.epilogue)
+        return replace(self, indices=[change(i) for i in self.indices], value=change(self.value), epilogue=epilogue)
+
+
+@dataclass(eq=False)
+class StageFunction:
+    """A kernel's stages in execution order.
+
+    Attributes:
+        parameters: Buffers of the caller.
+        intermediates: Buffers of its own.
+        stages: In execution order.
+    """
+
+    parameters: list[Var]
+    intermediates: list[Var]
+    stages: list[Stage] = field(default_factory=list)
+
+
+def substitute(expression: Expr, values: dict[Var, Expr] | Sequence[tuple[Var, Expr]]) -> Expr:
+    """Replaces variables.
+
+    Args:
+        expression: Any expression.
+        values: What to put for each variable.
+
+    Returns:
+        The expression with all replaced at once.
+    """
+    pairs = list(values.items()) if isinstance(values, dict) else list(values)
+    by_name: dict[str, list[tuple[Var, Expr]]] = {}
+    for variable, value in pairs:
+        by_name.setdefault(variable.name, []).append((variable, value))
+
+    def on_var(variable: Var) -> Expr:
+        for other, value in by_name.get(variable.name, ()):
+            if other.same_as(variable):
+                return value
+        return variable
+
+    return tvm_ffi.structural_map(expression, (Var, on_var))
+
+
+def loads(expression: Expr) -> list[TensorLoad]:
+    """Lists the loads in an expression, each as often as it is written."""
+    found: list[TensorLoad] = []
+    tvm_ffi.structural_walk(expression, (TensorLoad, found.append), order="pre")
+    return found
+
+
+def analyzer_of(axes: Sequence[Axis]) -> tvm.sym.Analyzer:
+    """An analyzer that knows the ranges of the axes."""
+    analyzer = tvm.sym.Analyzer()
+    for axis in axes:
+        analyzer.bind(axis.var, tvm.ir.Range.from_min_extent(tirx.const(0, axis.var.ty.dtype), axis.extent))
+    return analyzer
+
+
+def simplify(stage: Stage) -> Stage:
+    """Simplifies all index arithmetic of a stage, knowing the ranges of its axes."""
+    analyzer = analyzer_of([*stage.axes, *stage.reduced])
+
+    def on_div(division: tirx.Div) -> Expr:
+        """Division that rounds to zero is division that rounds down where nothing is negative."""
+        if "int" not in str(division.ty.dtype) or not analyzer.can_prove(division.a >= 0):
+            return division
+        return tirx.floordiv(division.a, division.b)
+
+    return stage.mapped(lambda e: analyzer.simplify(tvm_ffi.structural_map(e, (tirx.Div, on_div))))
+
+
+def parse(function: tirx.PrimFunc) -> StageFunction | None:
+    """Reads a PrimFunc.
+
+    Args:
+        function: Unscheduled, as legalisation or TE make it.
+
+    Returns:
+        Its stages, or None where it holds anything but assignments and simple reductions.
+    """
+    root = function.body
+    if not isinstance(root, s_tir.SBlockRealize) or root.block.iter_vars:
+        return None
+    found: list[s_tir.SBlockRealize] = []
+    strange: list[Any] = []
+    tvm_ffi.structural_walk(root.block.body, (s_tir.SBlockRealize, found.append), order="pre")
+    for kind in (tirx.While, tirx.IfThenElse, tirx.Bind, tirx.Evaluate, tirx.AllocBuffer, tirx.DeclBuffer):
+        tvm_ffi.structural_walk(root.block.body, (kind, strange.append), order="pre")
+    if strange or root.block.match_buffers:
+        return None
+    stages = [_parse_block(realize) for realize in found]
+    if any(stage is None for stage in stages):
+        return None
+    return StageFunction(list(function.params), list(root.block.alloc_buffers), [s for s in stages if s is not None])
+
+
+def _parse_block(realize: s_tir.SBlockRealize) -> Stage | None:
+    """One block; None where it is no assignment and no reduction by a known operation."""
+    block = realize.block
+    store = block.body
+    if not isinstance(store, tirx.BufferStore) or block.alloc_buffers or block.match_buffers:
+        return None
+    if not all(isinstance(value, (Var, tirx.IntImm)) for value in realize.iter_values):
+        return None
+    axes: list[Axis] = []
+    reduced: list[Axis] = []
+    fresh: list[tuple[Var, Expr]] = []
+    for iter_var in block.iter_vars:
+        # A variable of our own: composed functions may share theirs.
+        variable = Var(iter_var.var.name, iter_var.var.ty)
+        fresh.append((iter_var.var, variable))
+        target = reduced if iter_var.iter_type == tirx.IterVar.CommReduce else axes
+        target.append(Axis(variable, int(iter_var.dom.extent)))
+    indices = [substitute(index, fresh) for index in store.indices]
+    value = substitute(store.value, fresh)
+    if not reduced:
+        if block.init is not None or any(load.source.same_as(store.buffer) for load in loads(value)):
+            return None
+        return Stage(axes, [], store.buffer, indices, value)
+    if not isinstance(block.init, tirx.BufferStore):
+        return None
+    for name, node in (("sum", tirx.Add), ("max", tirx.Max), ("min", tirx.Min), ("prod", tirx.Mul)):
+        if isinstance(value, node):
+            for own, term in ((value.a, value.b), (value.b, value.a)):
+                if isinstance(own, TensorLoad) and own.source.same_as(store.buffer):
+                    if any(load.source.same_as(store.buffer) for load in loads(term)):
+                        return None
+                    return Stage(axes, reduced, store.buffer, indices, term, name, block.init.value)
+    return None
+
+
+def simplify_stages(function: StageFunction) -> StageFunction:
+    """Inlines, cuts and merges stages until each one is worth a loop nest.
+
+    Args:
+        function: As parsed.
+
+    Returns:
+        Fewer stages that compute the same.
+    """
+    stages = [simplify(stage) for stage in function.stages]
+    intermediates = list(function.intermediates)
+    changed = True
+    while changed:
+        changed = False
+        for position, stage in enumerate(stages):
+            if not any(stage.buffer.same_as(buffer) for buffer in intermediates):
+                continue
+            if sum(other.buffer.same_as(stage.buffer) for other in stages) > 1:
+                continue
+            readers = [other for other in stages if _reads(other, stage.buffer)]
+            if not readers:
+                del stages[position]
+                changed = True
+                break
+            merged = _inlined(stage, readers) if stage.combiner is None else _merged(stage, readers)
+            if merged is None:
+                continue
+            for old, new in zip(readers, merged, strict=True):
+                stages[_position(stages, old)] = new
+            stages.remove(stage)
+            changed = True
+            break
+    stages = [part for stage in stages for part in _segments(stage)]
+    used = [b for b in intermediates if any(stage.buffer.same_as(b) for stage in stages)]
+    return StageFunction(function.parameters, used, stages)
+
+
+def _position(stages: Sequence[Stage], stage: Stage) -> int:
+    return next(i for i, other in enumerate(stages) if other is stage)
+
+
+def _reads(stage: Stage, buffer: Var) -> bool:
+    return any(load.source.same_as(buffer) for expression in stage.expressions for load in loads(expression))
+
+
+def _count(stage: Stage, buffer: Var) -> int:
+    return sum(load.source.same_as(buffer) for expression in stage.expressions for load in loads(expression))
+
+
+def _identity(stage: Stage) -> bool:
+    """Whether the stage writes its whole buffer at `[axis 0, axis 1, ...]`."""
+    written = [axis for axis in stage.axes if axis.extent > 1]
+    found = []
+    for index, extent in zip(stage.indices, stage.buffer.ty.shape, strict=True):
+        if isinstance(index, Var):
+            found.append(next((axis for axis in stage.axes if axis.var.same_as(index)), None))
+        elif not (isinstance(index, tirx.IntImm) and int(extent) == 1):
+            return False
+    return [axis for axis in found if axis is not None and axis.extent > 1] == written
+
+
+def _at(stage: Stage, indices: Sequence[Expr]) -> list[tuple[Var, Expr]]:
+    """What to put for the stage's axes to get its value at `indices`."""
+    pairs: list[tuple[Var, Expr]] = []
+    known: list[Var] = []
+    for own, index in zip(stage.indices, indices, strict=True):
+        if isinstance(own, Var):
+            pairs.append((own, _cast(index, own)))
+            known.append(own)
+    pairs += [
+        (axis.var, tirx.const(0, axis.var.ty.dtype))
+        for axis in stage.axes
+        if not any(axis.var.same_as(variable) for variable in known)
+    ]
+    return pairs
+
+
+def _cast(index: Expr, like: Var) -> Expr:
+    same = str(index.ty.dtype) == str(like.ty.dtype)
+    return index if same else tirx.Cast(like.ty.dtype, index)
+
+
+def _size(expression: Expr) -> int:
+    """Operations in an expression outside of indices, calls of elementary functions counted as many."""
+    if isinstance(expression, TensorLoad):
+        return 1
+    if isinstance(expression, Call):
+        name = getattr(expression.op, "name", "")
+        own = LARGEST_INLINED if name in EXPENSIVE_CALLS or name.startswith("sepwise.") else 1
+        arguments = expression.args[1:] if name == "prim.if_then_else" else expression.args
+        return own + sum(_size(argument) for argument in arguments)
+    children = [getattr(expression, name, None) for name in ("a", "b", "true_value", "false_value", "value")]
+    return 1 + sum(_size(child) for child in children if isinstance(child, tvm.ir.Expr))
+
+
+def _inlined(stage: Stage, readers: Sequence[Stage]) -> list[Stage] | None:
+    """The readers with the stage's value in place of its buffer, None where that would compute too much twice."""
+    if not _identity(stage):
+        return None
+    uses = sum(_count(reader, stage.buffer) for reader in readers)
+    size = _size(stage.value)
+    reread = max(reader.points / max(stage.points, 1) for reader in readers)
+    expensive = size >= LARGEST_INLINED
+    if (uses > 1 and size > LARGEST_INLINED // 2) or (expensive and (uses > 1 or reread > 1.5)):
+        return None
+
+    def on_load(load: TensorLoad) -> Expr:
+        return substitute(stage.value, _at(stage, load.indices)) if load.source.same_as(stage.buffer) else load
+
+    return [simplify(reader.mapped(lambda e: tvm_ffi.structural_map(e, (TensorLoad, on_load)))) for reader in readers]
+
+
+def _merged(stage: Stage, readers: Sequence[Stage]) -> list[Stage] | None:
+    """A reduction with the elementwise reader behind it as its epilogue: `y = f(sum(x))`."""
+    reader = readers[0]
+    if len(readers) > 1 or reader.combiner is not None or not _identity(stage) or stage.epilogue is not None:
+        return None
+    found = [load for load in loads(reader.value) if load.source.same_as(stage.buffer)]
+    first = found[0]
+    if any(not tvm_ffi.structural_equal(load, first) for load in found[1:]):
+        return None
+    seen: list[Var] = []
+    for index, extent in zip(first.indices, stage.buffer.ty.shape, strict=True):
+        if int(extent) == 1:
+            continue
+        if not isinstance(index, Var) or any(index.same_as(other) for other in seen):
+            return None
+        seen.append(index)
+    wide = [axis for axis in reader.axes if axis.extent > 1]
+    extents = [int(extent) for extent in stage.buffer.ty.shape if int(extent) > 1]
+    by_axis = [next((a for a in wide if a.var.same_as(v)), None) for v in seen]
+    if len(seen) != len(wide) or any(a is None for a in by_axis):
+        return None
+    if [a.extent for a in by_axis if a is not None] != extents:
+        return None
+    accumulator = Var("total", stage.buffer.ty.dtype)
+
+    def on_load(load: TensorLoad) -> Expr:
+        return accumulator if load.source.same_as(stage.buffer) else load
+
+    epilogue = tvm_ffi.structural_map(reader.value, (TensorLoad, on_load))
+    value = substitute(stage.value, _at(stage, first.indices))
+    merged = Stage(
+        reader.axes, stage.reduced, reader.buffer, reader.indices, value, stage.combiner, stage.initial, accumulator, epilogue
+    )
+    return [simplify(merged)]
+
+
+def _segments(stage: Stage) -> list[Stage]:
+    """Cuts a stage along the axes that its conditions speak of, so that most of it has no condition.
+
+    `y[c] = if_then_else(c < 8, a[c], b[c - 8])` over 20 becomes `y[c] = a[c]` over 8 and `y[c + 8] = b[c]` over 12;
+    a padded pooling becomes its interior and its borders.
+    """
+    parts = [stage]
+    for axis in stage.axes:
+        cuts = _cuts(stage, axis)
+        if not 0 < len(cuts) < LARGEST_SEGMENTED:
+            continue
+        bounds = [0, *cuts, axis.extent]
+        parts = [
+            _restricted(part, axis, start, end)
+            for part in parts
+            for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+        ]
+    return parts
+
+
+def _cuts(stage: Stage, axis: Axis) -> list[int]:
+    """Where, inside an axis, a condition on it (and on a reduced axis) begins or ceases to be always or never true."""
+    cuts: set[int] = set()
+    signs = {tirx.LT: np.less, tirx.LE: np.less_equal, tirx.GT: np.greater, tirx.GE: np.greater_equal}
+    at = np.arange(axis.extent)[:, None]
+
+    def on_condition(condition: Expr) -> None:
+        compare = signs.get(type(condition))
+        if compare is None:
+            return
+        difference = condition.a - condition.b
+        for other in (None, *stage.reduced):
+            variables = [axis.var] if other is None else [axis.var, other.var]
+            linear = tvm.sym.detect_linear_equation(difference, variables)
+            if len(linear) != len(variables) + 1 or not all(isinstance(part, tirx.IntImm) for part in linear):
+                continue
+            value = int(linear[0]) * at + int(linear[-1])
+            if other is not None:
+                value = value + int(linear[1]) * np.arange(other.extent)[None, :]
+            true = compare(value, 0)
+            state = true.all(axis=1).astype(int) - (~true).all(axis=1).astype(int)
+            cuts.update((np.flatnonzero(np.diff(state)) + 1).tolist())
+            return
+
+    def on_call(call: Call) -> None:
+        if getattr(call.op, "name", "") == "prim.if_then_else":
+            _each_comparison(call.args[0], on_condition)
+
+    tvm_ffi.structural_walk(stage.value, (Call, on_call), (tirx.Select, lambda s: _each_comparison(s.condition, on_condition)))
+    return sorted(cuts)
+
+
+def _each_comparison(condition: Expr, visit: Callable[[Expr], None]) -> None:
+    if isinstance(condition, (tirx.And, tirx.Or)):
+        _each_comparison(condition.a, visit)
+        _each_comparison(condition.b, visit)
+    else:
+        visit(condition)
+
+
+def _restricted(stage: Stage, axis: Axis, start: int, end: int) -> Stage:
+    """The stage over `start <= axis < end`."""
+    variable = Var(axis.var.name, axis.var.ty)
+    shifted = variable + tirx.const(start, variable.ty.dtype) if start else variable
+    part = stage.mapped(lambda e: substitute(e, [(axis.var, shifted)]))
+    axes = [Axis(variable, end - start) if other is axis else other for other in stage.axes]
+    return simplify(replace(part, axes=axes))
