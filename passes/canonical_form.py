@@ -61,6 +61,7 @@ def canonicalize(model: ir.Model) -> ir.Model:
         _take_initializers_off_the_inputs(copy)
     _name_nodes(copy)
     _inline_functions(copy)
+    declared = [value.shape for value in copy.graph.outputs]
     _forget_symbolic_shapes(copy)
     for _ in range(MAXIMUM_ROUNDS):
         changed = _fold_constants(copy)
@@ -71,6 +72,9 @@ def canonicalize(model: ir.Model) -> ir.Model:
     common_passes.RemoveUnusedNodesPass()(copy)
     remove_unused_initializers(copy)
     _infer_shapes(copy)
+    for value, shape in zip(copy.graph.outputs, declared, strict=True):
+        if value.shape is None:  # it depends on data: what the file says of it is all there is
+            value.shape = shape
     _check_convolutions(copy)
     _spell_out_geometry(copy)
     return copy
@@ -126,6 +130,9 @@ def _foldable(node: ir.Node) -> bool | None:
 def _fold_constants(model: ir.Model) -> bool:
     functions = dict(model.functions)
     model.functions.clear()  # our functions' bodies hold references to attributes, which folding does not expect
+    optimizer = logging.getLogger("onnxscript.optimizer")
+    level = optimizer.level
+    optimizer.setLevel(logging.ERROR)  # it warns of what it leaves as it is
     try:
         result = fold_constants_ir(
             model,
@@ -136,6 +143,7 @@ def _fold_constants(model: ir.Model) -> bool:
         )
     finally:
         model.functions.update(functions)
+        optimizer.setLevel(level)
     common_passes.RemoveUnusedNodesPass()(model)
     return result.modified
 

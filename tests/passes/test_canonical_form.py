@@ -173,6 +173,21 @@ def test_a_group_that_does_not_divide_the_outputs(build: Build) -> None:
         canonicalize(model)
 
 
+def test_what_depends_on_data_keeps_its_declared_shape(caplog: pytest.LogCaptureFixture) -> None:
+    model = ir.from_onnx_text(
+        HEAD
+        + """g (float[4] x, bool p) => (float[n] y) <float[4] w = {1,2,3,4}, int64[1] k = {2}> {
+          v, i = TopK (w, k)
+          t = Tile (x, i)
+          y = If (p) < then_branch = a () => (float[m] c) { c = Relu (t) }, else_branch = b () => (float[o] d) { d = Exp (x) } >
+        }"""
+    )
+    canonical = canonicalize(model)
+    assert op_types(canonical) == ["TopK", "Tile", "If"]
+    onnx.checker.check_model(ir.to_proto(canonical), full_check=True)
+    assert not caplog.records
+
+
 def test_fused_operators_are_kept(build: Build, equivalent: Equivalent) -> None:
     from sepwise.passes import fuse
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
+from sepwise import models
 from sepwise.passes import fuse, load_model, read_chain
 from sepwise.passes.equivalence import GraphReference, compare_graph, sample_inputs
 
@@ -148,3 +149,14 @@ def test_time_of_the_full_mobilenet_v2(zoo_file: Callable[..., Path]) -> None:
     begin = time.perf_counter()
     fuse(model)
     assert time.perf_counter() - begin < SECONDS
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", models.names())
+def test_the_whole_zoo_at_full_size(zoo_file: Callable[..., Path], name: str) -> None:
+    model = load_model(zoo_file(name))
+    report = fuse(model)
+    assert "BatchNormalization" not in report.operators
+    for rewritten in (report.model, fuse(model, inline=True).model):
+        for check in compare_graph(model, rewritten, sample_inputs(model, 0)):
+            assert check.passed, check
