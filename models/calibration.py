@@ -10,7 +10,7 @@ it runs and corrects its scale just after, so that each tensor on the way has a 
   Its gamma has magnitudes in a ratio of up to 3 and is negative on a fifth of the channels, its beta spreads the
   channels; both are then scaled so that the whole output meets the layer's `Target`.
 
-The same torch on the same machine gives the same bits; another one may sum in another order.
+The same torch on the same kind of processor gives the same bits; another may sum in another order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["calibrate"]
 SAMPLE_ELEMENTS = 600_000  # of the calibration input: 4 images of 3 x 224 x 224
 SAMPLES_MINIMUM = 4
 SAMPLES_MAXIMUM = 128
-SPATIAL_MAXIMUM = 320  # larger inputs are cropped: statistics no longer change
+SPATIAL_MAXIMUM = 320  # larger inputs are cropped: what padding does to the borders hardly matters then
 BETA_SHARE = 0.3  # of the output's variance; the rest is gamma's
 BIAS_SPREAD = 0.5  # of the output's standard deviation
 NEGATIVE_SHARE = 0.2  # of the channels
@@ -61,10 +61,13 @@ def calibrate(module: nn.Module, input_shape: tuple[int, ...], seed: str) -> Non
             handles.append(layer.register_forward_hook(_convolution_scaler(generator)))
         elif isinstance(layer, _NORMS):
             handles.append(layer.register_forward_hook(_norm_calibrator(generator)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order, whatever the machine's cores
     try:
         with torch.no_grad():
             module(_calibration_input(input_shape, seed))
     finally:
+        torch.set_num_threads(threads)
         for handle in handles:
             handle.remove()
     for parameter in module.parameters():

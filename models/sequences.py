@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from sepwise.models.layers import BRANCH, ConvUnit, divisible
+from sepwise.models.layers import BRANCH, ConvUnit, Target, divisible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["DsCnn", "Tcn", "ds_cnn", "tcn_1d"]
 
 _CLASSES = 12
+_TRUNK = Target(0.0, 0.8)  # leaves room for eight residuals
 _DILATIONS = (1, 2, 4, 8, 1, 2, 4, 8)
 
 
@@ -114,7 +115,7 @@ class Tcn(nn.Module):
             channels: Channels between the blocks; inside they are twice as many.
         """
         super().__init__()
-        self.stem = ConvUnit(in_channels, channels, dims=1)
+        self.stem = ConvUnit(in_channels, channels, dims=1, target=_TRUNK)
         self.blocks = nn.Sequential(*[_TemporalBlock(channels, 2 * channels, dilation) for dilation in _DILATIONS])
         self.classifier = nn.Conv1d(channels, _CLASSES, 1)
 

@@ -25,7 +25,7 @@ __all__ = ["Xception", "xception"]
 _INNER = Target(0.9, 1.4)
 _BEFORE_POOL = Target(0.0, 1.0)
 _SHORTCUT = Target(0.6, 0.75)
-_BRANCH = Target(0.0, 0.52)
+_BRANCH = Target(0.0, 0.55)
 
 
 class _Separable(nn.Sequential):

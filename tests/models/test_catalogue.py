@@ -58,5 +58,5 @@ def test_unknown_name_lists_close_ones(asked: str, close: str) -> None:
 
 
 def test_name_like_none_lists_all() -> None:
-    with pytest.raises(InputError, match="known are mobilenet_v1, .*separable_block"):
+    with pytest.raises(InputError, match=r"known are mobilenet_v1, .*separable_block"):
         models.find("#")
