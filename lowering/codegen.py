@@ -242,7 +242,7 @@ def _hide_zeros(body: tirx.Stmt, task: Var) -> tirx.Stmt:
     """`buffer[i] = 0` -> `buffer[i] = bits of (task >> 31)`, which LLVM does not know to be 0.
 
     A loop that stores a zero it knows, such as a padded border, becomes a call of the C library's `memset`. The zero
-    may also stand behind a condition that LLVM takes out of the loop.
+    may also stand behind a condition that LLVM takes out of the loop. Accumulators keep theirs.
     """
     sign = tirx.shift_right(task, tirx.const(31, "int32"))
 
@@ -255,8 +255,12 @@ def _hide_zeros(body: tirx.Stmt, task: Var) -> tirx.Stmt:
         return tirx.Broadcast(zero, value.lanes) if isinstance(value, tirx.Broadcast) else zero
 
     def on_store(store: tirx.BufferStore) -> tirx.Stmt:
+        if store.buffer.scope() == "local":  # registers
+            return store
         value = hidden(store.value)
-        if isinstance(value, Call) and getattr(value.op, "name", "") == "tirx.if_then_else":
+        if isinstance(value, tirx.Select):
+            value = tirx.Select(value.condition, hidden(value.true_value), hidden(value.false_value))
+        elif isinstance(value, Call) and getattr(value.op, "name", "") == "prim.if_then_else":
             condition, *branches = value.args
             value = tirx.if_then_else(condition, *map(hidden, branches))
         return tirx.BufferStore(store.buffer, value, store.indices)
