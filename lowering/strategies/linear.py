@@ -76,8 +76,10 @@ class LinearStrategy:
     def tiles(self, workload: LinearWorkload, device: Device, threads: int) -> list[LinearTile]:
         """All register tiles that fit."""
         if workload.out_features < device.lanes:
-            rows = range(1, min(workload.rows, device.vector_registers // 2) + 1)
-            found = [LinearTile(r, workload.out_features, 1) for r in rows]
+            found = [
+                LinearTile(rows, workload.out_features, 1)
+                for rows, _ in register_tiles(device, workload.rows, 1)
+            ]
         else:
             most = min(workload.out_features // device.lanes, 8)
             found = [
