@@ -81,24 +81,25 @@ def classify(file: Path, targets: Sequence[str]) -> bool:
     return right
 
 
-def measure(model: str | Path, shapes: Mapping[str, Sequence[int]] | None, targets: Sequence[str]) -> tuple[list[str], bool]:
+def measure(model: str | Path, inputs: Mapping[str, np.ndarray] | None, targets: Sequence[str]) -> tuple[list[str], bool]:
     """Verifies and measures a network on every target.
 
     Args:
         model: A zoo name or an ONNX file.
-        shapes: Shapes of its inputs, where the file leaves them open.
+        inputs: What to verify it on; drawn where None.
         targets: Where to run it.
 
     Returns:
         A row of the table, and whether all checks passed.
     """
     name = Path(model).stem
+    shapes = None if inputs is None else {key: array.shape for key, array in inputs.items()}
     fusion = sepwise.fuse(model, shapes=shapes)
     cells = [name, ", ".join(f"{count} {operator}" for operator, count in fusion.operators.items() if operator in FUSED)]
     passed = True
     for target in targets:
         console.print(f"verifying {name} on {target} ...", highlight=False)
-        verdict = sepwise.verify(model, target=target, shapes=shapes)
+        verdict = sepwise.verify(model, target=target, inputs=inputs, shapes=shapes)
         passed &= verdict.passed
         whole = max((check for check in verdict.checks if check.scope == "model"), key=lambda check: check.worst_ratio or 0)
         cells.append(f"{whole.max_abs_error:.1e} / {whole.bound:.1e}")
@@ -111,8 +112,12 @@ def measure(model: str | Path, shapes: Mapping[str, Sequence[int]] | None, targe
     return cells, passed
 
 
-def main() -> None:
-    """Runs the demonstration and exits with 0 if all is right, otherwise with 1."""
+def demonstrate() -> bool:
+    """Runs the demonstration.
+
+    Returns:
+        Whether every answer and every check was right.
+    """
     targets = available_targets()
     classifier = fetch_networks(CACHE)[CLASSIFIER]
     right = classify(classifier, targets)
@@ -123,14 +128,21 @@ def main() -> None:
         columns.append(f"{EMULATED}: instructions per MAC")
     for column in columns:
         table.add_column(column, overflow="fold")
-    for model, shapes in ((classifier, {"x": SHAPE}), ("mobilenet_v2", None)):
-        cells, passed = measure(model, shapes, targets)
+    networks: list[tuple[str | Path, Mapping[str, np.ndarray] | None]] = [
+        (classifier, {"x": draw_line(TEXT_LINES[0])}),
+        ("mobilenet_v2", None),
+    ]
+    for model, inputs in networks:
+        cells, passed = measure(model, inputs, targets)
         right &= passed
         table.add_row(*cells)
     console.print(table)
-    print("all right" if right else "NOT right: see the tables above")
-    sys.exit(0 if right else 1)
+    console.print("all right" if right else "NOT right: see the tables above")
+    return right
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(0 if demonstrate() else 1)
+    except sepwise.SepwiseError as error:
+        sys.exit(f"demo: {error}")
