@@ -21,7 +21,7 @@ resolved when the kernel is built: for each vector written it is known which run
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import tvm
@@ -138,7 +138,7 @@ class _Nest:
     Attributes:
         loops: Spatial loops that are not vectors, outermost first.
         vector: The axis that is vectorised, None for scalar code.
-        tail: Where the last iteration of `loops[1]` covers fewer lanes: how many; 0 where all are alike.
+        tail: Where the last block of channels covers fewer lanes: how many; 0 where all are alike.
         stage: The stage; indices and loads physical, not flat.
         body: Statement of one iteration of all loops, for nests that are written out; else None.
     """
@@ -147,8 +147,17 @@ class _Nest:
     vector: Axis | None
     tail: int
     stage: Stage
-    store: list[Expr] = field(default_factory=list)
     body: tirx.Stmt | None = None
+    last_block: Expr = None
+
+    def replaced(self, values: Sequence[tuple[Var, Expr]]) -> _Nest:
+        """The nest with other expressions for variables of its loops."""
+        if not values:
+            return self
+        stage = self.stage.mapped(lambda e: substitute(e, values))
+        body = None if self.body is None else substitute(self.body, values)
+        last_block = None if self.last_block is None else substitute(self.last_block, values)
+        return replace(self, stage=stage, body=body, last_block=last_block)
 
     @property
     def vector_is_reduced(self) -> bool:
@@ -266,9 +275,8 @@ class _Scheduler:
         last = first + channel.extent == int(buffer.logical.ty.shape[1])
         if tail and last and self._pad_lanes_readable(physical, inner):
             tail = 0
-        if tail and position != 1:
-            return None
-        return _Nest(loops, inner, tail, physical)
+        last_block = tirx.EQ(outer.var, tirx.const(blocks - 1, dtype)) if tail else None
+        return _Nest(loops, inner, tail, physical, last_block=last_block)
 
     def _pad_lanes_readable(self, stage: Stage, inner: Axis) -> bool:
         """Whether lanes past the last channel may be read: they are there, and what becomes of them is undefined."""
@@ -409,15 +417,16 @@ class _Scheduler:
         tasks = _tasks(work, points)
         outer, inner, split = _outer_loops(lead, tasks)
         if len(nests) == 1:
-            return _task_loops(outer, substitute(self._loops(nests[0], inner), split), tasks)
+            return _task_loops(outer, self._loops(nests[0].replaced(split), inner), tasks)
         statements = []
         for nest in nests:
             shared = [(a.var, b.var) for a, b in zip(nest.loops[:depth], lead, strict=True) if a is not b]
-            statements.append(substitute(self._loops(nest, nest.loops[depth:]), shared))
+            aligned = nest.replaced(shared).replaced(split)
+            statements.append(self._loops(aligned, nest.loops[depth:]))
         body: tirx.Stmt = tirx.SeqStmt(statements)
         for axis in reversed(inner):
             body = _for(axis, body)
-        return _task_loops(outer, substitute(body, split), tasks)
+        return _task_loops(outer, body, tasks)
 
     def _beside(self, nests: list[_Nest]) -> tirx.Stmt:
         """Independent nests, each shared out to all tasks."""
@@ -434,10 +443,10 @@ class _Scheduler:
             points = math.prod(axis.extent for axis in nest.loops)
             if points == 1:
                 body = self._loops(nest, nest.loops)
-                statements.append(tirx.IfThenElse(tirx.EQ(task.var, tirx.const(0, dtype)), body))
+                statements.append(tirx.IfThenElse(tirx.EQ(task.var, tirx.const(0, dtype)), body, None))
                 continue
             outer, inner, split = _outer_loops(nest.loops, tasks)
-            body = substitute(self._loops(nest, inner), split)
+            body = self._loops(nest.replaced(split), inner)
             extent = math.prod(axis.extent for axis in outer)
             share = math.ceil(extent / tasks)
             step = Var("step", dtype)
@@ -580,9 +589,8 @@ class _Scheduler:
             whole = self._point(nest, copies, tirx.const(0, dtype), vector.extent)
             if not nest.tail:
                 return whole
-            outer = nest.loops[1]
             partial = self._point(nest, copies, tirx.const(0, dtype), nest.tail)
-            return tirx.IfThenElse(outer.var < tirx.const(outer.extent - 1, dtype), whole, partial)
+            return tirx.IfThenElse(nest.last_block, partial, whole)
         width = self._lanes
         if stage.combiner is not None and len(loads(stage.value)) > 1 and vector.extent >= 2 * width:
             width *= 2
@@ -742,11 +750,13 @@ def _flat(indices: Sequence[Expr], strides: Sequence[int]) -> Expr:
 
 
 def _for(axis: Axis, body: tirx.Stmt) -> tirx.Stmt:
-    """`for axis: body`, no loop where the axis has one point."""
+    """`for axis: body` with a variable of its own, no loop where the axis has one point."""
     dtype = axis.var.ty.dtype
     if axis.extent == 1:
         return substitute(body, [(axis.var, tirx.const(0, dtype))])
-    return tirx.For(axis.var, tirx.const(0, dtype), tirx.const(axis.extent, dtype), tirx.ForKind.SERIAL, body)
+    fresh = Var(axis.var.name, axis.var.ty)
+    body = substitute(body, [(axis.var, fresh)])
+    return tirx.For(fresh, tirx.const(0, dtype), tirx.const(axis.extent, dtype), tirx.ForKind.SERIAL, body)
 
 
 def _vectorized(variable: Var, width: int, body: tirx.Stmt) -> tirx.Stmt:
