@@ -22,7 +22,7 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.ir import PointerType, PrimType
-from tvm.ir.expr import Call, Var
+from tvm.ir.expr import Call, TensorLoad, Var
 
 from sepwise.lowering.tiling import TASK_LOOP
 from sepwise.lowering.vector_math import replace_math
@@ -93,7 +93,7 @@ def lower_kernel(function: tirx.PrimFunc, symbol: str, target: tvm.target.Target
     body = _bind_parameters(body, parameters, handles)
     scratch = Var("scratch", PointerType(PrimType("uint8")))
     body, scratch_bytes = _place_scratch(body, scratch)
-    body = _hide_zeros(body, task)
+    body = _hide_moves(body, task)
     lowered = tirx.PrimFunc([*handles, scratch, task], body, flat.ret_type, flat.attrs)
     lowered = lowered.with_attr("tirx.noalias", True)
     module = _FINISH(tvm.IRModule({symbol: lowered}))
@@ -238,31 +238,40 @@ def _place_scratch(body: tirx.Stmt, scratch: Var) -> tuple[tirx.Stmt, int]:
     return mapped, used
 
 
-def _hide_zeros(body: tirx.Stmt, task: Var) -> tirx.Stmt:
-    """`buffer[i] = 0` -> `buffer[i] = bits of (task >> 31)`, which LLVM does not know to be 0.
+def _hide_moves(body: tirx.Stmt, task: Var) -> tirx.Stmt:
+    """`buffer[i] = other[i]` or `buffer[i] = 0` -> the same with its bits xor `task >> 31`, which LLVM does not know to be 0.
 
-    A loop that stores a zero it knows, such as a padded border, becomes a call of the C library's `memset`. The zero
-    may also stand behind a condition that LLVM takes out of the loop. Accumulators keep theirs.
+    A loop that only moves or clears bytes, such as the copy of padded rows, otherwise becomes a call of the C
+    library's `memcpy` or `memset`.
     """
     sign = tirx.shift_right(task, tirx.const(31, "int32"))
 
-    def hidden(value: Any) -> Any:
-        scalar = value.value if isinstance(value, tirx.Broadcast) else value
-        if not isinstance(scalar, (tirx.FloatImm, tirx.IntImm)) or scalar.value != 0:
-            return value
-        dtype = str(scalar.ty.dtype)
-        zero = tirx.reinterpret(dtype, sign) if dtype == "float32" else tirx.Cast(dtype, sign)
-        return tirx.Broadcast(zero, value.lanes) if isinstance(value, tirx.Broadcast) else zero
-
     def on_store(store: tirx.BufferStore) -> tirx.Stmt:
-        if store.buffer.scope() == "local":  # registers
+        dtype = store.value.ty.dtype
+        kind, lanes = str(dtype).split("x")[0], int(dtype.lanes)
+        if store.buffer.scope() == "local" or kind not in _MOVED_TYPES or not _only_moves(store.value):
             return store
-        value = hidden(store.value)
-        if isinstance(value, tirx.Select):
-            value = tirx.Select(value.condition, hidden(value.true_value), hidden(value.false_value))
-        elif isinstance(value, Call) and getattr(value.op, "name", "") == "prim.if_then_else":
-            condition, *branches = value.args
-            value = tirx.if_then_else(condition, *map(hidden, branches))
+        bits = sign if dtype.bits == 32 else tirx.Cast(_MOVED_TYPES[kind], sign)
+        spread = bits if lanes == 1 else tirx.Broadcast(bits, lanes)
+        integer = _MOVED_TYPES[kind] + (f"x{lanes}" if lanes > 1 else "")
+        value = store.value if str(dtype) == integer else tirx.reinterpret(integer, store.value)
+        value = tirx.bitwise_xor(value, spread)
+        value = value if str(dtype) == integer else tirx.reinterpret(str(dtype), value)
         return tirx.BufferStore(store.buffer, value, store.indices)
 
     return tvm_ffi.structural_map(body, (tirx.BufferStore, on_store))
+
+
+_MOVED_TYPES = {"float32": "int32", "float64": "int64", "int32": "int32", "int64": "int64", "int8": "int8", "uint8": "uint8"}
+"""Element types whose moves are hidden, with the integer of as many bits."""
+
+
+def _only_moves(value: Any) -> bool:
+    """Whether a value is a constant, an element of a buffer, or one or the other of such."""
+    if isinstance(value, tirx.Broadcast):
+        return isinstance(value.value, (tirx.FloatImm, tirx.IntImm))
+    if isinstance(value, tirx.Select):
+        return _only_moves(value.true_value) and _only_moves(value.false_value)
+    if isinstance(value, Call) and getattr(value.op, "name", "") == "prim.if_then_else":
+        return all(map(_only_moves, value.args[1:]))
+    return isinstance(value, (tirx.FloatImm, tirx.IntImm, TensorLoad))
