@@ -16,6 +16,7 @@ import numpy as np
 from sepwise.lowering.generic import import_generic
 from sepwise.lowering.graph import Kernel, KernelGraph, Layout, TensorType
 from sepwise.lowering.selection import Selector
+from sepwise.lowering.subpixel import Transposed
 from sepwise.lowering.workload import ConvWorkload, DTypes, LinearWorkload, Stage
 from sepwise.passes import read_activation, read_chain
 from sepwise.passes.errors import UnsupportedError
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
     from sepwise.passes.vocabulary import ConvStage, FusedChain
 
 __all__ = ["ImportedGraph", "import_graph"]
+
+TRANSPOSED_RANK = 4
+"""Rank of the weight of a 2-D transposed convolution."""
+
+TRANSPOSED_BIAS = 2
+"""Input of a transposed convolution that is its bias."""
 
 FIRST_LAYER_CHANNELS = 4
 """A network's input of up to so many channels is read as it is, not packed."""
@@ -98,6 +105,10 @@ class _Importer:
             chain = read_chain(self._model, node)
             if chain is not None and self._constant_weights(chain):
                 self._import_chain(node, chain)
+                continue
+            transposed = self._match_transposed(node)
+            if transposed is not None:
+                absorbed.update(id(other) for other in transposed)
                 continue
             linear = self._match_linear(node)
             if linear is None:
@@ -210,6 +221,60 @@ class _Importer:
         if bias is None:
             bias = np.zeros(weight.shape[0], weight.dtype)
         return weight.astype(np.float32), bias.astype(np.float32)
+
+    def _match_transposed(self, node: ir.Node) -> list[ir.Node] | None:
+        """Two kernels for a transposed convolution and the activation behind it; the nodes taken, or None."""
+        if node.domain != "" or node.op_type != "ConvTranspose":
+            return None
+        data, weight_value = node.inputs[0], node.inputs[1]
+        weight = self._array(weight_value.name) if weight_value is not None else None
+        if data is None or weight is None or weight.ndim != TRANSPOSED_RANK:
+            return None
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+        rank = weight.ndim - 2
+        if attributes.get("group", 1) != 1 or any(d != 1 for d in attributes.get("dilations", (1,))):
+            return None
+        if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+            return None
+        bias: np.ndarray | None = np.zeros(weight.shape[1], np.float32)
+        if len(node.inputs) > TRANSPOSED_BIAS and (bias_value := node.inputs[TRANSPOSED_BIAS]) is not None:
+            bias = self._array(bias_value.name)
+            if bias is None:
+                return None
+        assert bias is not None
+        taken, output = [node], node.outputs[0]
+        follower = self._only_consumer(output)
+        activation = read_activation(self._model, follower) if follower is not None else None
+        if follower is not None and activation is not None:
+            taken.append(follower)
+            output = follower.outputs[0]
+        source = tensor_type(data)
+        transposed = Transposed(
+            input_shape=source.shape,
+            output_shape=tensor_type(output).shape,
+            kernel=tuple(weight.shape[2:]),
+            strides=tuple(attributes.get("strides", (1,) * rank)),
+            pads_begin=tuple(attributes.get("pads", (0,) * rank)[:rank]),
+            activation=activation,
+        )
+        lanes = self._device.lanes
+        workload = ConvWorkload(
+            source.shape[0], source.shape[2:], (transposed.stage(),), False, None, lanes, lanes
+        )
+        if isinstance(self._selector.choose(workload), list):
+            return None
+        nodes = tuple(_name(other) for other in taken)
+        self._values.setdefault(_name(data), source)
+        between = f"{_name(output)}.subpixels"
+        self._values[between] = transposed.subpixels()
+        self._declare(output)
+        name = self._kernel_name(workload.kind, nodes)
+        constants = (f"{name}.weight0", f"{name}.bias0")
+        self._kernels.append(Kernel(name, workload, (_name(data),), constants, (between,), nodes))
+        self._weights[name] = [transposed.weights(weight, bias)]
+        moved = self._kernel_name("subpixel", nodes)
+        self._kernels.append(Kernel(moved, transposed.rearrangement(), (between,), (), (_name(output),), nodes))
+        return taken
 
     def _match_linear(self, node: ir.Node) -> _Linear | None:
         """A Gemm or MatMul with constant weights, with the bias and activation behind it."""

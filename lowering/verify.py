@@ -7,6 +7,7 @@ model as it was before stages were grouped into functions.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -169,42 +170,67 @@ def _check_kernels(
     """Runs every kernel alone on the oracle's tensors."""
     oracle = Oracle(model)
     names = {_onnx_name(program, name) for call in program.calls for name in (*call.inputs, *call.outputs)}
-    tensors = {**feed, **oracle.run(feed, keep=names)}
-    return [_check_kernel(index, call, program, runner, model, tensors) for index, call in enumerate(program.calls)]
+    known = {value for node in model.graph for value in (v.name for v in node.outputs)}
+    tensors = {**feed, **oracle.run(feed, keep=names & known)}
+    checker = _KernelChecker(program, runner, model, tensors)
+    return [check for index in range(len(program.calls)) for check in checker.check(index)]
 
 
-def _check_kernel(
-    index: int,
-    call: KernelCall,
-    program: Program,
-    runner: Runner,
-    model: ir.Model,
-    tensors: Mapping[str, np.ndarray],
-) -> Check:
-    """One kernel against the running error bound of the nodes that it covers."""
-    skipped = Check("kernel", call.name, call.nodes, "skipped", 0.0, 0.0, None, None)
-    sources = [_onnx_name(program, name) for name in call.inputs]
-    targets = [_onnx_name(program, name) for name in call.outputs]
-    missing = [name for name in (*sources, *targets) if name not in tensors]
-    if missing:
-        return replace(skipped, reason=f"The graph has no value '{missing[0]}' to compare with.")
-    arrays = [_as_stored(tensors[name]) for name in sources]
-    written = runner.run_kernel(index, arrays)
-    if sources == targets:  # a change of layout computes nothing
-        exact = [(array, np.zeros(array.shape)) for array in arrays]
-    else:
-        try:
-            part = extract(model, list(dict.fromkeys(sources)), targets)
-            bounds = run_with_bounds(part, dict(zip(sources, arrays, strict=True)))
-        except SepwiseError as error:
-            return replace(skipped, reason=str(error))
-        exact = [bounds[name] for name in targets]
-    checks = [
-        compare_kernel(written[name], value, bound, name=call.name, nodes=call.nodes)
-        for name, (value, bound) in zip(call.outputs, exact, strict=True)
-    ]
-    failed = [check for check in checks if not check.passed]
-    return max(failed or checks, key=lambda check: float("inf") if check.worst_ratio is None else check.worst_ratio)
+class _KernelChecker:
+    """Checks kernels one after the other.
+
+    A value that the graph does not have (several kernels compute one node) cannot be checked by itself: the kernel that
+    reads it is fed what was written, and checked against all nodes from the first of them on.
+    """
+
+    def __init__(
+        self, program: Program, runner: Runner, model: ir.Model, tensors: Mapping[str, np.ndarray]
+    ) -> None:
+        self._program = program
+        self._runner = runner
+        self._model = model
+        self._tensors = tensors
+        self._unnamed: dict[str, tuple[np.ndarray, list[str]]] = {}
+
+    def check(self, index: int) -> list[Check]:
+        """Runs one kernel; no check where all that it writes has no name in the graph."""
+        call = self._program.calls[index]
+        sources: list[str] = []
+        arrays: list[np.ndarray] = []
+        for name in call.inputs:
+            onnx_name = _onnx_name(self._program, name)
+            if onnx_name in self._tensors:
+                sources.append(onnx_name)
+                arrays.append(_as_stored(self._tensors[onnx_name]))
+            else:
+                array, before = self._unnamed[onnx_name]
+                sources += before
+                arrays.append(array)
+        written = self._runner.run_kernel(index, arrays)
+        targets = {_onnx_name(self._program, name): name for name in call.outputs}
+        for target, name in targets.items():
+            if target not in self._tensors:
+                self._unnamed[target] = (written[name], sources)
+        named = {target: written[name] for target, name in targets.items() if target in self._tensors}
+        return [self._compare(call, sources, named)] if named else []
+
+    def _compare(self, call: KernelCall, sources: Sequence[str], written: Mapping[str, np.ndarray]) -> Check:
+        """What a kernel wrote against the nodes between `sources` and it; the worst of its outputs."""
+        if set(sources) == set(written):  # a change of layout computes nothing
+            exact = {name: _as_stored(self._tensors[name]) for name in written}
+            bounds = {name: (array, np.zeros(array.shape)) for name, array in exact.items()}
+        else:
+            feeds = {name: _as_stored(self._tensors[name]) for name in sources}
+            try:
+                part = extract(self._model, list(feeds), list(written))
+                bounds = run_with_bounds(part, feeds)
+            except SepwiseError as error:
+                return Check("kernel", call.name, call.nodes, "skipped", 0.0, 0.0, None, None, reason=str(error))
+        checks = [
+            compare_kernel(array, *bounds[name], name=call.name, nodes=call.nodes) for name, array in written.items()
+        ]
+        failed = [check for check in checks if not check.passed]
+        return max(failed or checks, key=lambda check: math.inf if check.worst_ratio is None else check.worst_ratio)
 
 
 def _check_model(
