@@ -141,6 +141,8 @@ class _Nest:
         tail: Where the last block of channels covers fewer lanes: how many; 0 where all are alike.
         stage: The stage; indices and loads physical, not flat.
         body: Statement of one iteration of all loops, for nests that are written out; else None.
+        blocked: Whether the vector is one block of channels.
+        last_block: Whether this is the block of `tail` channels.
     """
 
     loops: list[Axis]
@@ -148,6 +150,7 @@ class _Nest:
     tail: int
     stage: Stage
     body: tirx.Stmt | None = None
+    blocked: bool = False
     last_block: Expr = None
 
     def replaced(self, values: Sequence[tuple[Var, Expr]]) -> _Nest:
@@ -211,7 +214,8 @@ class _Scheduler:
         """The nests of one stage: one, or one for each vector of channels that is put together from others."""
         buffer = self._find(stage.buffer)
         if not buffer.layout.packed:
-            return [self._plain_nest(stage)]
+            nest = self._unpacking_nest(stage, buffer)
+            return [nest if nest is not None else self._plain_nest(stage)]
         channel = next((a for a in stage.axes if _mentions(stage.indices[1], a)), None)
         lanes = buffer.layout.lanes
         if channel is None:
@@ -269,14 +273,30 @@ class _Scheduler:
         changed = stage.mapped(lambda e: substitute(e, [(channel.var, split)]))
         loops = [*axes[:position], outer, *axes[position:]]
         physical = self._physical(replace(changed, axes=[*loops, inner]))
-        if not self._contiguous(physical, inner):
+        if not self._contiguous(physical, inner) or self._slope(physical.indices, physical.buffer, inner) != 1:
             return None
         tail = channel.extent % lanes
-        last = first + channel.extent == int(buffer.logical.ty.shape[1])
+        last = buffer.layout.packed and first + channel.extent == int(buffer.logical.ty.shape[1])
         if tail and last and self._pad_lanes_readable(physical, inner):
             tail = 0
         last_block = tirx.EQ(outer.var, tirx.const(blocks - 1, dtype)) if tail else None
-        return _Nest(loops, inner, tail, physical, last_block=last_block)
+        return _Nest(loops, inner, tail, physical, blocked=True, last_block=last_block)
+
+    def _unpacking_nest(self, stage: Stage, buffer: _Buffer) -> _Nest | None:
+        """A plain output whose channels lie side by side, out of packed inputs: vectors of channels; None for any other."""
+        packed = [
+            load
+            for expression in stage.expressions
+            for load in loads(expression)
+            if self._find(load.source).layout.packed
+        ]
+        if not packed:
+            return None
+        channel = next((axis for axis in stage.axes if axis.extent > 1 and _mentions(packed[0].indices[1], axis)), None)
+        last = next((axis for axis in reversed(stage.axes) if axis.extent > 1), None)
+        if channel is None or channel is not last:
+            return None
+        return self._packed_nest(stage, channel, 0, self._find(packed[0].source).layout.lanes, buffer)
 
     def _pad_lanes_readable(self, stage: Stage, inner: Axis) -> bool:
         """Whether lanes past the last channel may be read: they are there, and what becomes of them is undefined."""
@@ -499,7 +519,7 @@ class _Scheduler:
         unit = [(axis.var, tirx.const(0, axis.var.ty.dtype)) for axis in nest.loops if axis.extent == 1]
         stage = nest.stage.mapped(lambda e: substitute(e, unit)) if unit else nest.stage
         vector = nest.vector
-        if vector is not None and not nest.vector_is_reduced and self._owner(stage.buffer).layout.packed is False:
+        if vector is not None and not nest.vector_is_reduced and not nest.blocked:
             loops.append(vector)
         position = len(loops) - 2
         while position >= 0:
@@ -543,22 +563,39 @@ class _Scheduler:
 
     def _loops(self, nest: _Nest, loops: Sequence[Axis]) -> tirx.Stmt:
         """The nest's statement inside `loops`."""
-        if nest.body is not None:
-            body = nest.body
-            for axis in reversed(loops):
-                body = _for(axis, body)
-            return body
+        loops = [axis for axis in loops if axis.extent > 1] or list(loops[:1])
         jammed = self._jammed(nest, loops)
-        statement = self._tiles(nest, jammed)
-        for axis in reversed(loops):
-            if axis is not jammed:
-                statement = _for(axis, statement)
+        statement = nest.body if nest.body is not None else self._tiles(nest, jammed)
+        rest = [axis for axis in loops if axis is not jammed]
+        # A copy's innermost loop is the one over its vectors, if there is one.
+        inner_vectors = nest.vector is not None and nest.vector.extent >= 2 * self._lanes and nest.body is None
+        if rest and not inner_vectors:
+            innermost = rest.pop()
+            body = statement
+            statement = self._copied(nest, innermost, lambda index: substitute(body, [(innermost.var, index)]))
+        for axis in reversed(rest):
+            statement = _for(axis, statement)
         return statement
+
+    def _copied(self, nest: _Nest, axis: Axis, at: Callable[[Expr], tirx.Stmt]) -> tirx.Stmt:
+        """`for axis: at(axis)`, two at once where the nest only copies: LLVM would make a call of `memcpy` of one at a time."""
+        dtype = axis.var.ty.dtype
+        stage = nest.stage
+        if stage.combiner is not None or not isinstance(stage.value, TensorLoad) or axis.extent < 2:
+            return _for(axis, at(axis.var))
+        pair = Axis(axis.var, axis.extent // 2)
+        two = tirx.const(2, dtype)
+        both = tirx.SeqStmt([at(axis.var * two), at(axis.var * two + tirx.const(1, dtype))])
+        if axis.extent % 2 == 0:
+            return _for(pair, both)
+        return tirx.SeqStmt([_for(pair, both), at(tirx.const(axis.extent - 1, dtype))])
 
     def _jammed(self, nest: _Nest, loops: Sequence[Axis]) -> Axis | None:
         """The loop of which a reduction does several iterations at once, None for none."""
-        if nest.stage.combiner is None or nest.vector is None or nest.tail:
+        if nest.body is not None or nest.stage.combiner is None or nest.vector is None or nest.tail:
             return None
+        if any(_conditions(expression) for expression in nest.stage.expressions):
+            return None  # a border: short, and code for it is not worth four copies
         if nest.vector_is_reduced and nest.vector.extent >= JAM * self._lanes:
             return None
         return next((axis for axis in reversed(loops) if axis.extent > 1), None)
@@ -585,7 +622,7 @@ class _Scheduler:
         if vector is None or nest.vector_is_reduced:
             return self._point(nest, copies, None, 1)
         dtype = vector.var.ty.dtype
-        if self._owner(stage.buffer).layout.packed and vector.extent <= self._owner(stage.buffer).layout.lanes:
+        if nest.blocked:
             whole = self._point(nest, copies, tirx.const(0, dtype), vector.extent)
             if not nest.tail:
                 return whole
@@ -594,20 +631,19 @@ class _Scheduler:
         width = self._lanes
         if stage.combiner is not None and len(loads(stage.value)) > 1 and vector.extent >= 2 * width:
             width *= 2
-        statements: list[tirx.Stmt] = []
-        start = 0
-        while start < vector.extent:
-            count = (vector.extent - start) // width
-            if count:
-                step = Axis(Var(f"{vector.var.name}_o", vector.var.ty), count)
-                base = step.var * tirx.const(width, dtype) + tirx.const(start, dtype)
-                statements.append(_for(step, self._point(nest, copies, base, width)))
-                start += count * width
-            elif width > self._lanes:
-                width = self._lanes
-            else:
-                statements.append(self._point(nest, copies, tirx.const(start, dtype), vector.extent - start))
-                start = vector.extent
+        if vector.extent < width:
+            return self._point(nest, copies, tirx.const(0, dtype), vector.extent)
+        whole = vector.extent // width
+        step = Axis(Var(f"{vector.var.name}_o", vector.var.ty), whole)
+
+        def at(index: Expr) -> tirx.Stmt:
+            return self._point(nest, copies, index * tirx.const(width, dtype), width)
+
+        statements = [self._copied(nest, step, at)]
+        rest = vector.extent - whole * width
+        if rest:  # the last vector is moved back into range
+            rest = min(width, math.ceil(rest / self._lanes) * self._lanes)
+            statements.append(self._point(nest, copies, tirx.const(vector.extent - rest, dtype), rest))
         return tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
 
     def _point(self, nest: _Nest, copies: list[tuple[Var, Expr]], base: Expr, width: int) -> tirx.Stmt:
@@ -778,7 +814,8 @@ def _tasks(nanoseconds: float, points: int) -> int:
 def _outer_loops(loops: Sequence[Axis], tasks: int) -> tuple[list[Axis], list[Axis], list[tuple[Var, Expr]]]:
     """The fewest outer loops that make up the tasks, the loops inside them, and what the variable of a split loop becomes.
 
-    The last of the outer loops is split where its extent has a divisor that gives about as many tasks as are wanted.
+    The last of the outer loops is split into shares of whole jams; the last share is moved back into range, so that some
+    of its elements are computed twice, to the same values.
     """
     if tasks == 1:
         return [], list(loops), []
@@ -789,15 +826,16 @@ def _outer_loops(loops: Sequence[Axis], tasks: int) -> tuple[list[Axis], list[Ax
     outer, inner = list(loops[:count]), list(loops[count:])
     last = outer[-1]
     wanted = tasks / (points / last.extent)
-    divisors = [d for d in range(2, last.extent) if last.extent % d == 0 and wanted / 2 <= d <= 2 * wanted]
-    if not divisors:
+    share = min(last.extent, math.ceil(last.extent / wanted / JAM) * JAM)
+    if share < JAM or last.extent <= JAM:
         return outer, inner, []
-    divisor = min(divisors, key=lambda d: abs(math.log(d / wanted)))
-    share = last.extent // divisor
-    major = Axis(Var(f"{last.var.name}_o", last.var.ty), divisor)
+    major = Axis(Var(f"{last.var.name}_o", last.var.ty), math.ceil(last.extent / share))
     minor = Axis(Var(f"{last.var.name}_i", last.var.ty), share)
-    value = major.var * tirx.const(share, last.var.ty.dtype) + minor.var
-    return [*outer[:-1], major], [minor, *inner], [(last.var, value)]
+    dtype = last.var.ty.dtype
+    start = major.var * tirx.const(share, dtype)
+    if last.extent % share:
+        start = tirx.min(start, tirx.const(last.extent - share, dtype))
+    return [*outer[:-1], major], [minor, *inner], [(last.var, start + minor.var)]
 
 
 def _unfused(axes: Sequence[Axis], flat: Expr, body: tirx.Stmt) -> tirx.Stmt:
@@ -852,6 +890,11 @@ def _position(axes: Sequence[Axis], axis: Axis) -> int:
 
 def _condition_depends(expression: Expr, axis: Axis) -> bool:
     """Whether a condition in an expression changes along an axis."""
+    return any(_mentions(condition, axis) for condition in _conditions(expression))
+
+
+def _conditions(expression: Expr) -> list[Expr]:
+    """The conditions in an expression that keep something from being loaded."""
     conditions: list[Expr] = []
 
     def on_call(call: Call) -> None:
@@ -859,7 +902,7 @@ def _condition_depends(expression: Expr, axis: Axis) -> bool:
             conditions.append(call.args[0])
 
     tvm_ffi.structural_walk(expression, (Call, on_call), order="pre")
-    return any(_mentions(condition, axis) for condition in conditions)
+    return conditions
 
 
 def _used_outside_of_loads(stage: Stage, axis: Axis) -> bool:
