@@ -1,0 +1,166 @@
+"""Depthwise kernels, multipliers and small groups among them, against the bound in every tile; what they refuse."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+from sepwise.lowering import device
+from sepwise.lowering.strategies.base import Refusal
+from sepwise.lowering.strategies.depthwise import DepthwiseStrategy, DepthwiseTile, depthwise_cycles, pixel_tiles
+from sepwise.lowering.workload import ConvWorkload, Stage
+from sepwise.passes.vocabulary import Activation
+
+STRATEGY = DepthwiseStrategy()
+RELU6 = Activation("clip", (0.0, 6.0))
+
+
+def depthwise(
+    spatial: tuple[int, ...], channels: int, lanes: int, *, multiplier: int = 1, input_lanes: int | None = None, **changes: Any
+) -> ConvWorkload:
+    rank = len(spatial)
+    one = (1,) * rank
+    given = {"groups": channels, "kernel": (3,) * rank, "strides": one, "pads_begin": one, "pads_end": one, "dilations": one}
+    residual, batch = changes.pop("residual", False), changes.pop("batch", 1)
+    stage = Stage(channels, channels * multiplier, **{**given, "activation": RELU6, **changes})
+    return ConvWorkload(batch, spatial, (stage,), residual, None, lanes if input_lanes is None else input_lanes, lanes)
+
+
+def workloads(draws: SimpleNamespace, lanes: int) -> st.SearchStrategy[ConvWorkload]:
+    @st.composite
+    def build(draw: st.DrawFn) -> ConvWorkload:
+        kind = draw(st.sampled_from(("depthwise", "depthwise", "multiplier", "grouped")))
+        if kind == "depthwise":
+            groups, per_group, multiplier = draw(draws.channels(lanes).filter(lambda count: count > 1)), 1, 1
+        elif kind == "multiplier":
+            groups, per_group, multiplier = draw(st.integers(2, lanes + 3)), 1, draw(st.integers(2, min(5, lanes - 1)))
+        else:
+            groups, per_group, multiplier = draw(st.integers(2, 7)), draw(st.integers(2, 5)), draw(st.integers(1, lanes - 1))
+        spatial, stage = draw(draws.spatial_stage(groups * per_group, groups * multiplier, groups))
+        lanes_of_input = (lanes,) if kind == "depthwise" else (lanes, lanes, 0)
+        return draw(draws.chain(spatial, [stage], lanes, input_lanes=lanes_of_input))
+
+    return build()
+
+
+def test_drawn_kernels(
+    explore: Callable[..., None], draws: SimpleNamespace, check_native: Callable[..., None], target: device.Device
+) -> None:
+    cases = draws.batch_of_cases(workloads(draws, target.lanes), STRATEGY, target, 10)
+    explore(cases, lambda drawn: check_native(drawn, target))
+
+
+def test_every_tile(
+    make_case: Callable[..., Any], check_native: Callable[..., None], drawn_tiles: Callable[..., Any], target: device.Device
+) -> None:
+    lanes = target.lanes
+    uneven = {"strides": (2, 1), "pads_begin": (2, 0), "pads_end": (0, 3), "kernel": (3, 4), "dilations": (1, 2)}
+    workload = depthwise((9, 9), lanes + 3, lanes, residual=True, **uneven)
+    tiles = STRATEGY.tiles(workload, target, 1)
+    *_, height, width = workload.spatials[-1]
+    assert {tile.rows for tile in tiles} >= {1, 2, height}
+    assert {tile.pixels for tile in tiles} == set(pixel_tiles(target, width))
+    check_native([make_case(workload, STRATEGY, tile) for tile in drawn_tiles(tiles)], target)
+
+
+def test_every_tile_of_a_gather(
+    make_case: Callable[..., Any], check_native: Callable[..., None], drawn_tiles: Callable[..., Any], target: device.Device
+) -> None:
+    lanes = target.lanes
+    workload = depthwise((5, 5), lanes - 1, lanes, multiplier=2, strides=(1, 2), pads_begin=(0, 2), batch=2)
+    tiles = STRATEGY.tiles(workload, target, 1)
+    check_native([make_case(workload, STRATEGY, tile) for tile in drawn_tiles(tiles)], target)
+
+
+@pytest.mark.parametrize("multiplier", [2, 3, 4])
+def test_a_large_kernel_keeps_its_loops(
+    multiplier: int, make_case: Callable[..., Any], check_native: Callable[..., None], target: device.Device
+) -> None:
+    lanes = target.lanes
+    wide = {"kernel": (9, 11), "pads_begin": (4, 5), "pads_end": (4, 5)}
+    cases = [
+        make_case(depthwise((12, 13), lanes + 1, lanes, **wide), STRATEGY, DepthwiseTile(3, 5)),
+        make_case(depthwise((6, 13), 5, lanes, multiplier=multiplier, **wide), STRATEGY, DepthwiseTile(4, 7)),
+    ]
+    check_native(cases, target)
+
+
+def test_only_the_middle_reads_the_input(
+    make_case: Callable[..., Any], check_native: Callable[..., None], target: device.Device
+) -> None:
+    lanes = target.lanes
+    wide = {"pads_begin": (5, 4), "pads_end": (4, 6)}
+    workload = depthwise((1, 1), lanes, lanes, **wide)
+    check_native([make_case(workload, STRATEGY, tile) for tile in STRATEGY.tiles(workload, target, 1)[:6]], target)
+
+
+def test_tiles_fit_every_device(every_device: dict[str, device.Device], check_tiles: Callable[..., None]) -> None:
+    for each in every_device.values():
+        for spatial, channels, multiplier in (((112, 112), 32, 1), ((7, 7), 960, 1), ((14, 15), 5, 4), ((3, 9, 9), 24, 1)):
+            check_tiles(STRATEGY, depthwise(spatial, channels, each.lanes, multiplier=multiplier), each)
+
+
+def test_a_tile_is_positive() -> None:
+    for sizes in ((0, 1), (1, 0)):
+        with pytest.raises(AssertionError):
+            DepthwiseTile(*sizes)
+
+
+def test_a_tile_that_spills_does_not_fit() -> None:
+    assert DepthwiseTile(1, 12).fits(device.get("x86-64-v3"))
+    assert not DepthwiseTile(1, 13).fits(device.get("x86-64-v3"))
+    assert DepthwiseTile(1, 28).fits(device.get("cortex-a72"))
+
+
+def test_a_copy_costs() -> None:
+    v3 = device.get("x86-64-v3")
+    stage = depthwise((14, 14), 16, 8).stages[0]
+    plain, staged, gathered = (
+        depthwise_cycles(stage, v3, 2, 14, 7, staged=staged, gathered=gathered)
+        for staged, gathered in ((False, False), (True, False), (True, True))
+    )
+    assert plain < staged < gathered
+
+
+def test_refuses_what_reads_one_channel_for_all_lanes() -> None:
+    v3 = device.get("x86-64-v3")
+    reason = Refusal("all lanes of a vector read the same channel")
+    assert STRATEGY.applies(depthwise((5, 5), 8, 8, groups=1), v3) == reason
+    assert STRATEGY.applies(depthwise((5, 5), 4, 8, multiplier=8), v3) == reason
+    assert STRATEGY.applies(depthwise((5, 5), 4, 8, multiplier=4), v3) is None
+
+
+def test_refuses_another_packing() -> None:
+    v3 = device.get("x86-64-v3")
+    reason = Refusal("input and output are packed differently")
+    for input_lanes in (0, 4):
+        assert STRATEGY.applies(depthwise((5, 5), 16, 8, input_lanes=input_lanes), v3) == reason
+    assert STRATEGY.applies(depthwise((5, 5), 16, 8, multiplier=2, input_lanes=0), v3) is None
+
+
+def test_refuses_chains() -> None:
+    v3 = device.get("x86-64-v3")
+    one = depthwise((5, 5), 8, 8)
+    chain = ConvWorkload(1, (5, 5), one.stages * 2, False, None, 8, 8)
+    assert STRATEGY.applies(chain, v3) == Refusal("one convolution at a time")
+
+
+@pytest.mark.emulated
+def test_emulated_kernels(
+    make_case: Callable[..., Any], check_emulated: Callable[..., None], cortex_a72: device.Device
+) -> None:
+    workloads = [
+        depthwise((7, 9), 9, 4, residual=True, batch=2, activation=Activation("hard_swish")),
+        depthwise((9, 7), 8, 4, kernel=(5, 5), strides=(2, 2), pads_begin=(2, 1), pads_end=(1, 2)),
+        depthwise((1, 9), 5, 4, kernel=(1, 3), pads_begin=(0, 2), pads_end=(0, 0), dilations=(1, 2)),
+        depthwise((3, 4, 5), 6, 4),
+        depthwise((5, 5), 5, 4, multiplier=2),
+        depthwise((5, 5), 6, 4, groups=3, input_lanes=0),
+    ]
+    cases = []
+    for workload in workloads:
+        tiles = STRATEGY.tiles(workload, cortex_a72, 1)
+        cases += [make_case(workload, STRATEGY, tile) for tile in (tiles[0], tiles[len(tiles) // 2], tiles[-1])]
+    check_emulated(cases, cortex_a72)
