@@ -563,7 +563,8 @@ class _Scheduler:
 
     def _loops(self, nest: _Nest, loops: Sequence[Axis]) -> tirx.Stmt:
         """The nest's statement inside `loops`."""
-        loops = [axis for axis in loops if axis.extent > 1] or list(loops[:1])
+        nest = nest.replaced([(axis.var, tirx.const(0, axis.var.ty.dtype)) for axis in loops if axis.extent == 1])
+        loops = [axis for axis in loops if axis.extent > 1]
         jammed = self._jammed(nest, loops)
         statement = nest.body if nest.body is not None else self._tiles(nest, jammed)
         rest = [axis for axis in loops if axis is not jammed]
