@@ -18,15 +18,16 @@ from sepwise.lowering.layout import assign_layouts
 from sepwise.lowering.memory_plan import Lifetime, align, plan_memory
 from sepwise.lowering.program import BufferRef, Home, KernelCall, Program, Value
 from sepwise.lowering.selection import Selector
+from sepwise.lowering.workload import ConvWorkload, LinearWorkload
 from sepwise.passes import canonicalize, fuse, load_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from os import PathLike
+    from pathlib import Path
 
     from sepwise.lowering.codegen import CompiledKernel
     from sepwise.lowering.device import Device
-    from sepwise.lowering.graph import Kernel, KernelGraph
+    from sepwise.lowering.graph import KernelGraph
     from sepwise.lowering.memory_plan import MemoryPlan
 
 __all__ = ["CompileReport", "build_program", "compile"]
@@ -60,12 +61,12 @@ class CompileReport:
 
 
 def compile(
-    model: str | PathLike[str] | ir.Model,
+    model: str | Path | ir.Model,
     *,
     target: str = "host",
     shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int = 1,
-    output: str | PathLike[str] | None = None,
+    output: str | Path | None = None,
 ) -> Artifact:
     """Compiles a model for a device.
 
@@ -110,7 +111,7 @@ def build_program(model: ir.Model, device: Device, *, threads: int = 1) -> tuple
     """
     started = time.perf_counter()
     canonical = canonicalize(model)
-    value_names = {node.name: node.outputs[0].name for node in canonical.graph if node.name}
+    value_names = {node.name: node.outputs[0].name or "" for node in canonical.graph if node.name}
     fused = fuse(canonical).model
     selector = Selector(device, threads)
     imported = import_graph(fused, device, selector, value_names=value_names)
@@ -159,6 +160,7 @@ def _compile_kernels(
             if isinstance(workload, GenericWorkload):
                 function = schedule_generic(workload, device)
             else:
+                assert isinstance(workload, ConvWorkload | LinearWorkload)
                 choice = selector.choose(workload)
                 assert not isinstance(choice, list), "the importer made a workload that nothing computes"
                 implementation = choice.strategy.schedule(workload, device, choice.tile)

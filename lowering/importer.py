@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sepwise.lowering.generic import import_generic
-from sepwise.lowering.graph import Kernel, KernelGraph, Layout, TensorType
+from sepwise.lowering.generic import import_generic, tensor_type
+from sepwise.lowering.graph import Kernel, KernelGraph
 from sepwise.lowering.selection import Selector
 from sepwise.lowering.subpixel import Transposed
 from sepwise.lowering.workload import ConvWorkload, DTypes, LinearWorkload, Stage
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from sepwise.lowering.device import Device
-    from sepwise.passes.vocabulary import ConvStage, FusedChain
+    from sepwise.lowering.graph import TensorType
+    from sepwise.passes.vocabulary import Activation, ConvStage, FusedChain
 
 __all__ = ["ImportedGraph", "import_graph"]
 
@@ -86,7 +87,7 @@ class _Importer:
         self._device = device
         self._selector = selector
         self._value_names = value_names
-        self._graph_inputs = {value.name for value in model.graph.inputs}
+        self._graph_inputs = {_name(value) for value in model.graph.inputs}
         self._values: dict[str, TensorType] = {}
         self._constants: dict[str, np.ndarray] = {}
         self._kernels: list[Kernel] = []
@@ -135,7 +136,7 @@ class _Importer:
             outputs=outputs,
             values=self._values,
             constants=self._constants,
-            kernels=_in_order(self._kernels, set(self._graph_inputs), generic.views),
+            kernels=_in_order(self._kernels, self._graph_inputs, generic.views),
         )
         return ImportedGraph(kernel_graph, self._weights, dict(generic.views))
 
@@ -372,32 +373,12 @@ class _Linear:
     output: ir.Value
     weight: np.ndarray
     bias: np.ndarray | None
-    activation: object
+    activation: Activation | None
 
     def extend(self, node: ir.Node) -> None:
         """Takes in a node behind it."""
         self.nodes.append(node)
         self.output = node.outputs[0]
-
-
-def tensor_type(value: ir.Value) -> TensorType:
-    """Reads a value's static shape and element type.
-
-    Args:
-        value: A value of a canonical graph.
-
-    Returns:
-        Its type, in plain layout.
-
-    Raises:
-        UnsupportedError: The shape is not static or the type is unknown.
-    """
-    shape = value.shape
-    if shape is None or value.dtype is None or any(not isinstance(dim, int) for dim in shape):
-        raise UnsupportedError(
-            f"Value '{value.name}': shape {shape} is not static; fix the input shapes with --shape."
-        )
-    return TensorType(tuple(int(dim) for dim in shape), value.dtype.numpy().name, Layout())
 
 
 def _stage(stage: ConvStage, weight: np.ndarray) -> Stage:

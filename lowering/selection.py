@@ -43,6 +43,7 @@ class Selector:
     """
 
     def __init__(self, device: Device, threads: int) -> None:
+        """Starts with no choice made."""
         self._device = device
         self._threads = threads
         self._choices: dict[str, Choice | list[Refusal]] = {}

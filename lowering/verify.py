@@ -33,7 +33,7 @@ from sepwise.passes.errors import SepwiseError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from os import PathLike
+    from pathlib import Path
 
     import onnx_ir as ir
 
@@ -92,7 +92,7 @@ class Verification:
 
 
 def verify(
-    path: str | PathLike[str],
+    path: str | Path,
     *,
     target: str = "host",
     inputs: Mapping[str, np.ndarray] | None = None,
@@ -157,11 +157,11 @@ def _check_passes(
 ) -> list[Check]:
     """Compares the model after each pass that changed something with the model before all passes."""
     reference = GraphReference(original, [dict(feed) for feed in feeds])
-    checks = []
-    for name, stage in stages:
-        for check in compare_graph(reference, stage):
-            checks.append(replace(check, name=f"{name}: {check.name}"))
-    return checks
+    return [
+        replace(check, name=f"{name}: {check.name}")
+        for name, stage in stages
+        for check in compare_graph(reference, stage)
+    ]
 
 
 def _check_kernels(

@@ -72,6 +72,7 @@ class LinearStrategy:
     def applies(self, workload: LinearWorkload, device: Device) -> Refusal | None:
         """Applies to every matrix product with constant weights."""
         del workload, device
+        return None
 
     def tiles(self, workload: LinearWorkload, device: Device, threads: int) -> list[LinearTile]:
         """All register tiles that fit."""

@@ -77,13 +77,13 @@ class PointwiseStrategy:
     def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[PointwiseTile]:
         """All register tiles that fit, each with the pixel tiles of an image in one task or shared out."""
         pixels, blocks = _pixels(workload), _blocks(workload)
-        found = []
+        found: list[PointwiseTile] = []
         for tile_pixels, oc_vectors in register_tiles(device, pixels, min(blocks, 8)):
             tiles = math.ceil(pixels / tile_pixels)
-            for shares in {1, threads, 2 * threads, 4 * threads}:
-                if shares <= tiles:
-                    found.append(PointwiseTile(tile_pixels, oc_vectors, math.ceil(tiles / shares)))
-        return sorted(set(found), key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
+            shares = {1, threads, 2 * threads, 4 * threads}
+            grains = {math.ceil(tiles / share) for share in shares if share <= tiles}
+            found += [PointwiseTile(tile_pixels, oc_vectors, grain) for grain in sorted(grains)]
+        return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
 
     def predicted_cycles(
         self, workload: ConvWorkload, device: Device, threads: int, tile: PointwiseTile
