@@ -408,7 +408,10 @@ def _cuts(stage: Stage, axis: Axis) -> list[int]:
         if getattr(call.op, "name", "") == "prim.if_then_else":
             _each_comparison(call.args[0], on_condition)
 
-    tvm_ffi.structural_walk(stage.value, (Call, on_call), (tirx.Select, lambda s: _each_comparison(s.condition, on_condition)))
+    def on_select(select: tirx.Select) -> None:
+        _each_comparison(select.condition, on_condition)
+
+    tvm_ffi.structural_walk(stage.value, [(Call, on_call), (tirx.Select, on_select)])
     return sorted(cuts)
 
 
