@@ -18,23 +18,23 @@ import onnx.inliner
 import onnx_ir as ir
 import tvm
 import tvm_ffi
-from tvm import relax
+from tvm import relax, te, tirx
 from tvm.ir.expr import GenericConst
 from tvm.relax.frontend.onnx import from_onnx
 
 from sepwise.lowering.generic_schedule import CONSTANT_SLACK, schedule
 from sepwise.lowering.graph import Kernel, Layout, TensorType
 from sepwise.lowering.relayout import identity
+from sepwise.lowering.vector_math import activation
+from sepwise.passes import read_activation
 from sepwise.passes.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tvm import tirx
-
     from sepwise.lowering.device import Device
 
-__all__ = ["GenericGraph", "GenericWorkload", "conversion", "import_generic", "schedule_generic"]
+__all__ = ["GenericGraph", "GenericWorkload", "conversion", "import_generic", "schedule_generic", "tensor_type"]
 
 VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
 """Operators that leave elements where they are in a plain tensor."""
@@ -70,6 +70,9 @@ ELEMENTWISE = frozenset(
     }
 )  # fmt: skip
 """Operators that compute each element from the elements at its place."""
+
+OWN_ACTIVATIONS = frozenset({"elu", "gelu", "mish", "silu", "softplus"})
+"""Activations that are kernels by themselves: TVM's formulas for them overflow or cancel."""
 
 RUNTIME_ONLY = frozenset({"If", "Loop", "NonMaxSuppression", "NonZero", "Scan", "TopK", "Unique"})
 """Operators whose results depend on TVM's runtime, or whose shapes depend on data."""
@@ -179,6 +182,32 @@ def schedule_generic(workload: GenericWorkload, device: Device) -> tirx.PrimFunc
     return schedule(workload.function, device, layouts, constants)
 
 
+def tensor_type(value: ir.Value) -> TensorType:
+    """Reads a value's static shape and element type.
+
+    Args:
+        value: A value of a canonical graph.
+
+    Returns:
+        Its type, in plain layout.
+
+    Raises:
+        UnsupportedError: The shape is not static or the type is unknown.
+    """
+    if value.shape is None or value.dtype is None or not value.shape.is_static():
+        raise UnsupportedError(
+            f"Value '{value.name}': shape {value.shape} is not static; fix the input shapes with --shape."
+        )
+    return TensorType(_static_shape(value), value.dtype.numpy().name)
+
+
+def _static_shape(value: ir.Value | None) -> tuple[int, ...]:
+    """A static shape."""
+    assert value is not None
+    assert value.shape is not None
+    return tuple(int(str(dim)) for dim in value.shape)
+
+
 def _groups(model: ir.Model, nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
     """Cuts nodes into trees, each with one node whose outputs leave it, in the order of those nodes."""
     group_of: dict[int, list[ir.Node]] = {}
@@ -209,6 +238,9 @@ def _inner(value: ir.Value | None) -> bool:
 
 def _is_follower(model: ir.Model, node: ir.Node) -> bool:
     """Whether a node may share a kernel with what computes its inputs."""
+    kind = read_activation(model, node)
+    if kind is not None and kind.kind in OWN_ACTIVATIONS:
+        return False
     return _is_elementwise(node) or (node.domain == "" and node.op_type in SHAPERS)
 
 
@@ -239,6 +271,15 @@ class _GenericImporter:
         if len(group) == 1 and only.domain == "" and only.op_type in VIEWS:
             self._add_view(only)
             return
+        if len(group) == 1:
+            call = _activation_call(self._model, only)
+            if call is not None:
+                for value in (*only.inputs, *only.outputs):
+                    if value is not None and value.name and value.const_value is None:
+                        self._declare(value)
+                names = {name: name for name in (*call.sources, *call.outputs)}
+                self._add_calls(group, [call], names)
+                return
         module, originals = self._import(group)
         calls = _calls(module)
         if len(calls) > 1 and len(group) > 1:
@@ -257,10 +298,7 @@ class _GenericImporter:
 
     def _declare(self, value: ir.Value) -> TensorType:
         """Notes a value's type."""
-        shape, dtype = value.shape, value.dtype
-        if shape is None or dtype is None or any(not isinstance(dim, int) for dim in shape):
-            raise UnsupportedError(f"Value '{value.name}': shape {shape} is not static; fix the input shapes with --shape.")
-        declared = TensorType(tuple(int(dim) for dim in shape), dtype.numpy().name)
+        declared = tensor_type(value)
         self.graph.values[_name(value)] = declared
         return declared
 
@@ -327,13 +365,18 @@ class _GenericImporter:
         self, group: Sequence[ir.Node], module: tvm.IRModule, calls: Sequence[_Call], originals: dict[str, str]
     ) -> None:
         """One kernel for each call of the imported function."""
-        nodes = tuple(name for node in group for name in _original_names(node))
-        operators = tuple(dict.fromkeys(node.op_type for node in group))
         results = [_name(value) for value in group[-1].outputs if value.name and _used(value)]
         names = _value_names(module, results, originals)
         passed_on = set(results) - {name for call in calls for name in map(names.get, call.outputs)}
         if passed_on:  # the group computes nothing: its output is its input, or a constant
             raise UnsupportedError(f"Node '{group[-1].name}': it computes nothing; simplify the model.")
+        self._add_calls(group, calls, names)
+
+    def _add_calls(self, group: Sequence[ir.Node], calls: Sequence[_Call], names: dict[str, str]) -> None:
+        """One kernel for each call."""
+        nodes = tuple(name for node in group for name in _original_names(node))
+        operators = tuple(dict.fromkeys(node.op_type for node in group))
+        results = [_name(value) for value in group[-1].outputs if value.name and _used(value)]
         macs = sum(_macs(node) for node in group)
         for call in calls:
             name = f"g{len(self.graph.kernels)}_" + _identifier("_".join((*operators, *nodes[:1])))
@@ -373,6 +416,26 @@ class _Call:
     output_types: tuple[TensorType, ...]
 
 
+def _activation_call(model: ir.Model, node: ir.Node) -> _Call | None:
+    """An activation of the vocabulary by itself, in our own formulas; None for any other node."""
+    kind = read_activation(model, node)
+    data = node.inputs[0] if node.inputs else None
+    if kind is None or data is None or data.const_value is not None or data.shape is None or data.dtype != ir.DataType.FLOAT:
+        return None
+    shape = _static_shape(data)
+    extents = _extents(shape)
+    source = te.placeholder(extents, name="source")
+    target = te.compute(extents, lambda *i: activation(kind.kind, kind.parameters, source(*i)), name="target")
+    return _Call(
+        te.create_prim_func([source, target]), (_name(data),), (), (_name(node.outputs[0]),), (TensorType(shape),)
+    )
+
+
+def _extents(shape: Sequence[int]) -> tuple[Any, ...]:
+    """A shape in 64 bits, as what TVM imports."""
+    return tuple(tirx.const(extent, "int64") for extent in shape)
+
+
 _FUSE = tvm.ir.transform.Sequential(
     [
         relax.transform.LegalizeOps(),
@@ -388,17 +451,15 @@ _FUSE = tvm.ir.transform.Sequential(
 def _calls(module: tvm.IRModule) -> list[_Call]:
     """Reads the calls of an imported group, in order."""
     calls: list[_Call] = []
-    elements: dict[str, list[str]] = {}
     for block in module["main"].body.blocks:
         for binding in block.bindings:
             value = binding.value
             name = binding.var.name
             if isinstance(value, relax.Call) and value.op.name == "relax.call_tir":
-                kinds = value.ty_args[0]
-                fields = list(kinds.fields) if hasattr(kinds, "fields") else [kinds]
-                outputs = [name] if len(fields) == 1 and not hasattr(kinds, "fields") else [f"{name}.{i}" for i in range(len(fields))]
-                elements[name] = outputs
-                calls.append(_read_call(module, value, outputs, fields))
+                kind = value.ty_args[0]
+                fields = list(kind.fields) if hasattr(kind, "fields") else []
+                outputs = [f"{name}.{index}" for index in range(len(fields))] or [name]
+                calls.append(_read_call(module, value, outputs, fields or [kind]))
     return calls
 
 
@@ -480,19 +541,11 @@ def _macs(node: ir.Node) -> int:
     """Multiply-accumulates of a node, 0 where it does not multiply."""
     if node.domain != "" or node.op_type not in MULTIPLYING:
         return 0
-    output, weight = node.outputs[0], node.inputs[1]
-    assert output.shape is not None
-    assert weight is not None
-    assert weight.shape is not None
-    outputs = math.prod(int(dim) for dim in output.shape)
-    sizes = [int(dim) for dim in weight.shape]
+    outputs, sizes = math.prod(_static_shape(node.outputs[0])), _static_shape(node.inputs[1])
     if node.op_type == "Conv":
         return outputs * math.prod(sizes[1:])
     if node.op_type == "ConvTranspose":
-        data = node.inputs[0]
-        assert data is not None
-        assert data.shape is not None
-        return math.prod(int(dim) for dim in data.shape) * math.prod(sizes[1:])
+        return math.prod(_static_shape(node.inputs[0])) * math.prod(sizes[1:])
     transposed = node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int()
     return outputs * (sizes[-1] if transposed else sizes[-2] if len(sizes) > 1 else sizes[0])
 

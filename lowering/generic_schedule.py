@@ -20,6 +20,7 @@ resolved when the kernel is built: for each vector written it is known which run
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -530,7 +531,8 @@ class _Scheduler:
             ):
                 fused = Axis(inner.var, outer.extent * inner.extent)
                 zero = tirx.const(0, outer.var.ty.dtype)
-                stage = stage.mapped(lambda e, v=outer.var, z=zero: substitute(e, [(v, z)]))
+                removed = [(outer.var, zero)]
+                stage = stage.mapped(functools.partial(substitute, values=removed))
                 if inner is vector:
                     vector = fused
                 loops[position : position + 2] = [fused]
@@ -545,12 +547,12 @@ class _Scheduler:
         stage = nest.stage
         points = math.prod(axis.extent for axis in (*nest.loops, *stage.reduced))
         if nest.body is not None:
-            return points * VECTOR_NS * 2
+            return 2 * VECTOR_NS * points
         calls: list[Call] = []
         for expression in stage.expressions:
             tvm_ffi.structural_walk(expression, (Call, calls.append), order="pre")
         names = [getattr(call.op, "name", "") for call in calls]
-        expensive = sum(name in EXPENSIVE_CALLS or name.startswith("sepwise.") for name in names)
+        expensive = float(sum(name in EXPENSIVE_CALLS for name in names))
         if nest.vector is None:
             return points * (SCALAR_NS + expensive * EXPENSIVE_NS)
         vectors = points * nest.vector.extent / self._lanes

@@ -7,6 +7,7 @@ All of it is logical: no layout and no loop order yet.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -31,8 +32,11 @@ LARGEST_SEGMENTED: Final = 64
 """An axis is cut into at most so many segments."""
 
 EXPENSIVE_CALLS: Final = frozenset(
-    {"tirx.exp", "tirx.sigmoid", "tirx.tanh", "tirx.erf", "tirx.log", "tirx.pow", "tirx.sqrt", "tirx.log1p"}
+    [f"tirx.{name}" for name in ("exp", "sigmoid", "tanh", "erf", "log", "log1p", "log2", "log10", "pow", "sqrt")]
+    + [f"sepwise.{name}" for name in ("exp", "expm1", "log", "log1p", "sigmoid", "tanh", "erf")]
+    + [f"sepwise.{name}" for name in ("elu", "silu", "gelu", "softplus", "mish")]
 )
+"""Calls that cost many operations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,7 +304,7 @@ def _size(expression: Expr) -> int:
         return 1
     if isinstance(expression, Call):
         name = getattr(expression.op, "name", "")
-        own = LARGEST_INLINED if name in EXPENSIVE_CALLS or name.startswith("sepwise.") else 1
+        own = LARGEST_INLINED if name in EXPENSIVE_CALLS else 1
         arguments = expression.args[1:] if name == "prim.if_then_else" else expression.args
         return own + sum(_size(argument) for argument in arguments)
     children = [getattr(expression, name, None) for name in ("a", "b", "true_value", "false_value", "value")]
@@ -375,7 +379,7 @@ def _segments(stage: Stage) -> list[Stage]:
         parts = [
             _restricted(part, axis, start, end)
             for part in parts
-            for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+            for start, end in itertools.pairwise(bounds)
         ]
     return parts
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import tvm
 import tvm_ffi
-from tvm import s_tir, te, tirx
-from tvm.ir.expr import TensorLoad, Var
+from tvm import te, tirx
+from tvm.ir.expr import TensorLoad, TensorRegion, Var
 
 from sepwise.lowering.graph import Layout
 
@@ -71,48 +72,19 @@ def relayout(function: tirx.PrimFunc, layouts: Sequence[Layout]) -> tirx.PrimFun
             return store
         return tirx.BufferStore(found[0], store.value, physical_indices(store.indices, found[1]))
 
-    def on_block(block: s_tir.SBlock) -> s_tir.SBlock:
-        """Regions would name the old buffers; they are found again from the body."""
-        regions = [region for region in (*block.reads, *block.writes) if find(region.source) is not None]
-        if not regions:
-            return block
-        fresh = s_tir.SBlock(
-            block.iter_vars,
-            [region for region in block.reads if find(region.source) is None],
-            [region for region in block.writes if find(region.source) is None],
-            block.name_hint,
-            block.body,
-            block.init,
-            block.alloc_buffers,
-            block.match_buffers,
-            block.annotations,
-        )
-        own = {region.source for region in regions}
-        reads, writes, opaque = _regions(fresh, own)
-        return s_tir.SBlock(
-            block.iter_vars,
-            [*fresh.reads, *reads, *opaque],
-            [*fresh.writes, *writes],
-            block.name_hint,
-            block.body,
-            block.init,
-            block.alloc_buffers,
-            block.match_buffers,
-            block.annotations,
-        )
+    def on_region(region: TensorRegion) -> TensorRegion:
+        """All of a buffer that changed, which is never too little."""
+        found = find(region.source)
+        if found is None:
+            return region
+        whole = [tvm.ir.Range.from_min_extent(0, extent) for extent in found[0].ty.shape]
+        return tirx.BufferRegion(found[0], whole)
 
     body = tvm_ffi.structural_map(
-        function.body, (TensorLoad, on_load), (tirx.BufferStore, on_store), (s_tir.SBlock, on_block)
+        function.body, [(TensorLoad, on_load), (tirx.BufferStore, on_store), (TensorRegion, on_region)]
     )
     parameters = [found[0] if (found := find(parameter)) is not None else parameter for parameter in function.params]
     return tirx.PrimFunc(parameters, body, function.ret_type, function.attrs)
-
-
-def _regions(block: s_tir.SBlock, old: set[Var]) -> tuple[list[Any], list[Any], list[Any]]:
-    """The regions that a block touches of buffers that `old` buffers became."""
-    del old
-    reads, writes, opaque = s_tir.analysis.get_sblock_access_region(block, {})
-    return list(reads), list(writes), list(opaque)
 
 
 def identity(shape: Sequence[int], dtype: str = "float32") -> tirx.PrimFunc:

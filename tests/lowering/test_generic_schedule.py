@@ -91,6 +91,7 @@ GRAPHS = {
         {"scale": np.linspace(-1, 2, 70), "shift": np.linspace(3, 1, 70)},
         400,
     ),
+    "softplus": ("(float[1,18,3,4] x) => (float[1,18,3,4] y) { y = Softplus(x) }", {}, 16),
     "matmul": ("(float[2,9,33] a, float[2,33,37] b) => (float[2,9,37] y) { y = MatMul(a, b) }", {}, 0),
 }
 
@@ -175,27 +176,27 @@ def kernels(request, native):
         plain, constants, inputs, outputs = workload(model)
         feeds = inputs_of(model)
         wanted = exact(model, feeds)
-        given, expected = [feeds[i] for i in inputs], [wanted[o] for o in outputs]
+        read_arrays, expected = [feeds[i] for i in inputs], [wanted[o] for o in outputs]
         choices = itertools.product(
-            layouts_of([a.ndim for a in given], target.lanes), layouts_of([a.ndim for a in expected], target.lanes)
+            layouts_of([a.ndim for a in read_arrays], target.lanes), layouts_of([a.ndim for a in expected], target.lanes)
         )
         for number, (read, written) in enumerate(dict.fromkeys(choices)):
             shaped = replace(plain, input_layouts=read, output_layouts=written)
             symbol = f"{name}_{number}"
             functions[symbol] = generic.schedule_generic(shaped, target)
-            cases.setdefault(name, []).append((symbol, shaped, constants, given, expected))
+            cases.setdefault(name, []).append((symbol, shaped, constants, read_arrays, expected))
     return native(functions, target), cases
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_matches_the_reference_in_every_layout(kernels, name):
     library, cases = kernels
-    for symbol, shaped, constants, given, expected in cases[name]:
-        for found, wanted in zip(run(library, symbol, shaped, constants, given, expected), expected, strict=True):
+    for symbol, shaped, constants, arrays, expected in cases[name]:
+        for found, wanted in zip(run(library, symbol, shaped, constants, arrays, expected), expected, strict=True):
             roundings = GRAPHS[name][2]
             if name == "matmul":
-                terms = np.abs(given[0].astype(np.float64)) @ np.abs(given[1].astype(np.float64))
-                bound = given[0].shape[-1] * UNIT * terms
+                terms = np.abs(arrays[0].astype(np.float64)) @ np.abs(arrays[1].astype(np.float64))
+                bound = arrays[0].shape[-1] * UNIT * terms
             else:
                 bound = roundings * UNIT * (1 + np.abs(wanted).max())
             assert np.all(np.abs(found - wanted) <= bound), (symbol, shaped.key)
