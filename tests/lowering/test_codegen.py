@@ -1,0 +1,280 @@
+"""From scheduled PrimFuncs to plain C functions: symbols, sections, tasks, scratch."""
+
+import ctypes
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from elftools.elf.constants import SH_FLAGS
+from elftools.elf.elffile import ELFFile
+from tvm import s_tir, te, tirx
+
+from sepwise.lowering import codegen, device, link
+from sepwise.lowering.strategies import CONV_STRATEGIES, LINEAR_STRATEGIES
+from sepwise.lowering.tiling import mark_task
+from sepwise.lowering.workload import ConvWorkload, LinearWorkload, Stage
+from sepwise.passes.vocabulary import ACTIVATION_PARAMETERS, Activation
+
+PARAMETERS = {"clip": (0.0, 6.0), "leaky_relu": (0.1,), "elu": (1.5,), "hard_sigmoid": (0.2, 0.5)}
+TARGETS = [name for name in device.names() if name != "host"]
+MACHINES = {"x86": "EM_X86_64", "arm": "EM_AARCH64"}
+
+
+def every_schedule(target: device.Device) -> dict[str, tirx.PrimFunc]:
+    """One kernel of every strategy, padded and not, and of every activation."""
+    lanes = target.lanes
+    workloads: list[ConvWorkload | LinearWorkload] = [LinearWorkload(3, 9, 2 * lanes + 1), LinearWorkload(1, 9, 2)]
+    dense = Stage(3, 2 * lanes + 1, 1, (3, 3), (2, 2), (1, 1), (1, 1), (1, 1))
+    depthwise = Stage(lanes + 1, lanes + 1, lanes + 1, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1))
+    only_rows = Stage(lanes, lanes, lanes, (3, 1), (1, 1), (1, 0), (1, 0), (1, 1))
+    multiplier = Stage(lanes - 1, 2 * lanes - 2, lanes - 1, (5, 5), (1, 1), (2, 2), (2, 2), (1, 1))
+    pointwise = Stage(lanes + 1, 3 * lanes, 1, (1, 1), (1, 1), (0, 0), (0, 0), (1, 1))
+    for stages, input_lanes in [
+        ((dense,), 0), ((dense,), lanes), ((depthwise,), lanes), ((only_rows,), lanes), ((multiplier,), 0), ((pointwise,), lanes),
+        ((depthwise, pointwise), lanes),
+    ]:  # fmt: skip
+        workloads.append(ConvWorkload(1, (12, 15), stages, True, None, input_lanes, lanes))
+    activations = [Activation(kind, PARAMETERS.get(kind, ())) for kind in ACTIVATION_PARAMETERS]
+    workloads += [LinearWorkload(1, 4, lanes, activation) for activation in activations]
+    functions = {}
+    for workload in workloads:
+        strategies = LINEAR_STRATEGIES if isinstance(workload, LinearWorkload) else CONV_STRATEGIES
+        for strategy in strategies:
+            if strategy.applies(workload, target) is None:
+                tiles = strategy.tiles(workload, target, 1)
+                for tile in (tiles[0], tiles[-1]):
+                    functions[f"k{len(functions)}"] = strategy.schedule(workload, target, tile).function
+    return functions
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def elf(request: pytest.FixtureRequest) -> tuple[device.Device, set[str], ELFFile]:
+    """An object with a kernel of every kind."""
+    target = device.get(request.param)
+    llvm = codegen.tvm_target(target)
+    kernels = {name: codegen.lower_kernel(f, name, llvm) for name, f in every_schedule(target).items()}
+    return target, set(kernels), ELFFile(io.BytesIO(codegen.build_object(kernels, llvm)))
+
+
+def symbols(elf_file: ELFFile) -> list[Any]:
+    return list(elf_file.get_section_by_name(".symtab").iter_symbols())
+
+
+def test_the_object_is_for_its_machine(elf: tuple[device.Device, set[str], ELFFile]) -> None:
+    target, _, file = elf
+    assert file["e_type"] == "ET_REL"
+    assert file["e_machine"] == MACHINES[target.isa]
+
+
+def test_no_symbol_is_undefined(elf: tuple[device.Device, set[str], ELFFile]) -> None:
+    assert [s.name for s in symbols(elf[2]) if s["st_shndx"] == "SHN_UNDEF" and s.name] == []
+
+
+def test_only_kernels_are_visible(elf: tuple[device.Device, set[str], ELFFile]) -> None:
+    _, names, file = elf
+    assert {s.name for s in symbols(file) if s["st_info"]["bind"] == "STB_GLOBAL"} == names
+    # TVM puts its own conversions of half precision into every object; weak, so that objects may be linked together.
+    assert {s.name for s in symbols(file) if s["st_info"]["bind"] == "STB_WEAK"} <= {"__truncsfhf2", "__extendhfsf2"}
+
+
+def test_no_data_is_writable(elf: tuple[device.Device, set[str], ELFFile]) -> None:
+    writable = [
+        section.name
+        for section in elf[2].iter_sections()
+        if section["sh_flags"] & SH_FLAGS.SHF_WRITE and section["sh_flags"] & SH_FLAGS.SHF_ALLOC and section["sh_size"]
+    ]
+    assert writable == []
+
+
+def test_no_data_is_for_one_thread(elf: tuple[device.Device, set[str], ELFFile]) -> None:
+    assert not [s.name for s in elf[2].iter_sections() if s["sh_flags"] & SH_FLAGS.SHF_TLS]
+
+
+def test_features_reach_the_compiler() -> None:
+    plain = device.get("cortex-a72")
+    target = codegen.tvm_target(plain)
+    assert str(target.kind) == "llvm"
+    assert dict(target.attrs)["mcpu"] == "cortex-a72"
+    assert "mattr" not in dict(target.attrs)
+    for name in device.names():
+        each = device.get(name)
+        assert tuple(dict(codegen.tvm_target(each).attrs).get("mattr", ())) == each.features
+
+
+# Tasks -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def call_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Gives a function that builds one kernel and gives what runs single tasks of it."""
+
+    def build(function: tirx.PrimFunc) -> tuple[codegen.CompiledKernel, Callable[..., None]]:
+        target = codegen.tvm_target(device.get("host"))
+        kernel = codegen.lower_kernel(function, "kernel", target)
+        folder: Path = tmp_path_factory.mktemp("task")
+        (folder / "kernel.o").write_bytes(codegen.build_object({"kernel": kernel}, target))
+        link.run_zig("ld.lld", "-shared", "-o", folder / "kernel.so", folder / "kernel.o")
+        entry = ctypes.CDLL(str(folder / "kernel.so")).kernel
+        entry.restype = None
+
+        def run(task: int, scratch: np.ndarray | None, *arrays: np.ndarray) -> None:
+            pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
+            scratch_pointer = ctypes.c_void_p(None if scratch is None else scratch.ctypes.data)
+            entry(*pointers, scratch_pointer, ctypes.c_int32(task))
+
+        return kernel, run
+
+    return build
+
+
+def numbered(extents: tuple[int, ...], tasks: Mapping[int, int]) -> tirx.PrimFunc:
+    """`b[i, j, ...] = a[0]` with some of its loops made tasks, by axis with their grains."""
+    a = te.placeholder((1,), name="a")
+    b = te.compute(extents, lambda *_: a[0], name="b")
+    schedule = s_tir.Schedule(te.create_prim_func([a, b]))
+    loops = schedule.get_loops(schedule.get_sblock("b"))
+    for axis, grain in tasks.items():
+        mark_task(schedule, loops[axis], grain)
+    return schedule.mod["main"]
+
+
+def written_by(kernel: codegen.CompiledKernel, run: Callable[..., None], extents: tuple[int, ...]) -> np.ndarray:
+    """Which task writes each element; every one has to be written by exactly one."""
+    owner = np.full(extents, -1)
+    for task in range(kernel.tasks):
+        b = np.zeros(extents, np.float32)
+        run(task, None, np.ones(1, np.float32), b)
+        assert (owner[b == 1] == -1).all()
+        owner[b == 1] = task
+    assert (owner >= 0).all()
+    return owner
+
+
+@pytest.mark.parametrize(
+    ("extents", "tasks", "expected"),
+    [
+        ((3, 4), {}, lambda i, j: 0 * i * j),
+        ((3, 4), {0: 1}, lambda i, j: i + 0 * j),
+        ((3, 4), {0: 1, 1: 1}, lambda i, j: 4 * i + j),
+        ((3, 4), {1: 1}, lambda i, j: j + 0 * i),
+        ((1, 4), {0: 1, 1: 1}, lambda i, j: 4 * i + j),
+        ((3, 1), {0: 1, 1: 1}, lambda i, j: i + j),
+        ((2, 3, 4), {0: 1, 1: 1, 2: 1}, lambda i, j, k: 12 * i + 4 * j + k),
+        ((7, 4), {0: 2}, lambda i, j: i // 2 + 0 * j),
+        ((7, 4), {0: 7}, lambda i, j: 0 * i * j),
+        ((7, 4), {0: 100}, lambda i, j: 0 * i * j),
+        ((3, 5), {0: 1, 1: 2}, lambda i, j: 3 * (j // 2) + i),  # the loop with a grain varies slowest
+        ((2, 3, 5), {0: 1, 1: 1, 2: 3}, lambda i, j, k: 6 * (k // 3) + 3 * i + j),
+        ((5, 3), {0: 2, 1: 1}, lambda i, j: 3 * (i // 2) + j),
+    ],
+)
+def test_tasks_share_out_the_loops(
+    extents: tuple[int, ...], tasks: dict[int, int], expected: Callable[..., np.ndarray], call_task: Callable[..., Any]
+) -> None:
+    kernel, run = call_task(numbered(extents, tasks))
+    owner = written_by(kernel, run, extents)
+    np.testing.assert_array_equal(owner, expected(*np.indices(extents)))
+    assert kernel.tasks == owner.max() + 1
+
+
+# Scratch ---------------------------------------------------------------------------------------------------------------
+
+
+def staged(rows: int, width: int, count: int = 1) -> tirx.PrimFunc:
+    """Sums of shifted copies, each of which is staged row by row in a buffer of its own."""
+    a = te.placeholder((rows, width + count), name="a")
+
+    def copy_of(shift: int) -> Any:
+        return te.compute((rows, width), lambda i, j: a[i, j + shift] + a[i, j + shift], name=f"copy{shift}")
+
+    copies = [copy_of(shift) for shift in range(count)]
+
+    def total(i: Any, j: Any) -> Any:
+        value = copies[0][i, j]
+        for copy in copies[1:]:
+            value = value + copy[i, width - 1 - j]
+        return value
+
+    b = te.compute((rows, width), total, name="b")
+    schedule = s_tir.Schedule(te.create_prim_func([a, b]))
+    row = schedule.get_loops(schedule.get_sblock("b"))[0]
+    for shift in range(count):
+        schedule.compute_at(schedule.get_sblock(f"copy{shift}"), row)
+    mark_task(schedule, row)
+    return schedule.mod["main"]
+
+
+@pytest.mark.parametrize(
+    ("width", "count", "scratch_bytes"),
+    [(16, 1, 0), (1024, 1, 0), (1025, 1, 4160), (1040, 2, 2 * 4160), (2048, 3, 3 * 8192)],
+)
+def test_large_buffers_lie_in_scratch(
+    width: int, count: int, scratch_bytes: int, call_task: Callable[..., Any]
+) -> None:
+    """Up to 4096 bytes live on the stack; others at multiples of 64 bytes, behind each other."""
+    kernel, run = call_task(staged(3, width, count))
+    assert (kernel.tasks, kernel.scratch_bytes) == (3, scratch_bytes)
+    rng = np.random.default_rng(0)
+    a = rng.integers(-9, 9, (3, width + count)).astype(np.float32)
+    b = np.full((3, width), np.nan, np.float32)
+    raw = np.full(scratch_bytes + 192, 0xFF, np.uint8)
+    start = -raw.ctypes.data % 64 + 64
+    for task in (2, 0, 1):
+        run(task, raw[start:], a, b)
+    right = 2 * a[:, :width]
+    for shift in range(1, count):
+        right = right + 2 * a[:, shift : shift + width][:, ::-1]
+    np.testing.assert_array_equal(b, right)
+    assert (raw[:start] == 0xFF).all(), "writes before its scratch"
+    assert (raw[start + scratch_bytes :] == 0xFF).all(), "writes behind its scratch"
+    if scratch_bytes:
+        assert (raw[start : start + scratch_bytes] != 0xFF).any(), "does not use its scratch"
+
+
+def test_workers_with_their_own_scratch_do_not_meet(call_task: Callable[..., Any]) -> None:
+    """Reentrant: two tasks interleave on two scratches as they would one after the other."""
+    kernel, run = call_task(staged(2, 2048))
+    a = np.arange(2 * 2049, dtype=np.float32).reshape(2, 2049)
+    b = np.zeros((2, 2048), np.float32)
+    scratches = [np.zeros(kernel.scratch_bytes + 64, np.uint8) for _ in range(2)]
+    for task, scratch in enumerate(scratches):
+        run(task, scratch[-scratch.ctypes.data % 64 :], a, b)
+    np.testing.assert_array_equal(b, 2 * a[:, :2048])
+
+
+# What LLVM makes of it -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("dtype", ["float32", "int32", "int64", "float64"])
+def test_copying_and_clearing_calls_no_library(name: str, dtype: str) -> None:
+    """LLVM knows such loops for memcpy and memset, which a bare target does not have."""
+    a = te.placeholder((5000,), name="a", dtype=dtype)
+    copied = te.compute((5000,), lambda i: a[i], name="copied")
+    cleared = te.compute((5000,), lambda _: tirx.const(0, dtype), name="cleared")
+    bordered = te.compute(
+        (9000,), lambda i: tirx.if_then_else(tirx.all(i >= 2000, i < 7000), a[i - 2000], tirx.const(0, dtype)), name="bordered"
+    )
+    function = te.create_prim_func([a, copied, cleared, bordered])
+    target = codegen.tvm_target(device.get(name))
+    kernel = codegen.lower_kernel(function, "kernel", target)
+    file = ELFFile(io.BytesIO(codegen.build_object({"kernel": kernel}, target)))
+    assert [s.name for s in symbols(file) if s["st_shndx"] == "SHN_UNDEF" and s.name] == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32", "int64", "uint8", "float64"])
+def test_copying_and_clearing_is_exact(dtype: str, call_task: Callable[..., Any]) -> None:
+    a = te.placeholder((100,), name="a", dtype=dtype)
+    bordered = te.compute(
+        (300,), lambda i: tirx.if_then_else(tirx.all(i >= 90, i < 190), a[i - 90], tirx.const(0, dtype)), name="bordered"
+    )
+    _, run = call_task(te.create_prim_func([a, bordered]))
+    source = np.frombuffer(np.random.default_rng(0).bytes(100 * np.dtype(dtype).itemsize), dtype)
+    result = np.full(300, 7, dtype)
+    run(0, None, source, result)
+    expected = np.zeros(300, dtype)
+    expected[90:190] = source
+    assert result.tobytes() == expected.tobytes()

@@ -1,0 +1,94 @@
+"""The analytic model: what fits in registers, and that more work never costs less."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sepwise.lowering import cost, device
+
+DEVICES = [device.get(name) for name in device.names()]
+V3 = device.get("x86-64-v3")
+sizes = st.integers(1, 40)
+
+
+@pytest.mark.parametrize("each", DEVICES, ids=lambda each: each.name)
+def test_every_register_tile_fits_and_none_is_missing(each: device.Device) -> None:
+    tiles = cost.register_tiles(each, 100, 100)
+    assert all(cost.register_tile_fits(each, *tile) for tile in tiles)
+    registers = each.vector_registers
+    every = {(p, v) for p in range(1, registers + 1) for v in range(1, registers + 1) if p * v + p + v <= registers - 1}
+    assert set(tiles) == every
+    assert len(tiles) == len(every)
+
+
+@given(st.sampled_from(DEVICES), sizes, sizes)
+def test_tiles_are_no_larger_than_what_there_is(each: device.Device, pixels: int, vectors: int) -> None:
+    tiles = cost.register_tiles(each, pixels, vectors)
+    assert (1, 1) in tiles
+    assert all(p <= pixels and v <= vectors for p, v in tiles)
+
+
+def test_a_register_is_left_for_constants() -> None:
+    assert cost.register_tile_fits(V3, 3, 3)  # 9 + 3 + 3 of 16
+    assert not cost.register_tile_fits(V3, 7, 2 - 1 + 1)  # 14 + 7 + 2
+    assert cost.register_tile_fits(device.get("x86-64-v4"), 7, 3)  # 21 + 7 + 3 of 32
+    assert not cost.register_tile_fits(device.get("x86-64-v4"), 8, 3)
+
+
+@given(st.sampled_from(DEVICES), sizes, sizes, st.integers(1, 2000))
+def test_a_longer_reduction_costs_more(each: device.Device, pixels: int, vectors: int, reduction: int) -> None:
+    shorter = cost.micro_kernel_cycles(each, pixels, vectors, reduction)
+    longer = cost.micro_kernel_cycles(each, pixels, vectors, reduction + 1)
+    assert 0 < shorter < longer
+
+
+@given(st.sampled_from(DEVICES), sizes, sizes, st.integers(1, 2000))
+def test_nothing_beats_the_fma_ports(each: device.Device, pixels: int, vectors: int, reduction: int) -> None:
+    assert cost.micro_kernel_cycles(each, pixels, vectors, reduction) >= pixels * vectors * reduction / each.fma_ports
+
+
+def test_a_small_tile_is_bound_by_latency() -> None:
+    one = cost.micro_kernel_cycles(V3, 1, 1, 1000)
+    eight = cost.micro_kernel_cycles(V3, 4, 2, 1000)
+    assert eight < 2 * one
+    assert one >= 1000 * cost.FMA_LATENCY_CYCLES
+
+
+@given(st.sampled_from(DEVICES), st.floats(1, 1e9), st.floats(1, 1e9), st.floats(1, 1e9))
+def test_bytes_from_farther_away_cost_more(each: device.Device, nbytes: float, one: float, other: float) -> None:
+    near, far = sorted((one, other))
+    close = cost.copy_cycles(each, nbytes, footprint_bytes=near)
+    assert 0 <= close <= cost.copy_cycles(each, nbytes, footprint_bytes=far)
+
+
+def test_each_level_has_its_rate() -> None:
+    beyond = V3.l2_bytes * 2.0
+    assert cost.copy_cycles(V3, 3200.0, footprint_bytes=V3.l1d_bytes / 2) == 0
+    assert cost.copy_cycles(V3, 3200.0, footprint_bytes=V3.l2_bytes / 2) == 3200 / cost.BYTES_PER_CYCLE_L2
+    assert cost.copy_cycles(V3, 3200.0, footprint_bytes=beyond) == 3200 / cost.BYTES_PER_CYCLE_MEMORY
+    assert cost.stream_cycles(V3, 3200.0) == 3200 / cost.BYTES_PER_CYCLE_L2
+    assert cost.stream_cycles(V3, beyond) == beyond / cost.BYTES_PER_CYCLE_MEMORY
+
+
+@given(st.floats(1, 1e9), st.integers(1, 5000), st.integers(1, 64))
+def test_threads_help_by_at_most_their_number(cycles: float, tasks: int, threads: int) -> None:
+    alone = cost.parallel_cycles(cycles, tasks, 1)
+    shared = cost.parallel_cycles(cycles, tasks, threads)
+    assert alone >= cycles
+    assert shared * threads >= alone * (1 - 1e-12)
+    assert shared >= (alone / tasks) * (1 - 1e-12)
+
+
+def test_uneven_shares_wait_for_the_last_worker() -> None:
+    even = cost.parallel_cycles(1e6, 4, 2)
+    uneven = cost.parallel_cycles(1e6, 3, 2)
+    assert uneven > even
+    assert cost.parallel_cycles(1e6, 1, 8) == cost.parallel_cycles(1e6, 1, 1)
+
+
+def test_more_ports_never_cost_more() -> None:
+    wider = dataclasses.replace(V3, fma_ports=4)
+    for pixels, vectors in cost.register_tiles(V3, 14, 8):
+        assert cost.micro_kernel_cycles(wider, pixels, vectors, 64) <= cost.micro_kernel_cycles(V3, pixels, vectors, 64)
