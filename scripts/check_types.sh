@@ -4,7 +4,7 @@
 # mypy cannot follow the editable install's import hook, so it is given the folder build/types in which
 # links spell the same mapping as setup.py: sepwise, sepwise/models, sepwise/passes, sepwise/lowering.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 root=$(pwd)
 rm -rf build/types
 mkdir -p build/types/sepwise

@@ -4,7 +4,7 @@
 #   SEPWISE_PYTHON=/path/to/python3   the Python to build .venv on (3.11 or newer)
 #   SEPWISE_NO_APT=1                  install no Debian packages, only say which are missing
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 say() { echo "setup: $*" >&2; }
 fail() { say "$*"; exit 2; }

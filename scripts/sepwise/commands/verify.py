@@ -39,7 +39,7 @@ def verify(
         ]
         print_table(
             f"{verdict.model} on {target}" if against is None else f"{verdict.model} against {against}",
-            ["check", "scope", "status", "largest error", "bound", "worst ratio"],
+            ["check", "scope", "status", "largest error", "bound at the worst", "worst ratio"],
             rows,
         )
         for check in verdict.checks:
