@@ -6,6 +6,7 @@ The folder holds
     constants.bin    the weights, packed
     kernels.o        the kernels' object code
     model.so         linked for this machine, or `model`, a static program for the device's emulator
+    tail.onnx        the end of the network that needs TVM's runtime, for the few networks that have one
 
 It appears whole or not at all: it is written beside its place and renamed.
 """
@@ -33,7 +34,7 @@ import numpy as np
 from sepwise.lowering import device as devices
 from sepwise.lowering.graph import Layout, TensorType
 from sepwise.lowering.link import link_executable, link_shared
-from sepwise.lowering.program import BufferRef, Home, KernelCall, Program, Value
+from sepwise.lowering.program import BufferRef, Home, KernelCall, Program, Tail, Value
 from sepwise.lowering.runner import EmulatedRunner, NativeRunner, Runner, aligned_empty
 from sepwise.passes.errors import InputError
 
@@ -46,6 +47,7 @@ __all__ = ["Artifact", "KernelProfile", "load"]
 
 FORMAT = 1
 _PROGRAM, _CONSTANTS, _KERNELS, _LIBRARY, _EXECUTABLE = "program.json", "constants.bin", "kernels.o", "model.so", "model"
+_TAIL = "tail.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,8 @@ class Artifact:
         with _new_folder(folder) as temporary:
             (temporary / _KERNELS).write_bytes(self.program.object_code)
             (temporary / _CONSTANTS).write_bytes(self.program.constants.data)
+            if self.program.tail is not None:
+                (temporary / _TAIL).write_bytes(self.program.tail.model)
             if self.device.emulated:
                 link_executable(self.program, self.device, temporary / _EXECUTABLE)
             else:
@@ -238,6 +242,8 @@ def load(folder: str | Path) -> Artifact:
         )
     contents = {name: _read_file(folder / name, facts) for name, facts in body["files"].items()}
     program = replace(program, constants=contents[_CONSTANTS], object_code=contents[_KERNELS].tobytes())
+    if program.tail is not None:
+        program = replace(program, tail=replace(program.tail, model=contents[_TAIL].tobytes()))
     _check_cpu(folder, device, emulated=_EXECUTABLE in contents)
     return Artifact(program, report=body["report"], threads=body["threads"], folder=folder)
 
@@ -375,6 +381,7 @@ def _program_to_json(program: Program) -> dict[str, Any]:
         **{kind: [_value_to_json(value) for value in getattr(program, kind)] for kind in ("inputs", "outputs", "values")},
         "arena_bytes": program.arena_bytes,
         "arena_lower_bound_bytes": program.arena_lower_bound_bytes,
+        "tail": None if program.tail is None else {**asdict(program.tail), "model": None},
     }
 
 
@@ -402,4 +409,11 @@ def _program_from_json(facts: Mapping[str, Any]) -> Program:
         arena_bytes=facts["arena_bytes"],
         arena_lower_bound_bytes=facts["arena_lower_bound_bytes"],
         object_code=b"",
+        tail=None if facts.get("tail") is None else _tail_from_json(facts["tail"]),
     )
+
+
+def _tail_from_json(facts: Mapping[str, Any]) -> Tail:
+    """Reads a tail without its model."""
+    names = {kind: tuple(facts[kind]) for kind in ("inputs", "outputs", "results", "nodes")}
+    return Tail(model=b"", **names)

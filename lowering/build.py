@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,14 +12,16 @@ import onnx_ir as ir
 from sepwise.lowering import device as devices
 from sepwise.lowering.artifact import Artifact
 from sepwise.lowering.codegen import build_object, lower_kernel, tvm_target
-from sepwise.lowering.generic import GenericWorkload, schedule_generic
+from sepwise.lowering.generic import GenericWorkload, NeedsRuntimeError, schedule_generic
 from sepwise.lowering.importer import import_graph
 from sepwise.lowering.layout import assign_layouts
 from sepwise.lowering.memory_plan import Lifetime, align, plan_memory
 from sepwise.lowering.program import BufferRef, Home, KernelCall, Program, Value
 from sepwise.lowering.selection import Selector
+from sepwise.lowering.tail import TailRunner, find_runtime_nodes, split
 from sepwise.lowering.workload import ConvWorkload, LinearWorkload
 from sepwise.passes import canonicalize, fuse, load_model
+from sepwise.passes.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.codegen import CompiledKernel
     from sepwise.lowering.device import Device
-    from sepwise.lowering.graph import KernelGraph
+    from sepwise.lowering.graph import Kernel, KernelGraph
+    from sepwise.lowering.importer import ImportedGraph
     from sepwise.lowering.memory_plan import MemoryPlan
 
 __all__ = ["CompileReport", "build_program", "compile"]
@@ -45,6 +48,7 @@ class CompileReport:
         kernels: Kernel calls.
         records_used: Kernels that a tuning record decided.
         generic_convolutions: Names of convolutions left to the generic schedule; any is a defect.
+        tail: ONNX nodes that run in TVM's virtual machine after the kernels.
     """
 
     model: str
@@ -54,6 +58,7 @@ class CompileReport:
     kernels: int
     records_used: int
     generic_convolutions: tuple[str, ...]
+    tail: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """The fields of the compile JSON."""
@@ -113,14 +118,7 @@ def build_program(model: ir.Model, device: Device, *, threads: int = 1) -> tuple
     canonical = canonicalize(model)
     value_names = {node.name: node.outputs[0].name or "" for node in canonical.graph if node.name}
     fused = fuse(canonical).model
-    selector = Selector(device, threads)
-    imported = import_graph(fused, device, selector, value_names=value_names)
-    graph = imported.graph
-    assign_layouts(graph, imported.views, device)
-    compiled, strategies = _compile_kernels(graph, imported.weights, device, selector)
-    target = tvm_target(device)
-    objects = build_object({kernel.symbol: kernel for kernel in compiled.values()}, target)
-    program = _assemble(graph, imported.views, device, compiled, strategies, objects)
+    program, graph = _build_with_tail(fused, device, threads, value_names)
     total = sum(call.macs for call in program.calls)
     ours = sum(
         kernel.workload.macs for kernel in graph.kernels if not isinstance(kernel.workload, GenericWorkload)
@@ -138,8 +136,46 @@ def build_program(model: ir.Model, device: Device, *, threads: int = 1) -> tuple
         kernels=len(program.calls),
         records_used=0,
         generic_convolutions=generic_convolutions,
+        tail=program.tail.nodes if program.tail is not None else (),
     )
     return program, report
+
+
+def _build_with_tail(
+    fused: ir.Model, device: Device, threads: int, value_names: Mapping[str, str]
+) -> tuple[Program, KernelGraph]:
+    """Compiles all that becomes static kernels, and leaves the rest to a tail where the device is this machine."""
+    runtime_nodes = find_runtime_nodes(fused)
+    while True:
+        if runtime_nodes and device.emulated:
+            raise UnsupportedError(
+                f"{next(iter(runtime_nodes.values()))}, which '{device.name}' has not. Compile for the target 'host', or "
+                "cut the model before it."
+            )
+        head, tail = split(fused, runtime_nodes)
+        try:
+            program, graph = _build(head, device, threads, value_names)
+        except NeedsRuntimeError as error:
+            if device.emulated or error.node in runtime_nodes:
+                raise
+            runtime_nodes[error.node] = str(error)
+            continue
+        if tail is not None:
+            TailRunner(tail, device.name)  # refuses now what TVM does not take
+        return replace(program, tail=tail), graph
+
+
+def _build(
+    model: ir.Model, device: Device, threads: int, value_names: Mapping[str, str]
+) -> tuple[Program, KernelGraph]:
+    """Compiles a fused model to static kernels."""
+    selector = Selector(device, threads)
+    imported = import_graph(model, device, selector, value_names=value_names)
+    graph = imported.graph
+    assign_layouts(graph, imported.views, device)
+    compiled, strategies = _compile_kernels(graph, imported.weights, device, selector)
+    objects = build_object({kernel.symbol: kernel for kernel in compiled.values()}, tvm_target(device))
+    return _assemble(graph, imported, device, compiled, strategies, objects), graph
 
 
 def _compile_kernels(
@@ -158,15 +194,14 @@ def _compile_kernels(
         workload = kernel.workload
         if workload.key not in by_key:
             if isinstance(workload, GenericWorkload):
-                function = schedule_generic(workload, device)
+                by_key[workload.key] = _compile_generic(kernel, workload, device)
             else:
                 assert isinstance(workload, ConvWorkload | LinearWorkload)
                 choice = selector.choose(workload)
                 assert not isinstance(choice, list), "the importer made a workload that nothing computes"
                 implementation = choice.strategy.schedule(workload, device, choice.tile)
-                function = implementation.function
+                by_key[workload.key] = lower_kernel(implementation.function, kernel.name, target)
                 packers[workload.key] = (implementation.pack, choice.strategy.name)
-            by_key[workload.key] = lower_kernel(function, f"{kernel.name}", target)
         compiled[kernel.name] = by_key[workload.key]
         if workload.key in packers:
             pack, strategies[kernel.name] = packers[workload.key]
@@ -177,16 +212,31 @@ def _compile_kernels(
     return compiled, strategies
 
 
+def _compile_generic(kernel: Kernel, workload: GenericWorkload, device: Device) -> CompiledKernel:
+    """Schedules and lowers a generic kernel."""
+    try:
+        return lower_kernel(schedule_generic(workload, device), kernel.name, tvm_target(device))
+    except Exception as error:
+        if not kernel.nodes:
+            raise
+        # What no kernel can be made of is left to TVM's own compilation, in the tail.
+        lines = str(error).strip().splitlines()
+        raise NeedsRuntimeError(
+            kernel.nodes[0],
+            f"Node '{kernel.nodes[0]}' ({workload.kind}): it becomes no static kernel: {lines[-1] if lines else type(error).__name__}",
+        ) from error
+
+
 def _assemble(
     graph: KernelGraph,
-    views: Mapping[str, str],
+    imported: ImportedGraph,
     device: Device,
     compiled: Mapping[str, CompiledKernel],
     strategies: Mapping[str, str],
     objects: bytes,
 ) -> Program:
     """Places values and constants and spells out the calls."""
-    plan, homes = _place_values(graph, views)
+    plan, homes = _place_values(graph, imported.views)
     constants, offsets = _place_constants(graph)
     calls = []
     for kernel in graph.kernels:
@@ -210,14 +260,14 @@ def _assemble(
                 strategy=strategies[kernel.name],
             )
         )
-    network = set(graph.inputs) | set(graph.outputs)
+    network = set(graph.inputs) | (set(graph.outputs) - set(imported.renamed))
     return Program(
         name=graph.name,
         device=device.name,
         calls=tuple(calls),
         inputs=tuple(Value(name, graph.values[name], homes[name]) for name in graph.inputs),
         outputs=tuple(
-            Value(name, graph.values[name], BufferRef(Home.OUTPUT, index))
+            Value(imported.renamed.get(name, name), graph.values[name], BufferRef(Home.OUTPUT, index))
             for index, name in enumerate(graph.outputs)
         ),
         values=tuple(

@@ -19,7 +19,7 @@ import onnx_ir as ir
 import tvm
 import tvm_ffi
 from tvm import relax, te, tirx
-from tvm.ir.expr import GenericConst
+from tvm.ir.expr import Call, GenericConst
 from tvm.relax.frontend.onnx import from_onnx
 
 from sepwise.lowering.generic_schedule import CONSTANT_SLACK, schedule
@@ -34,7 +34,17 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.device import Device
 
-__all__ = ["GenericGraph", "GenericWorkload", "conversion", "import_generic", "schedule_generic", "tensor_type"]
+__all__ = [
+    "RUNTIME_ONLY",
+    "GenericGraph",
+    "GenericWorkload",
+    "NeedsRuntimeError",
+    "constant_block",
+    "conversion",
+    "import_generic",
+    "schedule_generic",
+    "tensor_type",
+]
 
 VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
 """Operators that leave elements where they are in a plain tensor."""
@@ -77,8 +87,35 @@ OWN_ACTIVATIONS = frozenset({"elu", "gelu", "mish", "silu", "softplus"})
 RUNTIME_ONLY = frozenset({"If", "Loop", "NonMaxSuppression", "NonZero", "Scan", "TopK", "Unique"})
 """Operators whose results depend on TVM's runtime, or whose shapes depend on data."""
 
+RUNTIME_CALLS = frozenset({"tirx.tvm_call_packed", "tirx.tvm_call_cpacked", "tirx.call_extern", "tirx.call_pure_extern"})
+"""Calls that need TVM's runtime or a library."""
+
+CALL_ARGUMENTS = 2
+"""Arguments of the call of a static kernel: the kernel and what it reads."""
+
+PASSING = (relax.Var, relax.Tuple, relax.TupleGetItem, GenericConst)
+"""What binds a name and computes nothing."""
+
 MULTIPLYING = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that multiply and accumulate."""
+
+
+class NeedsRuntimeError(UnsupportedError):
+    """A node that becomes no static kernel; TVM's runtime may still compute it.
+
+    Attributes:
+        node: Its name.
+    """
+
+    def __init__(self, node: str, message: str) -> None:
+        """Makes the error.
+
+        Args:
+            node: The node's name.
+            message: One line.
+        """
+        super().__init__(message)
+        self.node = node
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +180,8 @@ def import_generic(model: ir.Model, nodes: Sequence[ir.Node]) -> GenericGraph:
         Their kernels.
 
     Raises:
-        UnsupportedError: An operator that TVM's importer does not know, or that only TVM's runtime computes.
+        NeedsRuntimeError: An operator that TVM's importer does not take, or that only TVM's runtime computes.
+        UnsupportedError: The importer leaves an output out.
     """
     importer = _GenericImporter(model)
     for group in _groups(model, nodes):
@@ -164,6 +202,18 @@ def conversion(source: TensorType, layout: Layout) -> GenericWorkload:
     function = identity(source.shape, source.dtype)
     signature = f"copy{source.shape}{source.dtype}"
     return GenericWorkload(function, ("Layout",), 0, signature, (source.layout,), (layout,))
+
+
+def constant_block(array: np.ndarray) -> np.ndarray:
+    """Lays a constant out for a generic kernel.
+
+    Args:
+        array: Plain.
+
+    Returns:
+        Its elements, and `CONSTANT_SLACK` more that may be read.
+    """
+    return np.pad(array.reshape(-1), (0, CONSTANT_SLACK))
 
 
 def schedule_generic(workload: GenericWorkload, device: Device) -> tirx.PrimFunc:
@@ -280,9 +330,14 @@ class _GenericImporter:
                 names = {name: name for name in (*call.sources, *call.outputs)}
                 self._add_calls(group, [call], names)
                 return
-        module, originals = self._import(group)
-        calls = _calls(module)
-        if len(calls) > 1 and len(group) > 1:
+        try:
+            module, originals = self._import(group)
+            calls = _calls(only, module)
+        except NeedsRuntimeError:
+            if len(group) == 1:
+                raise
+            calls = []
+        if len(calls) != 1 and len(group) > 1:
             for node in group:
                 self.add([node])
             return
@@ -306,16 +361,12 @@ class _GenericImporter:
         """Runs TVM's importer, legalisation and fusion over a group; also gives the graph's names of its values."""
         for node in group:
             if node.domain == "" and node.op_type in RUNTIME_ONLY:
-                raise UnsupportedError(
-                    f"Node '{node.name}': {node.op_type} needs a runtime with dynamic shapes; cut the model before it."
-                )
+                raise _refusal(node, "it needs a runtime with dynamic shapes")
         proto, originals = self._proto(group)
         try:
             return _FUSE(from_onnx(proto, keep_params_in_input=False)), originals
-        except (tvm.error.InternalError, ValueError, TypeError, NotImplementedError, AttributeError, RuntimeError) as error:
-            what = ", ".join(f"'{node.name}' ({node.op_type})" for node in group)
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-            raise UnsupportedError(f"Node {what}: TVM's importer does not take it: {reason}") from error
+        except Exception as error:  # TVM raises whatever comes to hand for what it does not take
+            raise _refusal(group[0], "TVM's importer does not take it", error) from error
 
     def _proto(self, group: Sequence[ir.Node]) -> tuple[onnx.ModelProto, dict[str, str]]:
         """The group as a model of its own, without functions, and the graph's names of its values."""
@@ -367,9 +418,16 @@ class _GenericImporter:
         """One kernel for each call of the imported function."""
         results = [_name(value) for value in group[-1].outputs if value.name and _used(value)]
         names = _value_names(module, results, originals)
-        passed_on = set(results) - {name for call in calls for name in map(names.get, call.outputs)}
-        if passed_on:  # the group computes nothing: its output is its input, or a constant
-            raise UnsupportedError(f"Node '{group[-1].name}': it computes nothing; simplify the model.")
+        computed = {name for call in calls for name in map(names.get, call.outputs)}
+        for result, source in zip(results, _returned(module, len(results)), strict=True):
+            if result in computed:
+                continue
+            if source not in originals:
+                raise UnsupportedError(
+                    f"Node '{group[-1].name}' ({group[-1].op_type}): TVM's importer leaves its output '{result}' out; "
+                    "remove it from the model."
+                )
+            self.graph.views[result] = originals[source]  # nothing to compute: it is its input
         self._add_calls(group, calls, names)
 
     def _add_calls(self, group: Sequence[ir.Node], calls: Sequence[_Call], names: dict[str, str]) -> None:
@@ -385,7 +443,7 @@ class _GenericImporter:
             constants = []
             for index, array in enumerate(call.constants):
                 constants.append(f"{name}.constant{index}")
-                self.graph.constants[constants[-1]] = np.pad(array.reshape(-1), (0, CONSTANT_SLACK))
+                self.graph.constants[constants[-1]] = constant_block(array)
             plain = Layout()
             workload = GenericWorkload(
                 function=call.function,
@@ -448,19 +506,40 @@ _FUSE = tvm.ir.transform.Sequential(
 )
 
 
-def _calls(module: tvm.IRModule) -> list[_Call]:
-    """Reads the calls of an imported group, in order."""
+def _calls(node: ir.Node, module: tvm.IRModule) -> list[_Call]:
+    """Reads the calls of an imported group, in order; `node` is its first."""
     calls: list[_Call] = []
     for block in module["main"].body.blocks:
         for binding in block.bindings:
             value = binding.value
             name = binding.var.name
-            if isinstance(value, relax.Call) and value.op.name == "relax.call_tir":
-                kind = value.ty_args[0]
-                fields = list(kind.fields) if hasattr(kind, "fields") else []
-                outputs = [f"{name}.{index}" for index in range(len(fields))] or [name]
-                calls.append(_read_call(module, value, outputs, fields or [kind]))
+            if isinstance(value, PASSING):
+                continue
+            if not isinstance(value, relax.Call) or getattr(value.op, "name", "") != "relax.call_tir":
+                raise _refusal(node, "it becomes no static kernel")
+            if len(value.args) > CALL_ARGUMENTS or not _is_static(module[value.args[0]]):
+                raise _refusal(node, "its shapes depend on data, or it calls TVM's runtime")
+            kind = value.ty_args[0]
+            fields = list(kind.fields) if hasattr(kind, "fields") else []
+            outputs = [f"{name}.{index}" for index in range(len(fields))] or [name]
+            calls.append(_read_call(module, value, outputs, fields or [kind]))
     return calls
+
+
+def _is_static(function: tirx.PrimFunc) -> bool:
+    """Whether all shapes are known and nothing outside of the function is called."""
+    if not all(isinstance(extent, tirx.IntImm) for parameter in function.params for extent in parameter.ty.shape):
+        return False
+    calls: list[Call] = []
+    tvm_ffi.structural_walk(function.body, (Call, calls.append))
+    return not any(getattr(call.op, "name", "") in RUNTIME_CALLS for call in calls)
+
+
+def _refusal(node: ir.Node, what: str, error: Exception | None = None) -> NeedsRuntimeError:
+    """Says why a node becomes no kernel, in TVM's words where it has some."""
+    lines = str(error).strip().splitlines() if error is not None else []
+    reason = f": {lines[-1] if lines else type(error).__name__}" if error is not None else ""
+    return NeedsRuntimeError(node.name or "", f"Node '{node.name}' ({node.op_type}): {what}{reason}")
 
 
 def _read_call(module: tvm.IRModule, call: Any, outputs: Sequence[str], kinds: Sequence[Any]) -> _Call:
@@ -486,29 +565,36 @@ def _read_call(module: tvm.IRModule, call: Any, outputs: Sequence[str], kinds: S
 
 def _value_names(module: tvm.IRModule, results: Sequence[str], originals: dict[str, str]) -> dict[str, str]:
     """Relax variables by the names they have in the graph: the inputs' are their own, the results come last."""
-    main = module["main"]
-    names = {parameter.name: originals[parameter.name] for parameter in main.params}
-    aliases: dict[str, list[str]] = {}
-    for block in main.body.blocks:
-        for binding in block.bindings:
-            name, value = binding.var.name, binding.value
-            if isinstance(value, relax.Tuple):
-                aliases[name] = [item.name for item in value.fields]
-            elif isinstance(value, relax.TupleGetItem):
-                aliases[name] = [f"{value.tuple_value.name}.{value.index}"]
-            elif isinstance(value, relax.Var):
-                aliases[name] = [value.name]
-    returned = main.body.body
-    found = [returned.name] if isinstance(returned, relax.Var) else [item.name for item in returned.fields]
-
-    def resolve(name: str) -> list[str]:
-        return [end for alias in aliases[name] for end in resolve(alias)] if name in aliases else [name]
-
-    flat = [end for name in found for end in resolve(name)]
-    if len(flat) == 1 and len(results) > 1:
-        flat = [f"{flat[0]}.{index}" for index in range(len(results))]
-    names.update(zip(flat, results, strict=True))
+    names = {parameter.name: originals[parameter.name] for parameter in module["main"].params}
+    inputs = set(names)
+    returned = _returned(module, len(results))
+    names.update((name, result) for name, result in zip(returned, results, strict=True) if name not in inputs)
     return names
+
+
+def _returned(module: tvm.IRModule, count: int) -> list[str]:
+    """Relax variables that are returned, `count` of them; an empty name stands for a constant."""
+    body = module["main"].body
+    aliases: dict[str, list[str]] = {}
+
+    def ends(value: Any) -> list[str]:
+        if isinstance(value, relax.Tuple):
+            return [end for item in value.fields for end in ends(item)]
+        if isinstance(value, relax.TupleGetItem):
+            name = value.tuple_value.name
+            return [aliases[name][value.index] if name in aliases else f"{name}.{value.index}"]
+        if isinstance(value, relax.Var):
+            return aliases.get(value.name, [value.name])
+        return [""]
+
+    for block in body.blocks:
+        for binding in block.bindings:
+            if isinstance(binding.value, PASSING):
+                aliases[binding.var.name] = ends(binding.value)
+    found = ends(body.body)
+    if len(found) == 1 and count > 1:
+        return [f"{found[0]}.{index}" for index in range(count)]
+    return found
 
 
 def _value_info(value: ir.Value, declared: TensorType, short: dict[str, str]) -> onnx.ValueInfoProto:

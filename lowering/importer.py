@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sepwise.lowering.generic import import_generic, tensor_type
+from sepwise.lowering.generic import constant_block, conversion, import_generic, tensor_type
 from sepwise.lowering.graph import Kernel, KernelGraph
 from sepwise.lowering.selection import Selector
 from sepwise.lowering.subpixel import Transposed
@@ -50,11 +50,13 @@ class ImportedGraph:
         graph: The kernels; constants of convolutions and matrix products are not packed yet.
         weights: Weight and bias of each stage of such kernels, by kernel name.
         views: Values that are views of others, by the name of what they view.
+        renamed: Outputs of the network that are copies under another name, with the name they have in the network.
     """
 
     graph: KernelGraph
     weights: dict[str, list[tuple[np.ndarray, np.ndarray]]]
     views: dict[str, str]
+    renamed: dict[str, str]
 
 
 def import_graph(
@@ -121,24 +123,62 @@ class _Importer:
         self._kernels += generic.kernels
         self._values |= generic.values
         self._constants |= generic.constants
-        outputs = [_name(value) for value in graph.outputs]
-        produced = {name for kernel in self._kernels for name in kernel.outputs}
-        produced |= set(generic.views) | {_name(value) for value in graph.inputs}
-        missing = [name for name in outputs if name not in produced]
-        for value in graph.outputs:
-            if value.name in missing:
-                raise UnsupportedError(
-                    f"Output '{value.name}': it is a constant; a network that computes nothing cannot be compiled."
-                )
+        views = dict(generic.views)
+        outputs, renamed = self._import_outputs(views)
         kernel_graph = KernelGraph(
             name=graph.name or "model",
             inputs=[_name(value) for value in graph.inputs],
             outputs=outputs,
             values=self._values,
             constants=self._constants,
-            kernels=_in_order(self._kernels, self._graph_inputs, generic.views),
+            kernels=_in_order(self._kernels, set(self._graph_inputs), views),
         )
-        return ImportedGraph(kernel_graph, self._weights, dict(generic.views))
+        return ImportedGraph(kernel_graph, self._weights, views, renamed)
+
+    def _import_outputs(self, views: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+        """Gives every output memory of its own: a kernel copies what is an input, a constant, or a view of another output.
+
+        Args:
+            views: Views that become copies are taken out.
+
+        Returns:
+            The outputs' names in the graph, and the names in the network of those that have another one there.
+        """
+        outputs: list[str] = []
+        renamed: dict[str, str] = {}
+        taken = set(self._graph_inputs)
+        for value in dict.fromkeys(self._model.graph.outputs):
+            name = _name(value)
+            base = name
+            while base in views:
+                base = views[base]
+            constant = self._array(base)
+            if constant is None and base not in taken:
+                taken.add(base)
+                outputs.append(name)
+                continue
+            own = name
+            if name not in views:
+                own = f"{name}.output"
+                renamed[own] = name
+            views.pop(name, None)
+            self._values[own] = tensor_type(value)
+            self._copy(base, own, constant)
+            taken.add(own)
+            outputs.append(own)
+        return outputs, renamed
+
+    def _copy(self, source: str, target: str, constant: np.ndarray | None) -> None:
+        """A kernel that copies a plain value, or a constant."""
+        declared = self._values[target]
+        name = self._kernel_name("copy", (target,))
+        workload = conversion(declared, declared.layout)
+        if constant is None:
+            self._kernels.append(Kernel(name, workload, (source,), (), (target,), ()))
+            return
+        self._constants[f"{name}.constant"] = constant_block(constant)
+        workload = replace(workload, signature=f"constant/{workload.signature}", input_layouts=(), constant_count=1)
+        self._kernels.append(Kernel(name, workload, (), (f"{name}.constant",), (target,), ()))
 
     def _declare(self, value: ir.Value) -> TensorType:
         """Notes a value's type."""

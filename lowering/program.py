@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.graph import TensorType
 
-__all__ = ["BufferRef", "Home", "KernelCall", "Program", "Value"]
+__all__ = ["BufferRef", "Home", "KernelCall", "Program", "Tail", "Value"]
 
 
 class Home(Enum):
@@ -88,6 +88,25 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
+class Tail:
+    """The end of a network that no static kernel computes; TVM's virtual machine runs it on the host, after the kernels.
+
+    Attributes:
+        model: ONNX of its own, serialized: what is left of the network behind the Program.
+        inputs: Names of what it reads, in the order of that model: inputs and outputs of the Program.
+        outputs: Names of what it computes, in the order of that model.
+        results: All outputs of the network in order; the others are outputs of the Program.
+        nodes: The ONNX nodes it computes.
+    """
+
+    model: bytes
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    results: tuple[str, ...]
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """All that is needed to run a network on one device.
 
@@ -102,6 +121,7 @@ class Program:
         arena_bytes: Size of the arena without the workers' scratch.
         arena_lower_bound_bytes: The largest sum of live bytes over all calls.
         object_code: One relocatable ELF object with every kernel.
+        tail: What follows on the host, None for most networks; its inputs are among `outputs`.
     """
 
     name: str
@@ -114,6 +134,7 @@ class Program:
     arena_bytes: int
     arena_lower_bound_bytes: int
     object_code: bytes
+    tail: Tail | None = None
 
     @property
     def scratch_bytes(self) -> int:

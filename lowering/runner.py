@@ -37,6 +37,7 @@ from sepwise.passes.errors import InputError, SepwiseError
 if TYPE_CHECKING:
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import BufferRef, KernelCall, Program, Value
+    from sepwise.lowering.tail import TailRunner
 
 __all__ = ["EmulatedRunner", "InstructionCounts", "NativeRunner", "Runner", "aligned_empty", "open_runner"]
 
@@ -123,6 +124,7 @@ class Runner(ABC):
         """
         self.program = program
         self._written = _writers(program)
+        self._tail: TailRunner | None = None
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Runs the network once.
@@ -179,6 +181,16 @@ class Runner(ABC):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Closes."""
         self.close()
+
+    def _finish(self, inputs: Mapping[str, np.ndarray], outputs: Arrays) -> Arrays:
+        """Gives the network's outputs for the Program's: runs the tail, where there is one."""
+        if self.program.tail is None:
+            return outputs
+        if self._tail is None:
+            from sepwise.lowering.tail import TailRunner  # it loads TVM, which other programs do without
+
+            self._tail = TailRunner(self.program.tail, self.program.device)
+        return self._tail.run({**inputs, **outputs})
 
     def _check_inputs(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Orders the network's inputs, or says what is wrong with them."""
@@ -330,7 +342,7 @@ class NativeRunner(Runner):
             self._require_open()
             self._set_inputs(arrays)
             self._call(0, len(self.program.calls))
-            return self._read_outputs()
+            return self._finish(inputs, self._read_outputs())
 
     def run_keeping(self, inputs: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
         """Runs the network call by call; see `Runner.run_keeping`."""
@@ -345,7 +357,7 @@ class NativeRunner(Runner):
                     self._call(index, index + 1)
                 for value in groups.get(index, ()):
                     kept[value.name] = from_memory(value, self._memory(value))
-            return {**kept, **self._read_outputs()}
+            return {**kept, **self._finish(inputs, self._read_outputs())}
 
     def run_kernel(self, index: int, arrays: Sequence[np.ndarray]) -> Arrays:
         """Runs a single kernel call; see `Runner.run_kernel`."""
@@ -360,7 +372,7 @@ class NativeRunner(Runner):
             return {value.name: from_memory(value, self._memory(value)) for value in values}
 
     def time(self, repeats: int, *, inputs: Mapping[str, np.ndarray] | None = None) -> list[float]:
-        """Times whole runs in C.
+        """Times whole runs of the kernels in C; a tail is not timed.
 
         Args:
             repeats: How many runs.
