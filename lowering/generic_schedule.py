@@ -168,6 +168,82 @@ class _Nest:
         return any(axis is self.vector for axis in self.stage.reduced)
 
 
+@dataclass(eq=False)
+class _Gather:
+    """Where the lanes of one load come from: `places` are (number in `bases`, elements behind that base)."""
+
+    bases: list[tuple[_Buffer, Expr]]
+    places: tuple[tuple[int, int], ...]
+
+    def like(self, other: _Gather) -> bool:
+        """Whether both take the same lanes from the same buffers, apart from where these begin."""
+        return self.places == other.places and all(
+            a is b for (a, _), (b, _) in zip(self.bases, other.bases, strict=True)
+        )
+
+
+@dataclass(eq=False)
+class _Block:
+    """One vector of channels of the output: a template over loads, and where their lanes come from."""
+
+    template: Expr
+    store: Expr
+    width: int
+    gathers: list[_Gather]
+
+    @property
+    def offsets(self) -> list[Expr]:
+        """All that is computed to address memory."""
+        return [self.store, *(offset for gather in self.gathers for _, offset in gather.bases)]
+
+    def replaced(self, values: Sequence[tuple[Var, Expr]]) -> _Block:
+        """The block with other expressions for variables of its loops."""
+        gathers = [
+            _Gather([(buffer, substitute(offset, values)) for buffer, offset in gather.bases], gather.places)
+            for gather in self.gathers
+        ]
+        return _Block(self.template, substitute(self.store, values), self.width, gathers)
+
+
+@dataclass(eq=False)
+class _Run:
+    """Blocks that differ only by equal steps of all that they read and write."""
+
+    first: _Block
+    distances: list[int]
+    count: int
+    store_step: int
+    steps: list[list[int]]
+
+    def takes(self, block: _Block, analyzer: Any) -> bool:
+        """Takes a block in, if it is the next of the run."""
+        first = self.first
+        if block.width != first.width or len(block.gathers) != len(first.gathers):
+            return False
+        if not all(a.like(b) for a, b in zip(first.gathers, block.gathers, strict=True)):
+            return False
+        if not tvm_ffi.structural_equal(first.template, block.template, map_free_vars=True):
+            return False
+        pairs = [(first.store, block.store)]
+        for a, b in zip(first.gathers, block.gathers, strict=True):
+            pairs += [(x, y) for (_, x), (_, y) in zip(a.bases, b.bases, strict=True)]
+        found = [analyzer.simplify(after - before) for before, after in pairs]
+        if not all(isinstance(distance, tirx.IntImm) for distance in found):
+            return False
+        distances = [int(distance) for distance in found]
+        if self.count == 1:
+            steps = distances
+        else:
+            steps = [distance // (self.count - 1) for distance in self.distances]
+            if distances != [step * self.count for step in steps]:
+                return False
+        rest = iter(steps)
+        self.store_step = next(rest)
+        self.steps = [[next(rest) for _ in gather.bases] for gather in first.gathers]
+        self.distances, self.count = distances, self.count + 1
+        return True
+
+
 class _Scheduler:
     """Makes the loop nests of one kernel."""
 
@@ -325,12 +401,10 @@ class _Scheduler:
         """By how many elements an access moves along an axis, None where that is not constant."""
         total = 0
         for index, stride in zip(indices, self._owner(physical).strides(), strict=True):
-            if not _mentions(index, axis):
-                continue
-            linear = tvm.sym.detect_linear_equation(index, [axis.var])
-            if len(linear) != 2 or not isinstance(linear[0], tirx.IntImm):
+            slope = _index_slope(index, axis)
+            if slope is None:
                 return None
-            total += int(linear[0]) * stride
+            total += slope * stride
         return total
 
     def _owner(self, physical: Var) -> _Buffer:
@@ -351,17 +425,21 @@ class _Scheduler:
         for position in range(channel.extent):
             at = analyzer.simplify(substitute(stage.value, [(channel.var, tirx.const(position, dtype))]))
             forms.append(self._template(at, analyzer))
-        nests = []
+        blocks: list[_Block] = []
         start = 0
         while start < channel.extent:
             lane = (first + start) % lanes
             end = min(channel.extent, start + lanes - lane)
-            nest = self._permuted_nest(stage, axes, forms[start:end], first + start, buffer, analyzer)
-            if nest is None:
+            indices = list(stage.indices)
+            indices[1] = tirx.const(first + start, dtype)
+            store = analyzer.simplify(_flat(physical_indices(indices, buffer.layout), buffer.strides()))
+            block = _block(forms[start:end], store, analyzer)
+            if block is None:
                 return []
-            nests.append(nest)
+            blocks.append(block)
             start = end
-        return nests
+        axes, blocks = _fused_blocks(axes, blocks)
+        return [self._permuted_nest(stage, axes, run, buffer) for run in _runs(blocks, analyzer)]
 
     def _template(self, value: Expr, analyzer: Any) -> tuple[Expr, list[tuple[_Buffer, Expr]]]:
         """A value with numbered variables for its loads, and what is loaded: buffer and flat offset."""
@@ -375,52 +453,37 @@ class _Scheduler:
 
         return tvm_ffi.structural_map(value, (TensorLoad, on_load)), found
 
-    def _permuted_nest(
-        self,
-        stage: Stage,
-        axes: list[Axis],
-        forms: list[tuple[Expr, list[tuple[_Buffer, Expr]]]],
-        channel: int,
-        buffer: _Buffer,
-        analyzer: Any,
-    ) -> _Nest | None:
-        """`out[n, c_o, ..., lanes] = shuffle(x[run], y[run])`: one vector or a part of one."""
-        template, first_loads = forms[0]
-        if any(
-            len(found) != len(first_loads) or not tvm_ffi.structural_equal(form, template, map_free_vars=True)
-            for form, found in forms[1:]
-        ):
-            return None
-        dtype = axes[0].var.ty.dtype if axes else tvm.ir.PrimType("int64")
-        indices = list(stage.indices)
-        indices[1] = tirx.const(channel, dtype)
-        store = analyzer.simplify(_flat(physical_indices(indices, buffer.layout), buffer.strides()))
+    def _permuted_nest(self, stage: Stage, axes: list[Axis], run: _Run, buffer: _Buffer) -> _Nest:
+        """`for b: out[n, c_o + b, ..., lanes] = shuffle(x[run + b * step], y[run + b * step])`: vectors or parts of them."""
+        block = run.first
+        dtype = block.store.ty.dtype
+        along = Axis(Var("block", block.store.ty), run.count)
+        store = block.store + along.var * tirx.const(run.store_step, dtype)
         statements: list[tirx.Stmt] = []
-        vectors: list[Expr] = []
-        for number in range(len(first_loads)):
-            vector = _gathered([found[number] for _, found in forms], analyzer)
-            if vector is None:
-                return None
-            vectors.append(vector)
-        width = len(forms)
-        if isinstance(template, Var):
-            value = vectors[0]
-            statements.append(tirx.BufferStore(buffer.declare(), value, [_ramp(store, width)]))
+        vectors = []
+        for gather, steps in zip(block.gathers, run.steps, strict=True):
+            bases = [
+                (source, offset + along.var * tirx.const(step, dtype))
+                for (source, offset), step in zip(gather.bases, steps, strict=True)
+            ]
+            vectors.append(_gathered(bases, gather.places))
+        if isinstance(block.template, Var):
+            statements.append(tirx.BufferStore(buffer.declare(), vectors[0], [_ramp(store, block.width)]))
         else:
-            names = [_load_variable(template, number) for number in range(len(vectors))]
-            inner = Var("c_v", dtype)
+            inner = Var("c_v", block.store.ty)
             values: list[tuple[Var, Expr]] = []
             zero = tirx.const(0, dtype)
-            for name, vector in zip(names, vectors, strict=True):
+            for number, vector in enumerate(vectors):
+                name = _load_variable(block.template, number)
                 if name is None:
                     continue
-                local = tirx.decl_buffer((width,), name.ty, f"{name.name}_lanes", scope="local")
-                statements += [tirx.AllocBuffer(local), tirx.BufferStore(local, vector, [_ramp(zero, width)])]
+                local = tirx.decl_buffer((block.width,), name.ty, f"{name.name}_lanes", scope="local")
+                statements += [tirx.AllocBuffer(local), tirx.BufferStore(local, vector, [_ramp(zero, block.width)])]
                 values.append((name, tirx.BufferLoad(local, [inner])))
-            write = tirx.BufferStore(buffer.declare(), substitute(template, values), [store + inner])
-            statements.append(_vectorized(inner, width, write))
+            write = tirx.BufferStore(buffer.declare(), substitute(block.template, values), [store + inner])
+            statements.append(_vectorized(inner, block.width, write))
         body = tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
-        return _Nest(axes, None, 0, stage, body=body)
+        return _Nest([along, *axes], None, 0, stage, body=body)
 
     # --- from nests to loops ----------------------------------------------------------------------------
 
@@ -931,19 +994,73 @@ def _load_variable(template: Expr, number: int) -> Var | None:
     return next((variable for variable in found if variable.name == f"load{number}"), None)
 
 
-def _gathered(elements: Sequence[tuple[_Buffer, Expr]], analyzer: Any) -> Expr | None:
-    """One vector of elements of several buffers: runs of consecutive elements, shuffled; None where distances vary."""
-    bases: list[tuple[_Buffer, Expr]] = []
-    places: list[tuple[int, int]] = []
-    for buffer, offset in elements:
-        number = next((i for i, (other, _) in enumerate(bases) if other is buffer), None)
-        if number is None:
-            number = len(bases)
-            bases.append((buffer, offset))
-        distance = analyzer.simplify(offset - bases[number][1])
-        if not isinstance(distance, tirx.IntImm):
-            return None
-        places.append((number, int(distance)))
+def _block(
+    forms: Sequence[tuple[Expr, list[tuple[_Buffer, Expr]]]], store: Expr, analyzer: Any
+) -> _Block | None:
+    """How one vector of the output is made; None where its lanes are not alike or their distances vary."""
+    template, first_loads = forms[0]
+    if any(
+        len(found) != len(first_loads) or not tvm_ffi.structural_equal(form, template, map_free_vars=True)
+        for form, found in forms[1:]
+    ):
+        return None
+    gathers = []
+    for number in range(len(first_loads)):
+        bases: list[tuple[_Buffer, Expr]] = []
+        places: list[tuple[int, int]] = []
+        for _, found in forms:
+            buffer, offset = found[number]
+            source = next((i for i, (other, _) in enumerate(bases) if other is buffer), None)
+            if source is None:
+                source = len(bases)
+                bases.append((buffer, offset))
+            distance = analyzer.simplify(offset - bases[source][1])
+            if not isinstance(distance, tirx.IntImm):
+                return None
+            places.append((source, int(distance)))
+        gathers.append(_Gather(bases, tuple(places)))
+    return _Block(template, store, len(forms), gathers)
+
+
+def _fused_blocks(axes: Sequence[Axis], blocks: list[_Block]) -> tuple[list[Axis], list[_Block]]:
+    """Fuses neighbouring loops that all blocks go through in one stride."""
+    loops = [axis for axis in axes if axis.extent > 1]
+    units = [(axis.var, tirx.const(0, axis.var.ty.dtype)) for axis in axes if axis.extent == 1]
+    blocks = [block.replaced(units) for block in blocks]
+    if any(_mentions(block.template, axis) for block in blocks for axis in loops):
+        return loops, blocks
+    for position in reversed(range(len(loops) - 1)):
+        outer, inner = loops[position], loops[position + 1]
+        slopes = [
+            (_index_slope(offset, outer), _index_slope(offset, inner)) for block in blocks for offset in block.offsets
+        ]
+        if all(b is not None and a == b * inner.extent for a, b in slopes):
+            removed = [(outer.var, tirx.const(0, outer.var.ty.dtype))]
+            blocks = [block.replaced(removed) for block in blocks]
+            loops[position : position + 2] = [Axis(inner.var, outer.extent * inner.extent)]
+    return loops, blocks
+
+
+def _index_slope(index: Expr, axis: Axis) -> int | None:
+    """By how much an index grows along an axis, None where that is not constant."""
+    if not _mentions(index, axis):
+        return 0
+    linear = tvm.sym.detect_linear_equation(index, [axis.var])
+    return int(linear[0]) if len(linear) == 2 and isinstance(linear[0], tirx.IntImm) else None
+
+
+def _runs(blocks: Sequence[_Block], analyzer: Any) -> list[_Run]:
+    """Blocks that are made alike, at equal distances, as one loop over them."""
+    runs: list[_Run] = []
+    for block in blocks:
+        run = next((run for run in runs if run.takes(block, analyzer)), None)
+        if run is None:
+            runs.append(_Run(block, [], 1, 0, [[0] * len(gather.bases) for gather in block.gathers]))
+    return runs
+
+
+def _gathered(bases: Sequence[tuple[_Buffer, Expr]], places: Sequence[tuple[int, int]]) -> Expr:
+    """One vector of elements of several buffers: runs of consecutive elements, shuffled."""
     vectors: list[Expr] = []
     lane_of: dict[tuple[int, int], int] = {}
     lane = 0
@@ -963,6 +1080,6 @@ def _gathered(elements: Sequence[tuple[_Buffer, Expr]], analyzer: Any) -> Expr |
     order = [lane_of[place] for place in places]
     if len(vectors) == 1 and order == list(range(lane)):
         return vectors[0]
-    if len(vectors) == 1 and lane == 1:
+    if lane == 1:
         return tirx.Broadcast(vectors[0], len(order)) if len(order) > 1 else vectors[0]
     return tirx.Shuffle(vectors, [tirx.const(i, "int32") for i in order])
