@@ -12,7 +12,7 @@ import onnx_ir as ir
 from sepwise.lowering import device as devices
 from sepwise.lowering.artifact import Artifact
 from sepwise.lowering.codegen import build_object, lower_kernel, tvm_target
-from sepwise.lowering.generic import GenericWorkload, NeedsRuntimeError, schedule_generic
+from sepwise.lowering.generic import GenericWorkload, NeedsRuntimeError, library_calls, schedule_generic
 from sepwise.lowering.importer import import_graph
 from sepwise.lowering.layout import assign_layouts
 from sepwise.lowering.memory_plan import Lifetime, align, plan_memory
@@ -213,18 +213,18 @@ def _compile_kernels(
 
 
 def _compile_generic(kernel: Kernel, workload: GenericWorkload, device: Device) -> CompiledKernel:
-    """Schedules and lowers a generic kernel."""
+    """Schedules and lowers a generic kernel; what no kernel can be made of is left to TVM's own compilation."""
+    who = f"Node '{kernel.nodes[0] if kernel.nodes else kernel.name}' ({workload.kind}): it becomes no static kernel"
     try:
-        return lower_kernel(schedule_generic(workload, device), kernel.name, tvm_target(device))
+        compiled = lower_kernel(schedule_generic(workload, device), kernel.name, tvm_target(device))
     except Exception as error:
         if not kernel.nodes:
             raise
-        # What no kernel can be made of is left to TVM's own compilation, in the tail.
-        lines = str(error).strip().splitlines()
-        raise NeedsRuntimeError(
-            kernel.nodes[0],
-            f"Node '{kernel.nodes[0]}' ({workload.kind}): it becomes no static kernel: {lines[-1] if lines else type(error).__name__}",
-        ) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise NeedsRuntimeError(kernel.nodes[0], f"{who}: {reason}") from error
+    if library := library_calls(compiled.function):
+        raise NeedsRuntimeError(kernel.nodes[0], f"{who}: it would call {', '.join(library)} of a C library")
+    return compiled
 
 
 def _assemble(

@@ -42,6 +42,7 @@ __all__ = [
     "constant_block",
     "conversion",
     "import_generic",
+    "library_calls",
     "schedule_generic",
     "tensor_type",
 ]
@@ -89,6 +90,12 @@ RUNTIME_ONLY = frozenset({"If", "Loop", "NonMaxSuppression", "NonZero", "Scan", 
 
 RUNTIME_CALLS = frozenset({"tirx.tvm_call_packed", "tirx.tvm_call_cpacked", "tirx.call_extern", "tirx.call_pure_extern"})
 """Calls that need TVM's runtime or a library."""
+
+LIBRARY_FUNCTIONS = frozenset(
+    "acos acosh asin asinh atan atan2 atanh cos cosh erf exp exp10 exp2 fmod hypot ldexp log log10 log1p log2 "
+    "nextafter pow powi sin sinh tan tanh".split()
+)
+"""Elementary functions that are calls of a C library where `vector_math` does not write them out."""
 
 CALL_ARGUMENTS = 2
 """Arguments of the call of a static kernel: the kernel and what it reads."""
@@ -230,6 +237,36 @@ def schedule_generic(workload: GenericWorkload, device: Device) -> tirx.PrimFunc
     constants = range(first, first + workload.constant_count)
     layouts = (*workload.input_layouts, *(Layout() for _ in constants), *workload.output_layouts)
     return schedule(workload.function, device, layouts, constants)
+
+
+def library_calls(function: tirx.PrimFunc) -> list[str]:
+    """Lists the functions of a C library that a lowered kernel calls; a kernel may call none.
+
+    Args:
+        function: As `codegen.lower_kernel` leaves it.
+
+    Returns:
+        Their names in LLVM, C or TVM.
+    """
+    found: dict[str, None] = {}
+
+    def on_call(call: Call) -> None:
+        name = getattr(call.op, "name", "")
+        if name in ("tirx.call_llvm_intrin", "tirx.call_llvm_pure_intrin"):
+            name = str(_intrinsic_name(int(call.args[0])))
+        elif name in ("tirx.call_extern", "tirx.call_pure_extern"):
+            name = call.args[0].value
+            found[name] = None
+        if name.rpartition(".")[2] in LIBRARY_FUNCTIONS and name.startswith(("llvm.", "tirx.")):
+            found[name] = None
+
+    tvm_ffi.structural_walk(function.body, (Call, on_call))
+    return list(found)
+
+
+def _intrinsic_name(number: int) -> str:
+    """Names an intrinsic of LLVM."""
+    return str(tvm.get_global_func("target.llvm_get_intrinsic_name")(number))
 
 
 def tensor_type(value: ir.Value) -> TensorType:

@@ -19,7 +19,6 @@ from sepwise.lowering.selection import Selector
 from sepwise.lowering.subpixel import Transposed
 from sepwise.lowering.workload import ConvWorkload, DTypes, LinearWorkload, Stage
 from sepwise.passes import read_activation, read_chain
-from sepwise.passes.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,7 +105,7 @@ class _Importer:
             if id(node) in absorbed:
                 continue
             chain = read_chain(self._model, node)
-            if chain is not None and self._constant_weights(chain):
+            if chain is not None and self._constant_weights(chain) and _is_float32(node):
                 self._import_chain(node, chain)
                 continue
             transposed = self._match_transposed(node)
@@ -206,10 +205,6 @@ class _Importer:
         source_type = tensor_type(source)
         self._values.setdefault(chain.input, source_type)
         output_type = self._declare(node.outputs[0])
-        if source_type.dtype != "float32":
-            raise UnsupportedError(
-                f"Convolution '{node.name}': element type {source_type.dtype}; float32 is what can be compiled."
-            )
         weights = [self._stage_weights(stage) for stage in chain.stages]
         batch, _, *spatial = source_type.shape
         stages = tuple(
@@ -269,7 +264,7 @@ class _Importer:
             return None
         data, weight_value = node.inputs[0], node.inputs[1]
         weight = self._array(weight_value.name) if weight_value is not None else None
-        if data is None or weight is None or weight.ndim != TRANSPOSED_RANK:
+        if data is None or weight is None or weight.ndim != TRANSPOSED_RANK or not _is_float32(node):
             return None
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
         rank = weight.ndim - 2
@@ -419,6 +414,11 @@ class _Linear:
         """Takes in a node behind it."""
         self.nodes.append(node)
         self.output = node.outputs[0]
+
+
+def _is_float32(node: ir.Node) -> bool:
+    """Whether a node computes in float32; strategies know no other type."""
+    return tensor_type(node.outputs[0]).dtype == "float32"
 
 
 def _stage(stage: ConvStage, weight: np.ndarray) -> Stage:

@@ -149,7 +149,7 @@ def _fold_constants(model: ir.Model) -> bool:
 
 
 def _remove_no_ops(model: ir.Model) -> bool:
-    modified = common_passes.IdentityEliminationPass()(model).modified
+    modified = False
     for graph in model.graphs():
         for node in list(graph):
             source = node.inputs[0] if node.inputs else None
@@ -170,6 +170,8 @@ def _changes_nothing(node: ir.Node, source: ir.Value) -> bool:
     if node.domain != "" or any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
         return False
     match node.op_type:
+        case "Identity":
+            return True
         case "Dropout":
             training = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
             omitted = len(node.inputs) <= 2 or node.inputs[2] is None
