@@ -1,0 +1,84 @@
+import pytest
+from tvm import te, tirx
+
+from sepwise.lowering import generic_stages as gs
+
+
+def extents(*shape):
+    return tuple(tirx.const(extent, "int64") for extent in shape)
+
+
+def stages_of(*tensors):
+    function = gs.parse(te.create_prim_func(list(tensors)))
+    assert function is not None
+    return gs.simplify_stages(function)
+
+
+def test_elementwise_chain_becomes_one_stage():
+    x = te.placeholder(extents(3, 20), name="x")
+    a = te.compute(extents(3, 20), lambda i, j: x[i, j] + 1.0, name="a")
+    b = te.compute(extents(3, 20), lambda i, j: a[i, j] * 2.0, name="b")
+    found = stages_of(x, b)
+    assert [len(found.stages), len(found.intermediates)] == [1, 0]
+    assert found.stages[0].buffer.name == "b"
+
+
+def test_costly_value_that_is_read_twice_is_kept():
+    x = te.placeholder(extents(3, 20), name="x")
+    a = te.compute(extents(3, 20), lambda i, j: tirx.exp(x[i, j]), name="a")
+    b = te.compute(extents(3, 20), lambda i, j: a[i, j] * a[i, 19 - j], name="b")
+    found = stages_of(x, b)
+    assert [stage.buffer.name for stage in found.stages] == ["a", "b"]
+
+
+def test_what_follows_a_reduction_becomes_its_epilogue():
+    x = te.placeholder(extents(3, 20), name="x")
+    k = te.reduce_axis((tirx.const(0, "int64"), tirx.const(20, "int64")), name="k")
+    total = te.compute(extents(3), lambda i: te.sum(x[i, k], axis=k), name="total")
+    mean = te.compute(extents(3), lambda i: total[i] / 20.0, name="mean")
+    (stage,) = stages_of(x, mean).stages
+    assert stage.combiner == "sum"
+    assert stage.buffer.name == "mean"
+    assert "/ T.float32(20.0)" in str(stage.epilogue)
+
+
+def test_reduction_that_is_read_elsewhere_stays_a_stage():
+    x = te.placeholder(extents(3, 20), name="x")
+    k = te.reduce_axis((tirx.const(0, "int64"), tirx.const(20, "int64")), name="k")
+    total = te.compute(extents(3), lambda i: te.sum(x[i, k], axis=k), name="total")
+    share = te.compute(extents(3, 20), lambda i, j: x[i, j] / total[i], name="share")
+    found = stages_of(x, share)
+    assert [stage.buffer.name for stage in found.stages] == ["total", "share"]
+
+
+@pytest.mark.parametrize("cut", [1, 8, 19])
+def test_conditions_on_an_axis_cut_it(cut):
+    x = te.placeholder(extents(20), name="x")
+    y = te.placeholder(extents(20), name="y")
+    z = te.compute(extents(20), lambda i: tirx.if_then_else(i < cut, x[i], y[i - cut]), name="z")
+    found = stages_of(x, y, z)
+    assert [stage.axes[0].extent for stage in found.stages] == [cut, 20 - cut]
+    assert all("if_then_else" not in str(stage.value) for stage in found.stages)
+    assert [gs.loads(stage.value)[0].source.name for stage in found.stages] == ["x", "y"]
+
+
+def test_padded_window_has_an_interior_without_conditions():
+    x = te.placeholder(extents(10), name="x")
+    pad = te.compute(
+        extents(12), lambda i: tirx.if_then_else(tirx.all(i >= 1, i < 11), x[i - 1], tirx.const(0.0, "float32")), name="pad"
+    )
+    k = te.reduce_axis((tirx.const(0, "int64"), tirx.const(3, "int64")), name="k")
+    y = te.compute(extents(10), lambda i: te.sum(pad[i + k], axis=k), name="y")
+    found = stages_of(x, y)
+    assert {stage.axes[0].extent: "if_then_else" in str(stage.value) for stage in found.stages} == {8: False, 1: True}
+
+
+def test_division_that_rounds_to_zero_becomes_a_floor_where_it_is_one():
+    x = te.placeholder(extents(10), name="x")
+    y = te.compute(extents(20), lambda i: x[tirx.Div(i, tirx.const(2, "int64"))], name="y")
+    (stage,) = stages_of(x, y).stages
+    assert "//" in str(gs.loads(stage.value)[0].indices[0])
+
+
+def test_functions_with_other_statements_are_not_parsed():
+    assert gs.parse(tirx.PrimFunc([], tirx.Evaluate(tirx.const(0, "int32")))) is None
