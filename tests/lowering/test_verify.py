@@ -1,0 +1,338 @@
+"""The verifier: right networks pass, and deliberately wrong kernels fail under their names."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from tvm import tirx
+
+from sepwise.lowering import build, compute, device, tiling, verify
+from sepwise.lowering.strategies import linear, packing
+from sepwise.lowering.strategies.base import Refusal
+from sepwise.lowering.strategies.depthwise import DepthwiseStrategy, DepthwiseTile
+from sepwise.lowering.strategies.separable import SeparableStrategy
+from sepwise.lowering.verify import Verification, verify_model
+from sepwise.passes.equivalence import Check, sample_inputs
+from sepwise.passes.errors import InputError
+
+HEAD = '<ir_version: 10, opset_import: ["" : 18]>\n'
+HOST = device.get("host")
+
+# 13 channels fill no block of any device, 9 x 9 pixels no tile of two or four.
+NETWORK = HEAD + """
+small (float[1,13,9,9] x) => (float[1,5] y, float[1,13,9,9] r)
+<float[13,1,3,3] w0, float[13] b0, float[21,13,1,1] w1, float[21] g, float[21] h, float[21] m, float[21] var,
+ float[13,21,1,1] w2, float[13] b2, float[5,13] u, float[5] c>
+{
+  [dw] a = Conv <group = 13, pads = [1,1,1,1]> (x, w0, b0)
+  [act0] a6 = Relu (a)
+  [pw] d = Conv (a6, w1)
+  [bn] n = BatchNormalization (d, g, h, m, var)
+  [act1] n6 = HardSwish (n)
+  [project] p = Conv (n6, w2, b2)
+  [add] r = Add (x, p)
+  [pool] q = GlobalAveragePool (r)
+  [flat] f = Flatten (q)
+  [fc] y = Gemm <transB = 1> (f, u, c)
+}
+"""
+
+
+def failed(found: Verification, scope: str) -> list[Check]:
+    return [check for check in found.checks if check.scope == scope and check.status == "failed"]
+
+
+def kernels_of(found: Verification, node: str) -> list[Check]:
+    return [check for check in found.checks if check.scope == "kernel" and node in check.nodes]
+
+
+@pytest.fixture(scope="module")
+def right(network: Callable[..., ir.Model]) -> Verification:
+    return verify_model(network(NETWORK), HOST)
+
+
+def test_a_right_network_passes(right: Verification) -> None:
+    assert right.passed, [check for check in right.checks if not check.passed]
+    assert right.worst_ratio is not None
+    assert 0 < right.worst_ratio <= 1
+    assert (right.model, right.target) == ("small", "host")
+
+
+def test_every_scope_is_checked(right: Verification) -> None:
+    assert {check.scope for check in right.checks} == {"graph", "kernel", "model"}
+    covered = {node for check in right.checks if check.scope == "kernel" for node in check.nodes}
+    assert {"dw", "act0", "pw", "bn", "act1", "project", "add", "pool", "fc"} <= covered
+    assert any(check.name.startswith("fold_batch_norm") for check in right.checks)
+
+
+@pytest.mark.parametrize("target", ["x86-64-v2", "x86-64-v3"])
+def test_other_devices_of_this_machine(target: str, network: Callable[..., ir.Model]) -> None:
+    there = device.get(target)
+    missing = device.missing_flags(there)
+    if missing:
+        pytest.skip(f"this processor cannot run {target}: {', '.join(missing)} missing; nothing installs it")
+    found = verify_model(network(NETWORK), there)
+    assert found.passed, [check for check in found.checks if not check.passed]
+
+
+@pytest.mark.emulated
+def test_an_emulated_device(network: Callable[..., ir.Model]) -> None:
+    cortex_a72 = device.get("cortex-a72")
+    if cortex_a72.emulated and shutil.which(str(cortex_a72.emulator)) is None:
+        pytest.skip(f"{cortex_a72.emulator} is missing: apt-get install qemu-user")
+    found = verify_model(network(NETWORK), cortex_a72)
+    assert found.passed, [check for check in found.checks if not check.passed]
+    assert found.target == "cortex-a72"
+
+
+def test_the_json(right: Verification) -> None:
+    fields = json.loads(json.dumps(right.to_json()))
+    assert set(fields) >= {"model", "target", "passed", "worst_ratio", "checks"}
+    wanted = {"scope", "name", "nodes", "status", "max_abs_error", "bound", "worst_ratio", "worst_index", "reproducer"}
+    assert all(set(check) >= wanted for check in fields["checks"])
+
+
+def test_given_inputs_are_used(network: Callable[..., ir.Model]) -> None:
+    model = network(NETWORK)
+    feed = {name: array.astype(np.float32) for name, array in sample_inputs(model, 5, "knees").items()}
+    assert verify_model(model, HOST, inputs=feed).passed
+
+
+def test_a_file(network: Callable[..., ir.Model], tmp_path: Path) -> None:
+    onnx.save(ir.to_proto(network(NETWORK)), tmp_path / "small.onnx")
+    assert verify.verify(tmp_path / "small.onnx", threads=2).passed
+    with pytest.raises(InputError, match="Target 'z80': unknown"):
+        verify.verify(tmp_path / "small.onnx", target="z80")
+
+
+def test_what_is_skipped_has_not_passed() -> None:
+    good = Check("kernel", "k", (), "passed", 0.0, 1.0, 0.5, (0,))
+    skipped = replace(good, status="skipped", worst_ratio=None)
+    endless = replace(good, status="failed", worst_ratio=None)
+    assert Verification("m", "host", (good,)).passed
+    assert not Verification("m", "host", (good, skipped)).passed
+    assert not Verification("m", "host", ()).passed
+    assert Verification("m", "host", (good, skipped)).worst_ratio == 0.5
+    assert Verification("m", "host", (good, endless)).worst_ratio is None
+    assert Verification("m", "host", ()).worst_ratio is None
+
+
+# Mutants ---------------------------------------------------------------------------------------------------------------
+
+
+def on_weights(change: Callable[[np.ndarray], None], applies: Callable[[np.ndarray], bool]) -> Callable[..., Any]:
+    """Packs weights that were changed first."""
+
+    def install(monkeypatch: pytest.MonkeyPatch) -> None:
+        pack = packing.pack_weight
+
+        def wrong(weight: np.ndarray, lanes: int, together: int) -> np.ndarray:
+            if applies(weight):
+                weight = weight.copy()
+                change(weight)
+            return pack(weight, lanes, together)
+
+        monkeypatch.setattr(packing, "pack_weight", wrong)
+
+    return install
+
+
+def is_depthwise(weight: np.ndarray) -> bool:
+    return weight.shape[1] == 1
+
+
+def lose_a_tap(weight: np.ndarray) -> None:
+    weight[:, :, 2, 1] = 0
+
+
+def repeat_the_last_lane(weight: np.ndarray) -> None:
+    weight[-1] = weight[-2]
+
+
+def swap_rows_and_columns(weight: np.ndarray) -> None:
+    weight[...] = weight.swapaxes(2, 3).copy()
+
+
+def change_a_weight_in_its_tenth_bit(weight: np.ndarray) -> None:
+    weight[-1, -1] *= 1 + 2.0**-10
+
+
+def round_to_half(weight: np.ndarray) -> None:
+    weight[...] = weight.astype(np.float16)
+
+
+def shift_the_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = packing.pack_bias
+    monkeypatch.setattr(packing, "pack_bias", lambda bias, lanes: pack(np.roll(bias, 1) if len(bias) == 13 else bias, lanes))
+
+
+def forget_the_residual(monkeypatch: pytest.MonkeyPatch) -> None:
+    epilogue = compute._Form.epilogue
+
+    def wrong(self: Any, total: Any, bias: Any, residual: Any, post: Any) -> Any:
+        return epilogue(self, total, bias, None, post)
+
+    monkeypatch.setattr(compute._Form, "epilogue", wrong)
+
+
+def forget_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "_activate", lambda activation, value: value)
+
+
+def read_a_pixel_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The border is one wider at the begin: everything moves by a pixel."""
+    stage_input = compute._Form.stage_input
+
+    def wrong(self: Any, source: Any, true_input: Any) -> Any:
+        stage = replace(self.stage, pads_begin=(0, *self.stage.pads_begin[1:]))
+        return stage_input(replace(self, stage=stage), source, true_input)
+
+    monkeypatch.setattr(compute._Form, "stage_input", wrong)
+
+
+def lose_the_last_reduction_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    reduce_axis = compute.te.reduce_axis
+
+    def wrong(domain: tuple[int, int], name: str = "rv") -> Any:
+        return reduce_axis((domain[0], domain[1] - 1) if name == "kw" and domain[1] == 3 else domain, name=name)
+
+    monkeypatch.setattr(compute.te, "reduce_axis", wrong)
+
+
+def move_the_last_tile_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last tile starts one element early, so the last element of the axis is never computed."""
+    clamp_loop = tiling._clamp_loop
+
+    def wrong(loop: tirx.For) -> tirx.Stmt:
+        marks = dict(loop.annotations)
+        if tiling.CLAMP_LOOP in marks:
+            extent, tile = map(int, str(marks[tiling.CLAMP_LOOP]).split(","))
+            marks[tiling.CLAMP_LOOP] = f"{extent - 1},{tile}"
+        return clamp_loop(tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, loop.body, loop.thread_binding, marks))
+
+    monkeypatch.setattr(tiling, "_clamp_loop", wrong)
+    monkeypatch.setattr(DepthwiseStrategy, "tiles", lambda *_: [DepthwiseTile(9, 4)])
+    monkeypatch.setattr(SeparableStrategy, "applies", lambda *_: Refusal("one by one"))
+
+
+def lose_a_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    packer = linear._packer
+
+    def wrong(workload: Any, tile: Any) -> Any:
+        pack = packer(workload, tile)
+
+        def swapped(stages: Any) -> list[np.ndarray]:
+            weights, bias = pack(stages)
+            weights = weights.copy()
+            weights[-1, -1, -1] = 0
+            return [weights, bias]
+
+        return swapped
+
+    monkeypatch.setattr(linear, "_packer", wrong)
+
+
+MUTANTS = {
+    "lost tap": (on_weights(lose_a_tap, is_depthwise), "dw"),
+    "last lane": (on_weights(repeat_the_last_lane, is_depthwise), "dw"),
+    "last lane of the pointwise stage": (on_weights(repeat_the_last_lane, lambda weight: weight.shape[0] == 21), "pw"),
+    "transposed kernel": (on_weights(swap_rows_and_columns, is_depthwise), "dw"),
+    "one weight by a thousandth": (on_weights(change_a_weight_in_its_tenth_bit, lambda w: w.shape[:2] == (13, 21)), "project"),
+    "half precision": (on_weights(round_to_half, lambda weight: weight.shape[:2] == (13, 21)), "project"),
+    "bias of another lane": (shift_the_bias, "project"),
+    "residual": (forget_the_residual, "add"),
+    "activation": (forget_activations, "act1"),
+    "border": (read_a_pixel_too_far, "dw"),
+    "reduction": (lose_the_last_reduction_step, "dw"),
+    "last tile": (move_the_last_tile_too_far, "dw"),
+    "matrix product": (lose_a_feature, "fc"),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_wrong_kernel_is_found_and_named(
+    mutant: str, network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install, node = MUTANTS[mutant]
+    install(monkeypatch)
+    found = verify_model(network(NETWORK), HOST)
+    assert not found.passed
+    assert not failed(found, "graph"), "the passes were not touched"
+    wrong = failed(found, "kernel")
+    assert wrong
+    assert any(node in check.nodes for check in wrong), f"{node} is not among {[check.nodes for check in wrong]}"
+    for check in wrong:
+        assert check.worst_ratio is None or check.worst_ratio > 1
+        assert check.reason
+
+
+@pytest.mark.parametrize("mutant", ["lost tap", "last lane of the pointwise stage", "matrix product", "half precision"])
+def test_kernels_that_are_right_are_not_blamed(
+    mutant: str, network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kernel is fed the oracle's tensors, so errors of others do not reach it."""
+    install, node = MUTANTS[mutant]
+    install(monkeypatch)
+    found = verify_model(network(NETWORK), HOST)
+    assert {check.name for check in failed(found, "kernel")} == {check.name for check in kernels_of(found, node)}
+
+
+def test_nan_out_of_a_pad_lane_is_found(network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reduction that reads pad lanes multiplies them by zero weights; only NaN shows it."""
+    sum_of = compute.te.reduce_axis
+
+    def wrong(domain: tuple[int, int], name: str = "rv") -> Any:
+        return sum_of((domain[0], domain[1] + 1) if name == "ic" and domain[1] == 13 else domain, name=name)
+
+    monkeypatch.setattr(compute.te, "reduce_axis", wrong)
+    placeholder = compute.te.placeholder
+
+    def wider(shape: Any, *args: Any, **keywords: Any) -> Any:
+        if keywords.get("name", "").startswith("weight"):
+            shape = tuple(14 if int(extent) == 13 else extent for extent in shape)
+        return placeholder(shape, *args, **keywords)
+
+    monkeypatch.setattr(compute.te, "placeholder", wider)
+    monkeypatch.setattr(packing, "_weight_shape", widened(packing._weight_shape))
+    pack = packing.pack_weight
+    pads = [(0, 0), (0, 1), (0, 0), (0, 0)]
+    monkeypatch.setattr(
+        packing, "pack_weight", lambda w, lanes, together: pack(np.pad(w, pads) if w.shape[1] == 13 else w, lanes, together)
+    )
+    found = verify_model(network(NETWORK), HOST)
+    wrong_kernels = failed(found, "kernel")
+    assert any("pw" in check.nodes and math.isinf(check.max_abs_error) for check in wrong_kernels), wrong_kernels
+
+
+def widened(weight_shape: Callable[..., tuple[int, ...]]) -> Callable[..., tuple[int, ...]]:
+    def wrong(*args: Any, **keywords: Any) -> tuple[int, ...]:
+        return tuple(14 if extent == 13 else extent for extent in weight_shape(*args, **keywords))
+
+    return wrong
+
+
+def test_a_wrong_program_fails_even_where_kernels_are_right(
+    network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two values in one place of the arena: each kernel alone is right, the network is not."""
+    place = build._place_values
+
+    def wrong(*arguments: Any, **keywords: Any) -> Any:
+        plan, homes, *others = place(*arguments, **keywords)
+        arena = {name: home for name, home in homes.items() if home.home is build.Home.ARENA}
+        first = min(home.offset for home in arena.values())
+        homes.update({name: replace(home, offset=first) for name, home in arena.items()})
+        return (plan, homes, *others)
+
+    monkeypatch.setattr(build, "_place_values", wrong)
+    found = verify_model(network(NETWORK), HOST)
+    assert failed(found, "model")
+    assert not failed(found, "graph")
