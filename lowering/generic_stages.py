@@ -31,6 +31,12 @@ LARGEST_INLINED: Final = 12
 LARGEST_SEGMENTED: Final = 64
 """An axis is cut into at most so many segments."""
 
+LARGEST_PERIOD: Final = 4
+"""An axis is split into at most so many phases."""
+
+CHANNEL_AXIS: Final = 1
+"""Where a tensor `(n, c, *spatial)` has its channels."""
+
 EXPENSIVE_CALLS: Final = frozenset(
     [f"tirx.{name}" for name in ("exp", "sigmoid", "tanh", "erf", "log", "log1p", "log2", "log10", "pow", "sqrt")]
     + [f"sepwise.{name}" for name in ("exp", "expm1", "log", "log1p", "sigmoid", "tanh", "erf")]
@@ -248,7 +254,7 @@ def simplify_stages(function: StageFunction) -> StageFunction:
             stages.remove(stage)
             changed = True
             break
-    stages = [part for stage in stages for part in _segments(stage)]
+    stages = [phase for stage in stages for part in _segments(stage) for phase in _phases(part)]
     used = [b for b in intermediates if any(stage.buffer.same_as(b) for stage in stages)]
     return StageFunction(function.parameters, used, stages)
 
@@ -417,6 +423,45 @@ def _cuts(stage: Stage, axis: Axis) -> list[int]:
 
     tvm_ffi.structural_walk(stage.value, [(Call, on_call), (tirx.Select, on_select)])
     return sorted(cuts)
+
+
+def _phases(stage: Stage) -> list[Stage]:
+    """Splits spatial axes whose remainders choose the channel that is read, as a rearrangement of subpixels does.
+
+    `y[o, h] = x[h % 2 * 8 + o, h // 2]` becomes `y[o, 2 h] = x[o, h]` and `y[o, 2 h + 1] = x[8 + o, h]`.
+    """
+    parts = [stage]
+    for axis in stage.axes:
+        place = next((i for i, index in enumerate(stage.indices) if isinstance(index, Var) and index.same_as(axis.var)), 0)
+        period = _period(stage, axis) if place > CHANNEL_AXIS else 1
+        if 1 < period <= min(axis.extent, LARGEST_PERIOD):
+            parts = [_every(part, axis, period, phase) for part in parts for phase in range(period)]
+    return parts
+
+
+def _period(stage: Stage, axis: Axis) -> int:
+    """The divisor of an axis' remainder in an index of channels, 1 where there is none."""
+    periods = [1]
+
+    def on_remainder(remainder: tirx.FloorMod) -> None:
+        linear = tvm.sym.detect_linear_equation(remainder.a, [axis.var])
+        if isinstance(remainder.b, tirx.IntImm) and len(linear) == 2 and all(isinstance(x, tirx.IntImm) for x in linear):
+            periods.append(int(remainder.b) if int(linear[0]) else 1)
+
+    for load in loads(stage.value):
+        if len(load.indices) > CHANNEL_AXIS:
+            tvm_ffi.structural_walk(load.indices[CHANNEL_AXIS], (tirx.FloorMod, on_remainder))
+    return max(periods)
+
+
+def _every(stage: Stage, axis: Axis, period: int, phase: int) -> Stage:
+    """The stage over `axis = period * i + phase`."""
+    variable = Var(axis.var.name, axis.var.ty)
+    dtype = variable.ty.dtype
+    index = variable * tirx.const(period, dtype) + tirx.const(phase, dtype)
+    part = stage.mapped(lambda e: substitute(e, [(axis.var, index)]))
+    extent = -(-(axis.extent - phase) // period)
+    return simplify(replace(part, axes=[Axis(variable, extent) if other is axis else other for other in stage.axes]))
 
 
 def _each_comparison(condition: Expr, visit: Callable[[Expr], None]) -> None:

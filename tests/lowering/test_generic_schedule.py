@@ -91,6 +91,7 @@ GRAPHS = {
         {"scale": np.linspace(-1, 2, 70), "shift": np.linspace(3, 1, 70)},
         400,
     ),
+    "depth_to_space": ('(float[1,76,3,4] x) => (float[1,19,6,8] y) { y = DepthToSpace<blocksize=2, mode="DCR">(x) }', {}, 0),
     "softplus": ("(float[1,18,3,4] x) => (float[1,18,3,4] y) { y = Softplus(x) }", {}, 16),
     "matmul": ("(float[2,9,33] a, float[2,33,37] b) => (float[2,9,37] y) { y = MatMul(a, b) }", {}, 0),
 }

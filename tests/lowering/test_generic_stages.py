@@ -73,6 +73,14 @@ def test_padded_window_has_an_interior_without_conditions():
     assert {stage.axes[0].extent: "if_then_else" in str(stage.value) for stage in found.stages} == {8: False, 1: True}
 
 
+def test_remainders_that_choose_the_channel_split_the_axis():
+    x = te.placeholder(extents(1, 16, 5), name="x")
+    y = te.compute(extents(1, 8, 9), lambda n, c, w: x[n, w % 2 * 8 + c, w // 2], name="y")
+    found = stages_of(x, y)
+    assert [stage.axes[2].extent for stage in found.stages] == [5, 4]
+    assert all("%" not in str(stage.value) for stage in found.stages)
+
+
 def test_division_that_rounds_to_zero_becomes_a_floor_where_it_is_one():
     x = te.placeholder(extents(10), name="x")
     y = te.compute(extents(20), lambda i: x[tirx.Div(i, tirx.const(2, "int64"))], name="y")
