@@ -14,7 +14,6 @@ plain input as it is.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvm import s_tir
@@ -24,45 +23,22 @@ from sepwise.lowering.cost import (
     copy_cycles,
     micro_kernel_cycles,
     parallel_cycles,
-    register_tile_fits,
     register_tiles,
 )
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
 from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows
+from sepwise.lowering.strategies.tiles import RowTile
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
 if TYPE_CHECKING:
     from sepwise.lowering.device import Device
     from sepwise.lowering.workload import ConvWorkload
 
-__all__ = ["DenseStrategy", "DenseTile"]
+__all__ = ["DenseStrategy"]
 
 MOST_UNROLLED_FMAS = 256
 """Unrolled multiply-adds of one tile."""
-
-
-@dataclass(frozen=True, slots=True)
-class DenseTile:
-    """Sizes of a direct convolution.
-
-    Attributes:
-        rows: Output rows of one task.
-        pixels: Output pixels in registers, all of one row.
-        oc_vectors: Output channel vectors in registers.
-    """
-
-    rows: int
-    pixels: int
-    oc_vectors: int
-
-    def __post_init__(self) -> None:
-        """Checks that every size is positive."""
-        assert min(self.rows, self.pixels, self.oc_vectors) >= 1
-
-    def fits(self, device: Device) -> bool:
-        """Whether the register tile compiles without spills."""
-        return register_tile_fits(device, self.pixels, self.oc_vectors)
 
 
 class DenseStrategy:
@@ -79,19 +55,19 @@ class DenseStrategy:
             return Refusal("the lanes of a vector belong to different groups")
         return None
 
-    def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[DenseTile]:
+    def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[RowTile]:
         """Register tiles that fit, times row counts."""
         *_, height, width = workload.spatials[-1]
         blocks = math.ceil(workload.stages[0].out_channels / workload.output_lanes)
         found = [
-            DenseTile(rows, pixels, oc_vectors)
+            RowTile(rows, pixels, oc_vectors)
             for rows in sorted({r for r in (1, 2, 4, 7, 8, 14, 16, height) if r <= height})
             for pixels, oc_vectors in register_tiles(device, width, min(blocks, 4))
         ]
         return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
 
     def predicted_cycles(
-        self, workload: ConvWorkload, device: Device, threads: int, tile: DenseTile
+        self, workload: ConvWorkload, device: Device, threads: int, tile: RowTile
     ) -> float:
         """Register tiles, the copy of the padded rows, and weights streamed once a task."""
         stage = workload.stages[0]
@@ -116,7 +92,7 @@ class DenseStrategy:
         tasks = workload.batch * math.prod(outer) * row_tiles
         return parallel_cycles((cycles + (inputs + weights) / 2) * tasks, tasks, threads)
 
-    def schedule(self, workload: ConvWorkload, device: Device, tile: DenseTile) -> Implementation:
+    def schedule(self, workload: ConvWorkload, device: Device, tile: RowTile) -> Implementation:
         """Builds the loop nest at the head of this file."""
         del device
         stage = workload.stages[0]

@@ -15,7 +15,6 @@ the pointwise tile, moved back into range, never reads.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvm import s_tir
@@ -25,43 +24,20 @@ from sepwise.lowering.cost import (
     copy_cycles,
     micro_kernel_cycles,
     parallel_cycles,
-    register_tile_fits,
     register_tiles,
 )
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.depthwise import depthwise_cycles, unrolled_taps
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
 from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows
+from sepwise.lowering.strategies.tiles import RowTile
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
 if TYPE_CHECKING:
     from sepwise.lowering.device import Device
     from sepwise.lowering.workload import ConvWorkload
 
-__all__ = ["SeparableStrategy", "SeparableTile"]
-
-
-@dataclass(frozen=True, slots=True)
-class SeparableTile:
-    """Sizes of a fused kernel.
-
-    Attributes:
-        rows: Output rows of one task.
-        pixels: Output pixels in registers, in both stages.
-        oc_vectors: Output channel vectors in registers.
-    """
-
-    rows: int
-    pixels: int
-    oc_vectors: int
-
-    def __post_init__(self) -> None:
-        """Checks that every size is positive."""
-        assert min(self.rows, self.pixels, self.oc_vectors) >= 1
-
-    def fits(self, device: Device) -> bool:
-        """Whether the register tile compiles without spills."""
-        return register_tile_fits(device, self.pixels, self.oc_vectors)
+__all__ = ["SeparableStrategy"]
 
 
 class SeparableStrategy:
@@ -83,7 +59,7 @@ class SeparableStrategy:
             return Refusal("the second convolution moves pixels or has groups")
         return None
 
-    def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[SeparableTile]:
+    def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[RowTile]:
         """Register tiles that fit, times row counts whose depthwise result fits the second-level cache."""
         *_, height, width = workload.spatials[-1]
         depthwise, pointwise = workload.stages
@@ -94,11 +70,11 @@ class SeparableStrategy:
             if rows > 1 and in_blocks * rows * width * device.vector_bytes > device.l2_bytes / 2:
                 continue
             for pixels, oc_vectors in register_tiles(device, width, min(blocks, 6)):
-                found.append(SeparableTile(rows, pixels, oc_vectors))
+                found.append(RowTile(rows, pixels, oc_vectors))
         return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
 
     def predicted_cycles(
-        self, workload: ConvWorkload, device: Device, threads: int, tile: SeparableTile
+        self, workload: ConvWorkload, device: Device, threads: int, tile: RowTile
     ) -> float:
         """Both stages, the depthwise rows read from where they lie, and weights streamed once a task."""
         depthwise, pointwise = workload.stages
@@ -125,7 +101,7 @@ class SeparableStrategy:
         tasks = workload.batch * math.prod(outer) * row_tiles
         return parallel_cycles((first + second + (inputs + weights) / 2) * tasks, tasks, threads)
 
-    def schedule(self, workload: ConvWorkload, device: Device, tile: SeparableTile) -> Implementation:
+    def schedule(self, workload: ConvWorkload, device: Device, tile: RowTile) -> Implementation:
         """Builds the loop nest at the head of this file."""
         del device
         depthwise, pointwise = workload.stages

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -93,10 +94,11 @@ def activation_node(activation: Activation, source: str, target: str, graph_: on
         for side, limit in enumerate(activation.parameters):
             if math.isfinite(limit):
                 names[side] = f"{target}.limit{side}"
-                graph_.initializer.append(numpy_helper.from_array(np.float32(limit), names[side]))
+                graph_.initializer.append(numpy_helper.from_array(np.array(limit, np.float32), names[side]))
         return helper.make_node("Clip", [source, *names], [target])
-    operator, attributes = OPERATORS[activation.kind]
-    return helper.make_node(operator, [source], [target], **dict(zip(attributes, activation.parameters, strict=True)))
+    operator, parameters = OPERATORS[activation.kind]
+    attributes: dict[str, Any] = dict(zip(parameters, activation.parameters, strict=True))
+    return helper.make_node(operator, [source], [target], **attributes)
 
 
 def build_model(workload: Workload, weights: Weights) -> onnx.ModelProto:
@@ -152,7 +154,7 @@ def build_model(workload: Workload, weights: Weights) -> onnx.ModelProto:
 def draw_weights(workload: Workload, rng: np.random.Generator) -> Weights:
     """Draws weights that keep the scale of what passes through them."""
     if isinstance(workload, LinearWorkload):
-        shapes = [(workload.out_features, workload.in_features)]
+        shapes: list[tuple[int, ...]] = [(workload.out_features, workload.in_features)]
     else:
         shapes = [(stage.out_channels, stage.in_channels_per_group, *stage.kernel) for stage in workload.stages]
     return [
@@ -452,11 +454,8 @@ def runnable(name: str) -> device.Device:
 def cortex_a72() -> device.Device:
     """The emulated target."""
     found = device.get("cortex-a72")
-    if found.emulated:
-        import shutil
-
-        if shutil.which(str(found.emulator)) is None:
-            pytest.skip(f"{found.emulator} is missing: apt-get install qemu-user")
+    if found.emulated and shutil.which(str(found.emulator)) is None:
+        pytest.skip(f"{found.emulator} is missing: apt-get install qemu-user")
     return found
 
 

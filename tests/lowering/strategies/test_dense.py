@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from sepwise.lowering import device
 from sepwise.lowering.strategies.base import Refusal
-from sepwise.lowering.strategies.dense import DenseStrategy, DenseTile
+from sepwise.lowering.strategies.dense import DenseStrategy
+from sepwise.lowering.strategies.tiles import RowTile
 from sepwise.lowering.workload import ConvWorkload, Stage
 from sepwise.passes.vocabulary import Activation
 
@@ -38,7 +39,8 @@ def workloads(draws: SimpleNamespace, lanes: int) -> st.SearchStrategy[ConvWorkl
         if kind == "multiplier":
             in_channels = groups
         spatial, stage = draw(draws.spatial_stage(in_channels, out_channels, groups))
-        return draw(draws.chain(spatial, [stage], lanes, input_lanes=(0,) if kind == "first layer" else (lanes, lanes, 0)))
+        workload: ConvWorkload = draw(draws.chain(spatial, [stage], lanes, input_lanes=(0,) if kind == "first layer" else (lanes, lanes, 0)))
+        return workload
 
     return build()
 
@@ -54,7 +56,7 @@ def test_every_tile(
     make_case: Callable[..., Any], check_native: Callable[..., None], drawn_tiles: Callable[..., Any], target: device.Device
 ) -> None:
     lanes = target.lanes
-    uneven = {"strides": (1, 2), "pads_begin": (2, 0), "pads_end": (0, 3), "kernel": (3, 2), "dilations": (2, 1)}
+    uneven: dict[str, Any] = {"strides": (1, 2), "pads_begin": (2, 0), "pads_end": (0, 3), "kernel": (3, 2), "dilations": (2, 1)}
     workload = dense((5, 9), lanes + 1, 2 * lanes + 3, lanes, residual=True, **uneven)
     tiles = STRATEGY.tiles(workload, target, 1)
     *_, height, width = workload.spatials[-1]
@@ -76,7 +78,7 @@ def test_pointwise_that_moves_pixels(
     make_case: Callable[..., Any], check_native: Callable[..., None], target: device.Device
 ) -> None:
     lanes = target.lanes
-    point = {"kernel": (1, 1)}
+    point: dict[str, Any] = {"kernel": (1, 1)}
     workloads = [
         dense((5, 6), lanes + 2, lanes, lanes, **point),  # padding 1: the border is the bias alone
         dense((5, 6), lanes + 2, lanes, lanes, **point, strides=(2, 3), pads_begin=(0, 0), pads_end=(0, 0)),
@@ -95,12 +97,12 @@ def test_tiles_fit_every_device(every_device: dict[str, device.Device], check_ti
 def test_a_tile_is_positive() -> None:
     for sizes in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
         with pytest.raises(AssertionError):
-            DenseTile(*sizes)
+            RowTile(*sizes)
 
 
 def test_a_tile_that_spills_does_not_fit() -> None:
-    assert DenseTile(1, 3, 3).fits(device.get("x86-64-v2"))
-    assert not DenseTile(1, 4, 3).fits(device.get("x86-64-v2"))
+    assert RowTile(1, 3, 3).fits(device.get("x86-64-v2"))
+    assert not RowTile(1, 4, 3).fits(device.get("x86-64-v2"))
 
 
 def test_refuses_groups_within_a_vector() -> None:

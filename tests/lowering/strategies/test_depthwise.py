@@ -40,7 +40,8 @@ def workloads(draws: SimpleNamespace, lanes: int) -> st.SearchStrategy[ConvWorkl
             groups, per_group, multiplier = draw(st.integers(2, 7)), draw(st.integers(2, 5)), draw(st.integers(1, lanes - 1))
         spatial, stage = draw(draws.spatial_stage(groups * per_group, groups * multiplier, groups))
         lanes_of_input = (lanes,) if kind == "depthwise" else (lanes, lanes, 0)
-        return draw(draws.chain(spatial, [stage], lanes, input_lanes=lanes_of_input))
+        workload: ConvWorkload = draw(draws.chain(spatial, [stage], lanes, input_lanes=lanes_of_input))
+        return workload
 
     return build()
 
@@ -56,7 +57,7 @@ def test_every_tile(
     make_case: Callable[..., Any], check_native: Callable[..., None], drawn_tiles: Callable[..., Any], target: device.Device
 ) -> None:
     lanes = target.lanes
-    uneven = {"strides": (2, 1), "pads_begin": (2, 0), "pads_end": (0, 3), "kernel": (3, 4), "dilations": (1, 2)}
+    uneven: dict[str, Any] = {"strides": (2, 1), "pads_begin": (2, 0), "pads_end": (0, 3), "kernel": (3, 4), "dilations": (1, 2)}
     workload = depthwise((9, 9), lanes + 3, lanes, residual=True, **uneven)
     tiles = STRATEGY.tiles(workload, target, 1)
     *_, height, width = workload.spatials[-1]
@@ -79,7 +80,7 @@ def test_a_large_kernel_keeps_its_loops(
     multiplier: int, make_case: Callable[..., Any], check_native: Callable[..., None], target: device.Device
 ) -> None:
     lanes = target.lanes
-    wide = {"kernel": (9, 11), "pads_begin": (4, 5), "pads_end": (4, 5)}
+    wide: dict[str, Any] = {"kernel": (9, 11), "pads_begin": (4, 5), "pads_end": (4, 5)}
     cases = [
         make_case(depthwise((12, 13), lanes + 1, lanes, **wide), STRATEGY, DepthwiseTile(3, 5)),
         make_case(depthwise((6, 13), 5, lanes, multiplier=multiplier, **wide), STRATEGY, DepthwiseTile(4, 7)),
@@ -91,7 +92,7 @@ def test_only_the_middle_reads_the_input(
     make_case: Callable[..., Any], check_native: Callable[..., None], target: device.Device
 ) -> None:
     lanes = target.lanes
-    wide = {"pads_begin": (5, 4), "pads_end": (4, 6)}
+    wide: dict[str, Any] = {"pads_begin": (5, 4), "pads_end": (4, 6)}
     workload = depthwise((1, 1), lanes, lanes, **wide)
     check_native([make_case(workload, STRATEGY, tile) for tile in STRATEGY.tiles(workload, target, 1)[:6]], target)
 

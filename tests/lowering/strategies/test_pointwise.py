@@ -37,7 +37,8 @@ def workloads(draws: SimpleNamespace, lanes: int) -> st.SearchStrategy[ConvWorkl
         out_channels = draw(draws.channels(lanes)) if groups == 1 else draw(st.integers(1, 2)) * lanes * groups
         spatial = draw(st.sampled_from([(1, 7), (5, 3), (1, 1), (4, 4), (2, 3, 3), (7, 9)]))
         stage = draws.flat_stage(in_channels, out_channels, len(spatial), draw(draws.activations), groups)
-        return draw(draws.chain(spatial, [stage], lanes, input_lanes=(lanes, lanes, lanes, 0)))
+        workload: ConvWorkload = draw(draws.chain(spatial, [stage], lanes, input_lanes=(lanes, lanes, lanes, 0)))
+        return workload
 
     return build()
 
@@ -97,7 +98,7 @@ def test_a_tile_that_spills_does_not_fit() -> None:
         {"pads_end": (1, 0)},
     ],
 )
-def test_refuses_what_moves_pixels(changes: dict[str, tuple[int, ...]]) -> None:
+def test_refuses_what_moves_pixels(changes: dict[str, Any]) -> None:
     v3 = device.get("x86-64-v3")
     refusal = STRATEGY.applies(pointwise((5, 5), 8, 8, 8, **changes), v3)
     assert refusal == Refusal("the kernel, stride or padding moves pixels")

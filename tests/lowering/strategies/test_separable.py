@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from sepwise.lowering import device
 from sepwise.lowering.strategies.base import Refusal
-from sepwise.lowering.strategies.separable import SeparableStrategy, SeparableTile
+from sepwise.lowering.strategies.separable import SeparableStrategy
+from sepwise.lowering.strategies.tiles import RowTile
 from sepwise.lowering.workload import ConvWorkload, Stage
 from sepwise.passes.vocabulary import Activation
 
@@ -37,7 +38,8 @@ def workloads(draws: SimpleNamespace, lanes: int) -> st.SearchStrategy[ConvWorkl
         channels = draw(draws.channels(lanes).filter(lambda count: count > 1))
         spatial, depthwise = draw(draws.spatial_stage(channels, channels, channels))
         pointwise = draws.flat_stage(channels, draw(draws.channels(lanes)), len(spatial), draw(draws.activations))
-        return draw(draws.chain(spatial, [depthwise, pointwise], lanes))
+        workload: ConvWorkload = draw(draws.chain(spatial, [depthwise, pointwise], lanes))
+        return workload
 
     return build()
 
@@ -54,7 +56,7 @@ def test_every_tile(
     padded: bool, make_case: Callable[..., Any], check_native: Callable[..., None], drawn_tiles: Callable[..., Any], target: device.Device
 ) -> None:
     lanes = target.lanes
-    uneven = {"strides": (2, 1), "kernel": (3, 2), "dilations": (1, 2), "pads_begin": (2, 0), "pads_end": (0, 3)}
+    uneven: dict[str, Any] = {"strides": (2, 1), "kernel": (3, 2), "dilations": (1, 2), "pads_begin": (2, 0), "pads_end": (0, 3)}
     if not padded:
         uneven |= {"pads_begin": (0, 0), "pads_end": (0, 0)}
     workload = separable((9, 8), lanes + 1, 2 * lanes + 3, lanes, residual=padded, **uneven)
@@ -72,7 +74,7 @@ def test_the_border_is_not_zero(
     """A depthwise bias behind the true width must not reach a pointwise result."""
     lanes = target.lanes
     workload = separable((4, 5), lanes, lanes, lanes, activation=None, batch=2)
-    tiles = [SeparableTile(rows, pixels, 1) for rows in (1, 3, 4) for pixels in (2, 3, 4)]
+    tiles = [RowTile(rows, pixels, 1) for rows in (1, 3, 4) for pixels in (2, 3, 4)]
     check_native([make_case(workload, STRATEGY, tile, kind) for tile in tiles for kind in ("constant", "nonfinite")], target)
 
 
@@ -94,12 +96,12 @@ def test_rows_stay_in_the_second_level_cache(every_device: dict[str, device.Devi
 def test_a_tile_is_positive() -> None:
     for sizes in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
         with pytest.raises(AssertionError):
-            SeparableTile(*sizes)
+            RowTile(*sizes)
 
 
 def test_a_tile_that_spills_does_not_fit() -> None:
-    assert SeparableTile(1, 3, 3).fits(device.get("x86-64-v2"))
-    assert not SeparableTile(1, 4, 3).fits(device.get("x86-64-v2"))
+    assert RowTile(1, 3, 3).fits(device.get("x86-64-v2"))
+    assert not RowTile(1, 4, 3).fits(device.get("x86-64-v2"))
 
 
 @pytest.mark.parametrize(
