@@ -174,7 +174,7 @@ def _build(
     graph = imported.graph
     assign_layouts(graph, imported.views, device)
     compiled, strategies = _compile_kernels(graph, imported.weights, device, selector)
-    objects = build_object({kernel.symbol: kernel for kernel in compiled.values()}, tvm_target(device))
+    objects = _build_objects(graph, compiled, device)
     return _assemble(graph, imported, device, compiled, strategies, objects), graph
 
 
@@ -212,18 +212,40 @@ def _compile_kernels(
     return compiled, strategies
 
 
+def _build_objects(graph: KernelGraph, compiled: Mapping[str, CompiledKernel], device: Device) -> bytes:
+    """Compiles all kernels to one object; where LLVM refuses, finds the generic kernel that it does not take."""
+    target = tvm_target(device)
+    try:
+        return build_object({kernel.symbol: kernel for kernel in compiled.values()}, target)
+    except Exception:
+        for kernel in graph.kernels:
+            if not isinstance(kernel.workload, GenericWorkload) or not kernel.nodes:
+                continue
+            code = compiled[kernel.name]
+            try:
+                build_object({code.symbol: code}, target)
+            except Exception as error:
+                raise _no_kernel(kernel, error) from error
+        raise
+
+
+def _no_kernel(kernel: Kernel, reason: Exception | str) -> NeedsRuntimeError:
+    """Says why an operator becomes no kernel."""
+    line = (str(reason).strip().splitlines() or [type(reason).__name__])[-1]
+    node = kernel.nodes[0]
+    return NeedsRuntimeError(node, f"Node '{node}' ({kernel.workload.kind}): it becomes no static kernel: {line}")
+
+
 def _compile_generic(kernel: Kernel, workload: GenericWorkload, device: Device) -> CompiledKernel:
     """Schedules and lowers a generic kernel; what no kernel can be made of is left to TVM's own compilation."""
-    who = f"Node '{kernel.nodes[0] if kernel.nodes else kernel.name}' ({workload.kind}): it becomes no static kernel"
     try:
         compiled = lower_kernel(schedule_generic(workload, device), kernel.name, tvm_target(device))
     except Exception as error:
         if not kernel.nodes:
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise NeedsRuntimeError(kernel.nodes[0], f"{who}: {reason}") from error
+        raise _no_kernel(kernel, error) from error
     if library := library_calls(compiled.function):
-        raise NeedsRuntimeError(kernel.nodes[0], f"{who}: it would call {', '.join(library)} of a C library")
+        raise _no_kernel(kernel, f"it would call {', '.join(library)} of a C library")
     return compiled
 
 

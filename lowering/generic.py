@@ -97,6 +97,17 @@ LIBRARY_FUNCTIONS = frozenset(
 )
 """Elementary functions that are calls of a C library where `vector_math` does not write them out."""
 
+DROPOUT_MODE = 2
+"""Input of a Dropout that says whether it is training."""
+
+RESIZE_SCALES = 2
+"""Input of a Resize with its scales."""
+
+ELEMENT_TYPES = frozenset(
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()
+)
+"""Types of elements that are at least a byte and that TVM computes with."""
+
 CALL_ARGUMENTS = 2
 """Arguments of the call of a static kernel: the kernel and what it reads."""
 
@@ -105,6 +116,37 @@ PASSING = (relax.Var, relax.Tuple, relax.TupleGetItem, GenericConst)
 
 MULTIPLYING = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that multiply and accumulate."""
+
+
+def _misread(node: ir.Node) -> str | None:
+    """Says what TVM's importer passes over in a node and would compute wrongly; None where it reads all."""
+    integers = {name: value.as_int() for name, value in node.attributes.items() if value.type == ir.AttributeType.INT}
+    match node.op_type:
+        case "BatchNormalization" if integers.get("training_mode"):
+            return "training_mode"
+        case "Dropout" if len(node.inputs) > DROPOUT_MODE and node.inputs[DROPOUT_MODE] is not None:
+            return "training_mode"
+        case "IsInf" if not (integers.get("detect_negative", 1) and integers.get("detect_positive", 1)):
+            return "detect_negative and detect_positive"
+        case "SpaceToDepth" if "mode" in node.attributes and node.attributes["mode"].as_string() != "DCR":
+            return "mode"
+        case "Resize" if integers.get("antialias"):
+            return "antialias"
+        case "Resize" | "Upsample" if not _whole_sizes(node):
+            return "scales that give no whole size"
+    return None
+
+
+def _whole_sizes(node: ir.Node) -> bool:
+    """Whether a Resize is by its sizes, or its scales give them exactly."""
+    scales = node.inputs[RESIZE_SCALES] if len(node.inputs) > RESIZE_SCALES else None
+    if scales is None or scales.const_value is None or not scales.const_value.size or node.inputs[0] is None:
+        return True
+    factors = scales.const_value.numpy()
+    if node.inputs[0].shape is None or len(node.inputs[0].shape) != factors.size:
+        return True
+    sizes = np.array(_static_shape(node.inputs[0])) * factors.astype(np.float64)
+    return bool(np.all(np.abs(sizes - np.round(sizes)) <= np.spacing(np.float32(sizes))))
 
 
 class NeedsRuntimeError(UnsupportedError):
@@ -260,7 +302,11 @@ def library_calls(function: tirx.PrimFunc) -> list[str]:
         if name.rpartition(".")[2] in LIBRARY_FUNCTIONS and name.startswith(("llvm.", "tirx.")):
             found[name] = None
 
-    tvm_ffi.structural_walk(function.body, (Call, on_call))
+    def on_mod(mod: tirx.Mod) -> None:
+        if "float" in str(mod.ty.dtype):
+            found["fmod"] = None
+
+    tvm_ffi.structural_walk(function.body, [(Call, on_call), (tirx.Mod, on_mod)])
     return list(found)
 
 
@@ -285,7 +331,10 @@ def tensor_type(value: ir.Value) -> TensorType:
         raise UnsupportedError(
             f"Value '{value.name}': shape {value.shape} is not static; fix the input shapes with --shape."
         )
-    return TensorType(_static_shape(value), value.dtype.numpy().name)
+    name = value.dtype.numpy().name
+    if name not in ELEMENT_TYPES:
+        raise UnsupportedError(f"Value '{value.name}': elements of type {name} cannot be compiled; cast it to another type.")
+    return TensorType(_static_shape(value), name)
 
 
 def _static_shape(value: ir.Value | None) -> tuple[int, ...]:
@@ -355,6 +404,11 @@ class _GenericImporter:
     def add(self, group: Sequence[ir.Node]) -> None:
         """Imports a group, node by node where it does not become one PrimFunc."""
         only = group[0]
+        for node in group:
+            if node.domain == "" and (what := _misread(node)) is not None:
+                raise UnsupportedError(
+                    f"Node '{node.name}' ({node.op_type}): TVM's importer passes over {what}; spell it with other operators."
+                )
         if len(group) == 1 and only.domain == "" and only.op_type in VIEWS:
             self._add_view(only)
             return
@@ -556,11 +610,18 @@ def _calls(node: ir.Node, module: tvm.IRModule) -> list[_Call]:
                 raise _refusal(node, "it becomes no static kernel")
             if len(value.args) > CALL_ARGUMENTS or not _is_static(module[value.args[0]]):
                 raise _refusal(node, "its shapes depend on data, or it calls TVM's runtime")
+            if any(0 in _extents_of(parameter) for parameter in module[value.args[0]].params):
+                raise _refusal(node, "it has a tensor without elements")
             kind = value.ty_args[0]
             fields = list(kind.fields) if hasattr(kind, "fields") else []
             outputs = [f"{name}.{index}" for index in range(len(fields))] or [name]
             calls.append(_read_call(module, value, outputs, fields or [kind]))
     return calls
+
+
+def _extents_of(parameter: Any) -> list[int]:
+    """The static shape of a kernel's parameter."""
+    return [int(extent) for extent in parameter.ty.shape]
 
 
 def _is_static(function: tirx.PrimFunc) -> bool:
