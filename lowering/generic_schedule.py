@@ -16,6 +16,8 @@ a concatenation, the outputs of a split) stand beside each other, each shared ou
 
 Channels that move between lanes (a concatenation at 58 channels of 16 lanes, a channel shuffle) are
 resolved when the kernel is built: for each vector written it is known which runs of which vectors it is made from.
+A copy that reads along one axis and writes along another goes through tiles of `lanes * lanes` that are
+transposed in registers.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from sepwise.lowering.generic_stages import (
     analyzer_of,
     loads,
     parse,
+    restricted,
     simplify_stages,
     substitute,
 )
@@ -143,6 +146,7 @@ class _Nest:
         stage: The stage; indices and loads physical, not flat.
         body: Statement of one iteration of all loops, for nests that are written out; else None.
         blocked: Whether the vector is one block of channels.
+        tiled: Whether `body` copies a tile of many vectors.
         last_block: Whether this is the block of `tail` channels.
     """
 
@@ -152,6 +156,7 @@ class _Nest:
     stage: Stage
     body: tirx.Stmt | None = None
     blocked: bool = False
+    tiled: bool = False
     last_block: Expr = None
 
     def replaced(self, values: Sequence[tuple[Var, Expr]]) -> _Nest:
@@ -292,7 +297,9 @@ class _Scheduler:
         buffer = self._find(stage.buffer)
         if not buffer.layout.packed:
             nest = self._unpacking_nest(stage, buffer)
-            return [nest if nest is not None else self._plain_nest(stage)]
+            if nest is not None:
+                return [nest]
+            return self._transposing_nests(stage) or [self._plain_nest(stage)]
         channel = next((a for a in stage.axes if _mentions(stage.indices[1], a)), None)
         lanes = buffer.layout.lanes
         if channel is None:
@@ -335,6 +342,94 @@ class _Scheduler:
                 if self._contiguous(physical, axis):
                     return _Nest([a for a in axes if a is not axis], axis, 0, physical)
         return _Nest(axes, None, 0, physical)
+
+    def _transposing_nests(self, stage: Stage) -> list[_Nest]:
+        """A copy that reads along one axis and writes along another: square tiles, transposed in registers.
+
+        A packed source is read along the lanes of whole blocks of channels; the channels behind them are a nest of their
+        own. Empty where the stage is no such copy, or too small for a tile.
+        """
+        if stage.combiner is not None or not isinstance(stage.value, TensorLoad):
+            return []
+        source = self._find(stage.value.source)
+        lanes = self._lanes
+        rest: list[_Nest] = []
+        along: Axis | None = None
+        if source.layout.packed:
+            index = stage.value.indices[1]
+            channel = next((axis for axis in stage.axes if _mentions(index, axis)), None)
+            if channel is None or source.layout.lanes != lanes or channel.extent < lanes:
+                return []
+            if _constant_offset(index, channel) != 0:
+                return []
+            whole = channel.extent // lanes
+            if channel.extent % lanes:
+                rest = [self._plain_nest(restricted(stage, channel, whole * lanes, channel.extent))]
+                stage = restricted(stage, channel, 0, whole * lanes)
+                channel = next(axis for axis in stage.axes if _mentions(stage.value.indices[1], axis))
+            outer = Axis(Var(f"{channel.var.name}_o", channel.var.ty), whole)
+            along = Axis(Var(f"{channel.var.name}_v", channel.var.ty), lanes)
+            split = outer.var * tirx.const(lanes, channel.var.ty.dtype) + along.var
+            position = _position(stage.axes, channel)
+            axes = [*stage.axes[:position], outer, along, *stage.axes[position + 1 :]]
+            stage = replace(stage.mapped(lambda e: substitute(e, [(channel.var, split)])), axes=axes)
+        nest = self._fused(_Nest(list(stage.axes), None, 0, self._physical(stage)))
+        load = nest.stage.value
+        slopes = {
+            id(axis): (
+                self._slope(load.indices, load.source, axis),
+                self._slope(nest.stage.indices, nest.stage.buffer, axis),
+            )
+            for axis in nest.loops
+        }
+        read = next((axis for axis in nest.loops if slopes[id(axis)][0] == 1 and slopes[id(axis)][1] not in (None, 1)), None)
+        written = next((axis for axis in nest.loops if slopes[id(axis)][1] == 1 and slopes[id(axis)][0] not in (None, 1)), None)
+        if read is None or written is None or min(read.extent, written.extent) < lanes:
+            return []
+        return [self._transposing_nest(nest, read, written), *rest]
+
+    def _transposing_nest(self, nest: _Nest, read: Axis, written: Axis) -> _Nest:
+        """`lanes` vectors along `read`, log2(lanes) rounds of interleaving halves, `lanes` vectors along `written`."""
+        lanes, stage = self._lanes, nest.stage
+        dtype = read.var.ty.dtype
+        tiles, starts = [], {}
+        for axis in (read, written):
+            tile = Axis(Var(f"{axis.var.name}_t", axis.var.ty), math.ceil(axis.extent / lanes))
+            start = tile.var * tirx.const(lanes, dtype)
+            if axis.extent % lanes:  # the last tile is moved back into range
+                start = tirx.min(start, tirx.const(axis.extent - lanes, dtype))
+            tiles.append(tile)
+            starts[id(axis)] = start
+        load = stage.value
+        source, target = self._owner(load.source), self._owner(stage.buffer)
+
+        def at(expression: Expr, along_read: int, along_written: int) -> Expr:
+            pairs = [
+                (read.var, starts[id(read)] + tirx.const(along_read, dtype)),
+                (written.var, starts[id(written)] + tirx.const(along_written, dtype)),
+            ]
+            return substitute(expression, pairs)
+
+        offset = _flat(load.indices, source.strides())
+        store = _flat(stage.indices, target.strides())
+        statements: list[tirx.Stmt] = []
+        everything = _ramp(tirx.const(0, dtype), lanes)
+
+        def kept(vector: Expr) -> Expr:
+            local = tirx.decl_buffer((lanes,), stage.buffer.ty.dtype, "row", scope="local")
+            statements.extend([tirx.AllocBuffer(local), tirx.BufferStore(local, vector, [everything])])
+            return tirx.BufferLoad(local, [everything])
+
+        rows = [kept(tirx.BufferLoad(source.declare(), [_ramp(at(offset, 0, i), lanes)])) for i in range(lanes)]
+        for _ in range(lanes.bit_length() - 1):
+            rows = [
+                kept(_interleaved(rows[i // 2], rows[i // 2 + lanes // 2], lanes, upper=i % 2 == 1)) for i in range(lanes)
+            ]
+        statements += [
+            tirx.BufferStore(target.declare(), row, [_ramp(at(store, i, 0), lanes)]) for i, row in enumerate(rows)
+        ]
+        loops = [axis for axis in nest.loops if axis is not read and axis is not written]
+        return _Nest([*loops, *tiles], None, 0, stage, body=tirx.SeqStmt(statements), tiled=True)
 
     def _packed_nest(
         self, stage: Stage, channel: Axis, first: int, lanes: int, buffer: _Buffer
@@ -610,7 +705,7 @@ class _Scheduler:
         stage = nest.stage
         points = math.prod(axis.extent for axis in (*nest.loops, *stage.reduced))
         if nest.body is not None:
-            return 2 * VECTOR_NS * points
+            return 2 * VECTOR_NS * points * (self._lanes if nest.tiled else 1)
         calls: list[Call] = []
         for expression in stage.expressions:
             tvm_ffi.structural_walk(expression, (Call, calls.append), order="pre")
@@ -647,7 +742,7 @@ class _Scheduler:
         """`for axis: at(axis)`, two at once where the nest only copies: LLVM would make a call of `memcpy` of one at a time."""
         dtype = axis.var.ty.dtype
         stage = nest.stage
-        if stage.combiner is not None or not isinstance(stage.value, TensorLoad) or axis.extent < 2:
+        if nest.tiled or stage.combiner is not None or not isinstance(stage.value, TensorLoad) or axis.extent < 2:
             return _for(axis, at(axis.var))
         pair = Axis(axis.var, axis.extent // 2)
         two = tirx.const(2, dtype)
@@ -985,6 +1080,13 @@ def _used_outside_of_loads(stage: Stage, axis: Axis) -> bool:
 def _ramp(base: Expr, width: int) -> Expr:
     """`base, base + 1, ...`; the base itself for a width of 1."""
     return base if width == 1 else tirx.Ramp(base, tirx.const(1, base.ty.dtype), width)
+
+
+def _interleaved(first: Expr, second: Expr, lanes: int, *, upper: bool) -> Expr:
+    """The lower or the upper halves of two vectors, element by element."""
+    start = lanes // 2 if upper else 0
+    order = [start + i // 2 + (i % 2) * lanes for i in range(lanes)]
+    return tirx.Shuffle([first, second], [tirx.const(i, "int32") for i in order])
 
 
 def _load_variable(template: Expr, number: int) -> Var | None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Expr = Any  # tvm has no type stubs
 
-__all__ = ["Axis", "Stage", "StageFunction", "loads", "parse", "simplify", "simplify_stages", "substitute"]
+__all__ = ["Axis", "Stage", "StageFunction", "loads", "parse", "restricted", "simplify", "simplify_stages", "substitute"]
 
 LARGEST_INLINED: Final = 12
 """A value of more operations than that is computed once where several stages read it."""
@@ -383,7 +383,7 @@ def _segments(stage: Stage) -> list[Stage]:
             continue
         bounds = [0, *cuts, axis.extent]
         parts = [
-            _restricted(part, axis, start, end)
+            restricted(part, axis, start, end)
             for part in parts
             for start, end in itertools.pairwise(bounds)
         ]
@@ -472,8 +472,18 @@ def _each_comparison(condition: Expr, visit: Callable[[Expr], None]) -> None:
         visit(condition)
 
 
-def _restricted(stage: Stage, axis: Axis, start: int, end: int) -> Stage:
-    """The stage over `start <= axis < end`."""
+def restricted(stage: Stage, axis: Axis, start: int, end: int) -> Stage:
+    """Gives the part of a stage over `start <= axis < end`.
+
+    Args:
+        stage: The stage.
+        axis: One of its axes.
+        start: First point.
+        end: Behind the last point.
+
+    Returns:
+        A stage whose axis begins at 0 again.
+    """
     variable = Var(axis.var.name, axis.var.ty)
     shifted = variable + tirx.const(start, variable.ty.dtype) if start else variable
     part = stage.mapped(lambda e: substitute(e, [(axis.var, shifted)]))
