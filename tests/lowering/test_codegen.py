@@ -39,7 +39,7 @@ def every_schedule(target: device.Device) -> dict[str, tirx.PrimFunc]:
         workloads.append(ConvWorkload(1, (12, 15), stages, True, None, input_lanes, lanes))
     activations = [Activation(kind, PARAMETERS.get(kind, ())) for kind in ACTIVATION_PARAMETERS]
     workloads += [LinearWorkload(1, 4, lanes, activation) for activation in activations]
-    functions = {}
+    functions: dict[str, tirx.PrimFunc] = {}
     for workload in workloads:
         strategies = LINEAR_STRATEGIES if isinstance(workload, LinearWorkload) else CONV_STRATEGIES
         for strategy in strategies:

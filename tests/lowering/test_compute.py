@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tvm import s_tir, tirx
@@ -38,7 +39,7 @@ def shapes(function: tirx.PrimFunc) -> dict[str, tuple[int, ...]]:
         ({"groups": 1, "in_channels": 1, "out_channels": 1}, LaneSource.BROADCAST),
     ],
 )
-def test_which_channels_lanes_read(changes: dict[str, int], source: LaneSource) -> None:
+def test_which_channels_lanes_read(changes: dict[str, Any], source: LaneSource) -> None:
     assert lane_source(replace(DENSE, **changes), LANES) is source
 
 

@@ -1,6 +1,6 @@
 """Choice of strategy, tile and fusion."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,8 +58,11 @@ class FakeStrategy:
         raise NotImplementedError
 
 
+Use = Callable[..., None]
+
+
 @pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch):
+def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     """Gives a function that replaces the list of strategies, and reading and writing tensors costs nothing."""
 
     def replace_with(*strategies: FakeStrategy) -> None:
@@ -123,7 +126,7 @@ def test_no_convolution_of_one_stage_is_refused() -> None:
             assert isinstance(selector.choose(workload), Choice), workload.key
 
 
-def test_the_fewest_cycles_win(use) -> None:
+def test_the_fewest_cycles_win(use: Use) -> None:
     slow, fast = FakeStrategy("slow", {1: 10.0}), FakeStrategy("fast", {1: 9.0})
     use(slow, fast)
     choice = Selector(V3, 1).choose(chain(pointwise(8, 8)))
@@ -131,7 +134,7 @@ def test_the_fewest_cycles_win(use) -> None:
     assert (choice.strategy, choice.cycles) == (fast, 9.0)
 
 
-def test_a_tie_goes_to_the_first(use) -> None:
+def test_a_tie_goes_to_the_first(use: Use) -> None:
     first, second = FakeStrategy("first", {1: 9.0}), FakeStrategy("second", {1: 9.0})
     use(first, second)
     choice = Selector(V3, 1).choose(chain(pointwise(8, 8)))
@@ -139,12 +142,12 @@ def test_a_tie_goes_to_the_first(use) -> None:
     assert choice.strategy is first
 
 
-def test_every_refusal_is_kept(use) -> None:
+def test_every_refusal_is_kept(use: Use) -> None:
     use(FakeStrategy("a", {}), FakeStrategy("b", {}))
     assert Selector(V3, 1).choose(chain(pointwise(8, 8))) == [Refusal("a takes no 1"), Refusal("b takes no 1")]
 
 
-def test_equal_workloads_are_chosen_for_once(use) -> None:
+def test_equal_workloads_are_chosen_for_once(use: Use) -> None:
     strategy = FakeStrategy("only", {1: 1.0})
     use(strategy)
     selector = Selector(V3, 1)
@@ -164,14 +167,14 @@ def test_equal_workloads_are_chosen_for_once(use) -> None:
         ({3: 1e9}, [3]),
     ],
 )
-def test_a_chain_is_cut_where_it_pays(use, cycles: dict[int, float], parts: list[int]) -> None:
+def test_a_chain_is_cut_where_it_pays(use: Use, cycles: dict[int, float], parts: list[int]) -> None:
     use(FakeStrategy("only", cycles))
     found = Selector(V3, 1).partition(chain(pointwise(8, 16), depthwise(16), pointwise(16, 8), residual=True))
     assert sorted(lengths(found)) == sorted(parts)
     assert sum(lengths(found)) == 3
 
 
-def test_what_a_cut_chain_computes(use) -> None:
+def test_what_a_cut_chain_computes(use: Use) -> None:
     use(FakeStrategy("only", {1: 1.0}))
     whole = replace(chain(pointwise(8, 16), depthwise(16, 2), pointwise(16, 24), residual=True), input_lanes=0)
     first, second, third = Selector(V3, 1).partition(whole)
@@ -185,13 +188,13 @@ def test_what_a_cut_chain_computes(use) -> None:
     assert third.output_shape == whole.output_shape
 
 
-def test_a_whole_chain_stays_as_it_is(use) -> None:
+def test_a_whole_chain_stays_as_it_is(use: Use) -> None:
     use(FakeStrategy("only", {3: 1.0}))
     whole = chain(pointwise(8, 16), depthwise(16), pointwise(16, 8), residual=True)
     assert Selector(V3, 1).partition(whole) == [whole]
 
 
-def test_a_stage_that_nothing_computes_is_an_error(use) -> None:
+def test_a_stage_that_nothing_computes_is_an_error(use: Use) -> None:
     use(FakeStrategy("a", {2: 1.0}), FakeStrategy("b", {}))
     whole = chain(pointwise(8, 16), depthwise(16), pointwise(16, 8))
     with pytest.raises(UnsupportedError, match=r"Convolution conv/n1x14x14/.*: no strategy computes it \(a takes no 1; b takes no 1"):

@@ -1,3 +1,5 @@
+# TVMScript is Python in form only.
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,valid-type"
 """Tiles that need not divide: what the last one computes, in TIR and in bytes."""
 
 import math

@@ -12,9 +12,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from tvm import tirx
+from tvm import te, tirx
 
 from sepwise.lowering import build, compute, device, tiling, verify
+from sepwise.lowering.program import Home
 from sepwise.lowering.strategies import linear, packing
 from sepwise.lowering.strategies.base import Refusal
 from sepwise.lowering.strategies.depthwise import DepthwiseStrategy, DepthwiseTile
@@ -146,7 +147,7 @@ def on_weights(change: Callable[[np.ndarray], None], applies: Callable[[np.ndarr
 
 
 def is_depthwise(weight: np.ndarray) -> bool:
-    return weight.shape[1] == 1
+    return bool(weight.shape[1] == 1)
 
 
 def lose_a_tap(weight: np.ndarray) -> None:
@@ -199,12 +200,12 @@ def read_a_pixel_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lose_the_last_reduction_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    reduce_axis = compute.te.reduce_axis
+    reduce_axis = te.reduce_axis
 
     def wrong(domain: tuple[int, int], name: str = "rv") -> Any:
         return reduce_axis((domain[0], domain[1] - 1) if name == "kw" and domain[1] == 3 else domain, name=name)
 
-    monkeypatch.setattr(compute.te, "reduce_axis", wrong)
+    monkeypatch.setattr(te, "reduce_axis", wrong)
 
 
 def move_the_last_tile_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,20 +288,20 @@ def test_kernels_that_are_right_are_not_blamed(
 
 def test_nan_out_of_a_pad_lane_is_found(network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
     """A reduction that reads pad lanes multiplies them by zero weights; only NaN shows it."""
-    sum_of = compute.te.reduce_axis
+    sum_of = te.reduce_axis
 
     def wrong(domain: tuple[int, int], name: str = "rv") -> Any:
         return sum_of((domain[0], domain[1] + 1) if name == "ic" and domain[1] == 13 else domain, name=name)
 
-    monkeypatch.setattr(compute.te, "reduce_axis", wrong)
-    placeholder = compute.te.placeholder
+    monkeypatch.setattr(te, "reduce_axis", wrong)
+    placeholder = te.placeholder
 
     def wider(shape: Any, *args: Any, **keywords: Any) -> Any:
         if keywords.get("name", "").startswith("weight"):
             shape = tuple(14 if int(extent) == 13 else extent for extent in shape)
         return placeholder(shape, *args, **keywords)
 
-    monkeypatch.setattr(compute.te, "placeholder", wider)
+    monkeypatch.setattr(te, "placeholder", wider)
     monkeypatch.setattr(packing, "_weight_shape", widened(packing._weight_shape))
     pack = packing.pack_weight
     pads = [(0, 0), (0, 1), (0, 0), (0, 0)]
@@ -326,11 +327,11 @@ def test_a_wrong_program_fails_even_where_kernels_are_right(
     place = build._place_values
 
     def wrong(*arguments: Any, **keywords: Any) -> Any:
-        plan, homes, *others = place(*arguments, **keywords)
-        arena = {name: home for name, home in homes.items() if home.home is build.Home.ARENA}
+        plan, homes = place(*arguments, **keywords)
+        arena = {name: home for name, home in homes.items() if home.home is Home.ARENA}
         first = min(home.offset for home in arena.values())
         homes.update({name: replace(home, offset=first) for name, home in arena.items()})
-        return (plan, homes, *others)
+        return plan, homes
 
     monkeypatch.setattr(build, "_place_values", wrong)
     found = verify_model(network(NETWORK), HOST)

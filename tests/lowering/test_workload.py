@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ CHAIN = ConvWorkload(2, (9, 7), (DEPTHWISE, POINTWISE), False, None, 8, 8)
         ({"groups": 2, "kernel": (1, 1)}, ConvKind.GROUPED),
     ],
 )
-def test_kinds(changes: dict[str, object], kind: ConvKind) -> None:
+def test_kinds(changes: dict[str, Any], kind: ConvKind) -> None:
     assert replace(PLAIN, **changes).kind is kind
 
 
@@ -43,7 +44,7 @@ def test_channels_of_a_group() -> None:
 @pytest.mark.parametrize(
     "changes", [{"kernel": (1, 2)}, {"strides": (1, 2)}, {"pads_begin": (1, 0)}, {"pads_end": (0, 1)}]
 )
-def test_flat_means_that_no_pixel_moves(changes: dict[str, tuple[int, ...]]) -> None:
+def test_flat_means_that_no_pixel_moves(changes: dict[str, Any]) -> None:
     assert POINTWISE.flat
     assert not replace(POINTWISE, **changes).flat
 
@@ -63,9 +64,10 @@ def stages(draw: st.DrawFn) -> tuple[Stage, tuple[int, ...]]:
         begin, end = draw(st.integers(0, 2)), draw(st.integers(0, 2))
         size = draw(st.integers(max(1, dilation * (kernel - 1) + 1 - begin - end), 8))
         axes.append((size, kernel, stride, begin, end, dilation))
-    sizes, *geometry = zip(*axes, strict=True)
+    sizes, kernels, strides, begins, ends, dilations = zip(*axes, strict=True)
     groups = draw(st.integers(1, 3))
-    return Stage(groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2)), groups, *geometry), sizes
+    in_channels, out_channels = (groups * draw(st.integers(1, 2)) for _ in range(2))
+    return Stage(in_channels, out_channels, groups, kernels, strides, begins, ends, dilations), sizes
 
 
 @given(stages())
@@ -111,7 +113,7 @@ def test_equal_workloads_have_equal_keys() -> None:
 
 def test_whatever_differs_shows_in_the_key() -> None:
     clip = Activation("clip", (0.0, 6.0))
-    changes: list[dict[str, object]] = [
+    changes: list[dict[str, Any]] = [
         {"batch": 1},
         {"spatial": (9, 8)},
         {"residual": True},
@@ -122,7 +124,7 @@ def test_whatever_differs_shows_in_the_key() -> None:
         {"stages": (DEPTHWISE,)},
         {"stages": (POINTWISE, DEPTHWISE)},
     ]
-    stage_changes: list[dict[str, object]] = [
+    stage_changes: list[dict[str, Any]] = [
         {"in_channels": 9},
         {"out_channels": 16},
         {"groups": 4},

@@ -22,7 +22,7 @@ from sepwise.passes.vocabulary import Activation
 
 NATIVE_DEVICES = ("host", "x86-64-v3", "x86-64-v2")
 GUARD_BYTES = 256
-MOST_TILES = 32
+MOST_TILES = 24
 KINDS = ("normal", "impulse", "knees", "large", "subnormal", "nonfinite")
 
 LIMIT_AT_INFINITY = frozenset({"silu", "mish"})
