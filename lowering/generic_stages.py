@@ -7,6 +7,7 @@ All of it is logical: no layout and no loop order yet.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass, field, replace
@@ -254,7 +255,7 @@ def simplify_stages(function: StageFunction) -> StageFunction:
             stages.remove(stage)
             changed = True
             break
-    stages = [phase for stage in stages for part in _segments(stage) for phase in _phases(part)]
+    stages = [phase for stage in stages for part in _segments(_without_periods(stage)) for phase in _phases(part)]
     used = [b for b in intermediates if any(stage.buffer.same_as(b) for stage in stages)]
     return StageFunction(function.parameters, used, stages)
 
@@ -368,6 +369,39 @@ def _merged(stage: Stage, readers: Sequence[Stage]) -> list[Stage] | None:
         reader.axes, stage.reduced, reader.buffer, reader.indices, value, stage.combiner, stage.initial, accumulator, epilogue
     )
     return [simplify(merged)]
+
+
+def _without_periods(stage: Stage) -> Stage:
+    """Splits axes of which the value reads nothing but a remainder: `y[i] = x[i % 4]` becomes `y[o * 4 + i] = x[i]`.
+
+    What is read is contiguous again. And LLVM's vectoriser for AVX-512 gets some loops over such remainders wrong: it reads
+    on where it should begin again (a `Tile` of large repeats; the same loops are right for AVX2).
+    """
+    for axis in list(stage.axes):
+        period = _lone_period(stage.value, axis)
+        if period < 2 or axis.extent % period or axis.extent == period:
+            continue
+        outer = Axis(Var(f"{axis.var.name}_period", axis.var.ty), axis.extent // period)
+        inner = Axis(Var(axis.var.name, axis.var.ty), period)
+        whole = [(axis.var, outer.var * tirx.const(period, axis.var.ty.dtype) + inner.var)]
+        axes = [part for other in stage.axes for part in ((outer, inner) if other is axis else (other,))]
+        stage = simplify(replace(stage.mapped(functools.partial(substitute, values=whole)), axes=axes))
+    return stage
+
+
+def _lone_period(value: Expr, axis: Axis) -> int:
+    """The divisor where an axis occurs in remainders by it and nowhere else, otherwise 0."""
+    periods: list[int] = []
+    uses: list[Var] = []
+
+    def on_remainder(remainder: tirx.FloorMod) -> None:
+        if isinstance(remainder.a, Var) and remainder.a.same_as(axis.var) and isinstance(remainder.b, tirx.IntImm):
+            periods.append(int(remainder.b))
+
+    tvm_ffi.structural_walk(value, [(tirx.FloorMod, on_remainder)])
+    tvm_ffi.structural_walk(value, [(Var, uses.append)])
+    lone = len(periods) == sum(use.same_as(axis.var) for use in uses)
+    return periods[0] if lone and len(set(periods)) == 1 else 0
 
 
 def _segments(stage: Stage) -> list[Stage]:

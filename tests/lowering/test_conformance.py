@@ -1,0 +1,149 @@
+"""The ONNX project's own node tests (`onnx.backend.test`) through a Program on this machine.
+
+Every input but the first becomes a constant, as in exported networks. A result in float32 has to lie within the running
+error bound, what moves or counts is exact, and what has no bound lies within the case's own tolerance.
+"""
+
+import functools
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx.backend.test.case.test_case import TestCase
+
+from sepwise.lowering import device
+from sepwise.lowering.build import build_program
+from sepwise.lowering.generic import ELEMENT_TYPES, ELEMENTWISE, MULTIPLYING, REDUCERS, SHAPERS
+from sepwise.lowering.runner import NativeRunner
+from sepwise.passes.equivalence import compare_kernel, run_with_bounds
+from sepwise.passes.errors import SepwiseError, UnsupportedError
+
+OPERATORS = SHAPERS | REDUCERS | ELEMENTWISE | MULTIPLYING | frozenset(
+    "ArgMax ArgMin BatchNormalization CumSum Einsum GatherElements GatherND GlobalLpPool GreaterOrEqual GridSample Hardmax "
+    "InstanceNormalization IsInf IsNaN LessOrEqual LRN LpPool Mean Mod OneHot ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
+    "ReduceProd ReduceSumSquare ScatterElements ScatterND Shrink Split ThresholdedRelu Trilu Upsample".split()
+)  # fmt: skip
+
+CHOSEN = (
+    "conv_with", "convtranspose", "gemm_all", "gemm_transposeB", "matmul_3d", "averagepool_2d_ceil", "averagepool_2d_dilations",
+    "averagepool_2d_pads_count", "averagepool_2d_same", "maxpool_2d_ceil", "maxpool_2d_dilations", "maxpool_2d_same",
+    "maxpool_3d_default", "batchnorm_e", "resize_upsample_scales_linear", "resize_upsample_sizes_nearest_floor", "_pad",
+    "softmax_axis_1", "reduce_mean_keepdims_r", "reduce_max_neg", "clip_e", "concat_3d_axis_1", "split_equal_parts_2d", "slice_neg",
+    "gather_1", "transpose_all", "reshape_neg", "tile", "depthtospace", "where", "layer_normalization_3d_axis1",
+)  # fmt: skip
+"""Parts of the names of cases that run every time; all run at night."""
+
+REFUSED = {
+    "LayerNormalization": ("leaves its output", "layer_normalization_2d", "layer_normalization_3d", "layer_normalization_4d",
+        "layer_normalization_default"),
+    "BatchNormalization": ("passes over training_mode", "training_mode"),
+    "Dropout": ("passes over training_mode", "training_dropout"),
+    "IsInf": ("passes over detect_negative", "isinf_positive", "isinf_negative"),
+    "MaxPool": ("Missing outputs", "with_argmax"),
+    "OneHot": ("Mismatched type", "onehot"),
+    "Pow": ("TVM does not take", "pow_types"),
+    "ReduceMax": ("Cannot decide", "bool_inputs"),
+    "ReduceMin": ("Cannot decide", "bool_inputs"),
+    "Resize": ("passes over|TVM does not take", "downsample_scales", "antialias", "_axes_", "not_larger", "not_smaller", "symmetric"),
+    "SpaceToDepth": ("passes over mode", "crd"),
+    "Upsample": ("TVM does not take", "upsample"),
+}  # fmt: skip
+"""What TVM's importer does not take, or takes and computes otherwise: the message, and parts of the cases' names."""
+
+WRONG = {
+    "mod_float_edge_cases": "TVM's float remainder of an infinity differs",
+    "test_pow": "exp(y log x) in float32 loses more ulps than the bound of Pow grants",
+}
+"""Cases that are computed otherwise than ONNX says, and why."""
+
+LEFT_OUT = ("_expanded", "empty_set", "zero_size", "triu_zero", "tril_zero", "allowzero", "not_2d", "not_3d", "not_4d", "cast_", "castlike_")
+"""Functions' bodies, tensors without elements (an input has to have some), operator set 1, and elements narrower than a byte."""
+
+
+@functools.cache
+def cases() -> dict[str, TestCase]:
+    """Collects the cases of one operator on dense tensors of types that can be compiled."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from onnx.backend.test.case.node import collect_testcases
+
+        collected = collect_testcases(None)
+    found = {}
+    for case in collected:
+        graph = case.model.graph if case.model is not None else None
+        if graph is None or len(graph.node) != 1 or graph.node[0].op_type not in OPERATORS:
+            continue
+        arrays = [x for data in case.data_sets for part in data for x in part]
+        plain = all(isinstance(x, np.ndarray | np.generic) and x.dtype.name in ELEMENT_TYPES - {"float16"} for x in arrays)
+        if plain and not any(part in case.name for part in LEFT_OUT):
+            found[case.name] = case
+    return found
+
+
+def chosen() -> Iterator[object]:
+    """Gives every case, those that are not chosen marked for the night."""
+    for name in cases():
+        quick = any(part in name for part in CHOSEN)
+        yield pytest.param(name, marks=() if quick else pytest.mark.nightly)
+
+
+def refusal(name: str, operator: str) -> str | None:
+    """Says with what message a case is refused, None where it is taken."""
+    message, *parts = REFUSED.get(operator, ("",))
+    return message if any(part in name for part in parts) else None
+
+
+def compute(case: TestCase, inputs: list[np.ndarray]) -> tuple[onnx.ModelProto, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Runs a case with all inputs but the first as constants: the model, what it was fed, and its outputs."""
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    model.ir_version = max(model.ir_version, 7)
+    first, *rest = [value.name for value in model.graph.input if value.name]
+    del model.graph.input[1:]
+    for name, array in zip(rest, inputs[1:], strict=True):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    program, _ = build_program(ir.from_proto(model), device.get("host"))
+    with NativeRunner(program) as runner:
+        return model, {first: inputs[0]}, runner.run({first: inputs[0]})
+
+
+@pytest.mark.parametrize("name", list(chosen()))
+def test_node(name: str) -> None:
+    case = cases()[name]
+    message = refusal(name, case.model.graph.node[0].op_type)
+    for given, wanted in case.data_sets:
+        inputs = [np.asarray(x) for x in given]
+        if message is not None:
+            with pytest.raises(UnsupportedError, match=message):
+                compute(case, inputs)
+            continue
+        model, feed, outputs = compute(case, inputs)
+        problems = list(differences(case, model, feed, outputs, [np.asarray(y) for y in wanted]))
+        wrong = [reason for part, reason in WRONG.items() if part in name]
+        assert wrong or not problems, problems
+
+
+def differences(
+    case: TestCase, model: onnx.ModelProto, feed: dict[str, np.ndarray], outputs: dict[str, np.ndarray], wanted: list[np.ndarray]
+) -> Iterator[str]:
+    """Says which outputs are wrong."""
+    try:
+        bounds = run_with_bounds(model, feed)
+    except SepwiseError:
+        bounds = {}
+    for value, expected in zip([value for value in model.graph.output if value.name], wanted, strict=True):
+        found = outputs[value.name]
+        if found.shape != expected.shape or found.dtype != expected.dtype:
+            yield f"{value.name} is {found.dtype}{found.shape} where {expected.dtype}{expected.shape} is right"
+        elif found.dtype == np.float32 and value.name in bounds:
+            check = compare_kernel(found, *bounds[value.name], name=value.name)
+            if not check.passed:
+                yield check.reason
+        elif found.dtype.kind == "f":
+            if not np.allclose(found, expected, rtol=case.rtol, atol=case.atol, equal_nan=True):
+                yield f"{value.name} differs"
+        elif not np.array_equal(found, expected):
+            yield f"{value.name} differs"
