@@ -29,6 +29,9 @@ FOLDED_ELEMENTS = 1 << 24
 MAXIMUM_ROUNDS = 8
 """Rounds of constant folding; three are enough for every file seen."""
 
+CONV_BIAS = 2
+"""Input of a Conv that is its bias."""
+
 BIG_TENSOR_BYTES = 1024
 """Larger initializers are no shapes: shape inference sees their type only."""
 
@@ -249,6 +252,12 @@ def _check_convolutions(model: ir.Model) -> None:
                     f"Conv '{node.name}': its input has shape {data}, its weight {weight} and group={group}; the weight must be "
                     "(m, channels / group, *kernel) with group dividing m. Give input shapes that the network takes, or check "
                     "the exporter."
+                )
+            bias = static_shape(node.inputs[CONV_BIAS]) if len(node.inputs) > CONV_BIAS else None
+            if bias is not None and bias != (weight[0],):
+                raise InputError(
+                    f"Conv '{node.name}': its bias has shape {bias}, its weight {weight}; the bias must have shape "
+                    f"({weight[0]},). Check the exporter."
                 )
             if output is not None and min(output) < 1:
                 raise InputError(

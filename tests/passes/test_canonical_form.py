@@ -167,6 +167,12 @@ def test_channels_that_clash(build: Build, shape: tuple[int, ...]) -> None:
         canonicalize(model)
 
 
+def test_a_bias_that_is_no_vector(build: Build) -> None:
+    model = build(HEAD + "g (float[1,4,9] x) => (float y) <float[6,4,3] w, float[6,2] b> { [conv] y = Conv (x, w, b) }")
+    with pytest.raises(InputError, match=r"Conv 'conv': its bias has shape \(6, 2\), .* must have shape \(6,\)\. Check"):
+        canonicalize(model)
+
+
 def test_a_group_that_does_not_divide_the_outputs(build: Build) -> None:
     model = build(HEAD + "g (float[1,4,9] x) => (float y) <float[3,2,3] w> { [conv] y = Conv <group = 2> (x, w) }")
     with pytest.raises(InputError, match=r"Conv 'conv': .* its weight \(3, 2, 3\) and group=2; the weight must be"):
