@@ -5,6 +5,7 @@ error bound, what moves or counts is exact, and what has no bound lies within th
 """
 
 import functools
+import re
 import warnings
 from collections.abc import Iterator
 
@@ -40,24 +41,24 @@ REFUSED = {
     "LayerNormalization": ("leaves its output", "layer_normalization_2d", "layer_normalization_3d", "layer_normalization_4d",
         "layer_normalization_default"),
     "BatchNormalization": ("passes over training_mode", "training_mode"),
-    "Dropout": ("passes over training_mode", "training_dropout"),
+    "Dropout": ("passes over training_mode", "training_dropout($|_default|_mask)"),
     "IsInf": ("passes over detect_negative", "isinf_positive", "isinf_negative"),
     "MaxPool": ("Missing outputs", "with_argmax"),
     "OneHot": ("Mismatched type", "onehot"),
     "Pow": ("TVM does not take", "pow_types"),
     "ReduceMax": ("Cannot decide", "bool_inputs"),
     "ReduceMin": ("Cannot decide", "bool_inputs"),
-    "Resize": ("passes over|TVM does not take", "downsample_scales", "antialias", "_axes_", "not_larger", "not_smaller", "symmetric"),
+    "Resize": ("passes over|TVM does not take", "downsample_scales", "antialias", "_axes_", "not_larger", "not_smaller", "half_pixel_symmetric"),
     "SpaceToDepth": ("passes over mode", "crd"),
     "Upsample": ("TVM does not take", "upsample"),
 }  # fmt: skip
-"""What TVM's importer does not take, or takes and computes otherwise: the message, and parts of the cases' names."""
+"""What TVM's importer does not take, or takes and computes otherwise: the message, and patterns of the cases' names."""
 
 WRONG = {
     "mod_float_edge_cases": "TVM's float remainder of an infinity differs",
-    "test_pow": "exp(y log x) in float32 loses more ulps than the bound of Pow grants",
+    "test_pow($|_bcast_array)": "exp(y log x) in float32 loses more ulps than the bound of Pow grants",
 }
-"""Cases that are computed otherwise than ONNX says, and why."""
+"""Patterns of cases that are computed otherwise than ONNX says, and why."""
 
 LEFT_OUT = ("_expanded", "empty_set", "zero_size", "triu_zero", "tril_zero", "allowzero", "not_2d", "not_3d", "not_4d", "cast_", "castlike_")
 """Functions' bodies, tensors without elements (an input has to have some), operator set 1, and elements narrower than a byte."""
@@ -93,7 +94,7 @@ def chosen() -> Iterator[object]:
 def refusal(name: str, operator: str) -> str | None:
     """Says with what message a case is refused, None where it is taken."""
     message, *parts = REFUSED.get(operator, ("",))
-    return message if any(part in name for part in parts) else None
+    return message if any(re.search(part, name) for part in parts) else None
 
 
 def compute(case: TestCase, inputs: list[np.ndarray]) -> tuple[onnx.ModelProto, dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -122,7 +123,7 @@ def test_node(name: str) -> None:
             continue
         model, feed, outputs = compute(case, inputs)
         problems = list(differences(case, model, feed, outputs, [np.asarray(y) for y in wanted]))
-        wrong = [reason for part, reason in WRONG.items() if part in name]
+        wrong = [reason for pattern, reason in WRONG.items() if re.search(pattern, name)]
         assert wrong or not problems, problems
 
 
