@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CompileReport", "build_program", "compile"]
 
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+"""Operators that the generic schedule should never get."""
+
 
 @dataclass(frozen=True, slots=True)
 class CompileReport:
@@ -126,7 +129,7 @@ def build_program(model: ir.Model, device: Device, *, threads: int = 1) -> tuple
     generic_convolutions = tuple(
         kernel.name
         for kernel in graph.kernels
-        if isinstance(kernel.workload, GenericWorkload) and "Conv" in kernel.workload.operators
+        if isinstance(kernel.workload, GenericWorkload) and CONVOLUTIONS & set(kernel.workload.operators)
     )
     report = CompileReport(
         model=graph.name,

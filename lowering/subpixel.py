@@ -135,5 +135,5 @@ class Transposed:
         output = te.compute(self.output_shape, pixel, name="subpixel")
         function = te.create_prim_func([data, output])
         signature = f"subpixel:{self.output_shape}{self.strides}{self.pads_begin}"
-        return GenericWorkload(function, ("ConvTranspose",), 0, signature, (Layout(),), (Layout(),))
+        return GenericWorkload(function, ("DepthToSpace",), 0, signature, (Layout(),), (Layout(),))
 
