@@ -44,7 +44,8 @@ def canonicalize(model: ir.Model) -> ir.Model:
     3. With the input shapes fixed, all that is constant is folded, shape arithmetic included.
     4. Identity, Dropout (in inference mode), and casts, pads, transposes and so on that change nothing are removed.
     5. Constants are initializers; unused nodes and initializers are gone.
-    6. Every Conv spells out kernel_shape, strides, pads, dilations and group; `auto_pad` is resolved.
+    6. Every Conv spells out kernel_shape, strides, pads, dilations and group; `auto_pad` is resolved. A bias of zeros that is not
+       one number per channel (torch writes `(channels, 2)` for a Conv3d without bias) is gone.
     7. Shapes are inferred.
 
     Initializers that are graph inputs too are constants if the IR version is below 4 (there the format demanded that),
@@ -73,6 +74,7 @@ def canonicalize(model: ir.Model) -> ir.Model:
             break
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
     common_passes.RemoveUnusedNodesPass()(copy)
+    _drop_zero_biases(copy)
     remove_unused_initializers(copy)
     _infer_shapes(copy)
     for value, shape in zip(copy.graph.outputs, declared, strict=True):
@@ -235,6 +237,17 @@ def _infer_shapes(model: ir.Model) -> None:
             if shape is not None:
                 value.shape = shape
             value.type = ir.serde.deserialize_type_proto_for_type(info.type) or value.type
+
+
+def _drop_zero_biases(model: ir.Model) -> None:
+    """Removes a bias of zeros that is not one number for each channel, which adds nothing however it is read."""
+    for graph in model.graphs():
+        for node in graph:
+            if not is_operator(node, "Conv") or len(node.inputs) <= CONV_BIAS:
+                continue
+            bias, weight = constant_array(node.inputs[CONV_BIAS]), static_shape(node.inputs[1])
+            if bias is not None and weight is not None and bias.shape != (weight[0],) and not bias.any():
+                node.resize_inputs(CONV_BIAS)
 
 
 def _check_convolutions(model: ir.Model) -> None:

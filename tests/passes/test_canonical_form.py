@@ -167,6 +167,16 @@ def test_channels_that_clash(build: Build, shape: tuple[int, ...]) -> None:
         canonicalize(model)
 
 
+def test_a_bias_of_zeros_that_is_no_vector(build: Build) -> None:
+    """As torch exports a Conv3d without bias, which ONNX Runtime takes."""
+    model = build(
+        HEAD + "g (float[1,4,9] x) => (float y) <float[6,4,3] w> { s = Constant <value = int64[2] {6, 2}> () "
+        "b = ConstantOfShape (s) [conv] y = Conv (x, w, b) }"
+    )
+    (conv,) = canonicalize(model).graph
+    assert len(conv.inputs) == 2
+
+
 def test_a_bias_that_is_no_vector(build: Build) -> None:
     model = build(HEAD + "g (float[1,4,9] x) => (float y) <float[6,4,3] w, float[6,2] b> { [conv] y = Conv (x, w, b) }")
     with pytest.raises(InputError, match=r"Conv 'conv': its bias has shape \(6, 2\), .* must have shape \(6,\)\. Check"):
