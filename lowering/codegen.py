@@ -13,6 +13,7 @@ wrapper over the Program.
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from tvm.ir.expr import Call, TensorLoad, Var
 
 from sepwise.lowering.tiling import TASK_LOOP
 from sepwise.lowering.vector_math import replace_math
+from sepwise.passes.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +40,9 @@ STACK_BYTES = 4096
 """Buffers of a schedule up to this size live on the stack (registers, mostly); larger ones in scratch."""
 
 ALIGNMENT_BYTES = 64
+
+OBJECT_BYTES = 32 << 20
+"""Room that an object file is given, ample for hundreds of kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +114,19 @@ def build_object(kernels: Mapping[str, CompiledKernel], target: tvm.target.Targe
 
     Returns:
         The object file's bytes.
+
+    Raises:
+        InputError: The folder for temporary files has no room.
     """
     module = tvm.IRModule({symbol: kernel.function for symbol, kernel in kernels.items()})
     built = tvm.get_global_func("target.build.llvm")(module, target)
     with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
+        free = shutil.disk_usage(folder).free
+        if free < OBJECT_BYTES:  # LLVM would end the process
+            raise InputError(
+                f"{tempfile.gettempdir()}: {free} bytes are free and an object needs up to {OBJECT_BYTES}. Make room, or "
+                "set TMPDIR to another folder."
+            )
         path = Path(folder) / "kernels.o"
         built.write_to_file(str(path))
         return path.read_bytes()

@@ -8,7 +8,7 @@ model as it was before stages were grouped into functions.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ from sepwise.passes.equivalence import (
     Check,
     GraphReference,
     Oracle,
+    Verification,
     compare_execution,
     compare_graph,
     compare_kernel,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.program import KernelCall, Program
     from sepwise.lowering.runner import Runner
 
-__all__ = ["Verification", "verify", "verify_model"]
+__all__ = ["verify", "verify_model"]
 
 NATIVE_KINDS = ("normal", "uniform")
 """Inputs drawn for a device that this machine can run."""
@@ -51,44 +52,6 @@ EMULATED_KINDS = ("normal",)
 
 GROUPING = "group_separable"
 """The pass behind which the values between the stages of a chain have no name any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """All checks of one model on one target.
-
-    Attributes:
-        model: The model's name.
-        target: The device's name, None where two files were compared.
-        checks: Graph, kernel and model checks; a skipped one counts as not passed.
-    """
-
-    model: str
-    target: str | None
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every check passed."""
-        return bool(self.checks) and all(check.passed for check in self.checks)
-
-    @property
-    def worst_ratio(self) -> float | None:
-        """The largest error relative to its bound, None where some check has no finite ratio."""
-        ratios = [check.worst_ratio for check in self.checks if check.status != "skipped"]
-        if not ratios or any(ratio is None for ratio in ratios):
-            return None
-        return max(ratio for ratio in ratios if ratio is not None)
-
-    def to_json(self) -> dict[str, object]:
-        """The fields of the verify JSON."""
-        return {
-            "model": self.model,
-            "target": self.target,
-            "passed": self.passed,
-            "worst_ratio": self.worst_ratio,
-            "checks": [check.to_json() for check in self.checks],
-        }
 
 
 def verify(

@@ -21,12 +21,14 @@ from sepwise.passes.equivalence.oracle import Oracle
 from sepwise.passes.equivalence.running_error import run_with_bounds
 from sepwise.passes.equivalence.sample import KINDS, sample_inputs
 from sepwise.passes.equivalence.tolerances import constant_rounding_sigma, execution_sigma
+from sepwise.passes.equivalence.verification import Verification
 
 __all__ = [
     "KINDS",
     "Check",
     "GraphReference",
     "Oracle",
+    "Verification",
     "compare_execution",
     "compare_graph",
     "compare_kernel",

@@ -15,11 +15,10 @@ from sepwise.files import new_file, require_writable, resolve
 if TYPE_CHECKING:
     import numpy as np
 
-    from sepwise.comparison import Comparison
     from sepwise.inspection import Inspection
     from sepwise.lowering.artifact import Artifact
     from sepwise.lowering.bench import Benchmark
-    from sepwise.lowering.verify import Verification
+    from sepwise.passes.equivalence import Verification
 
 __all__ = [
     "Fusion",
@@ -306,7 +305,7 @@ def verify(
     inputs: Mapping[str, np.ndarray] | None = None,
     shapes: Shapes = None,
     threads: int = 1,
-) -> Verification | Comparison:
+) -> Verification:
     """Checks that the numbers did not change: passes, kernels and the whole network on a target.
 
     Args:

@@ -20,8 +20,8 @@ from sepwise.lowering.strategies import linear, packing
 from sepwise.lowering.strategies.base import Refusal
 from sepwise.lowering.strategies.depthwise import DepthwiseStrategy, DepthwiseTile
 from sepwise.lowering.strategies.separable import SeparableStrategy
-from sepwise.lowering.verify import Verification, verify_model
-from sepwise.passes.equivalence import Check, sample_inputs
+from sepwise.lowering.verify import verify_model
+from sepwise.passes.equivalence import Check, Verification, sample_inputs
 from sepwise.passes.errors import InputError
 
 HEAD = '<ir_version: 10, opset_import: ["" : 18]>\n'

@@ -1,0 +1,49 @@
+"""The verdict: all checks of one model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sepwise.passes.equivalence.compare import Check
+
+__all__ = ["Verification"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """All checks of one model on one target.
+
+    Attributes:
+        model: The model's name.
+        target: The device's name, None where two files were compared.
+        checks: Graph, kernel and model checks; a skipped one counts as not passed.
+    """
+
+    model: str
+    target: str | None
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    @property
+    def worst_ratio(self) -> float | None:
+        """The largest error relative to its bound, None where some check has no finite ratio."""
+        ratios = [check.worst_ratio for check in self.checks if check.status != "skipped"]
+        if not ratios or any(ratio is None for ratio in ratios):
+            return None
+        return max(ratio for ratio in ratios if ratio is not None)
+
+    def to_json(self) -> dict[str, object]:
+        """The fields of the verify JSON."""
+        return {
+            "model": self.model,
+            "target": self.target,
+            "passed": self.passed,
+            "worst_ratio": self.worst_ratio,
+            "checks": [check.to_json() for check in self.checks],
+        }
