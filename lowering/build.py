@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from sepwise.lowering.program import BufferRef, Home, KernelCall, Program, Value
 from sepwise.lowering.selection import Selector
 from sepwise.lowering.tail import TailRunner, find_runtime_nodes, split
 from sepwise.lowering.workload import ConvWorkload, LinearWorkload
-from sepwise.passes import canonicalize, fuse, load_model
+from sepwise.passes import canonicalize, fuse, layer_costs, load_model
 from sepwise.passes.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -37,6 +38,14 @@ __all__ = ["CompileReport", "build_program", "compile"]
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 """Operators that the generic schedule should never get."""
+
+LINEAR = "linear"
+"""Kind of the layers that are matrix products."""
+
+COMPILER_ERRORS = (RuntimeError, ValueError)
+"""What TVM and LLVM raise for code that they do not take; anything else is a fault of ours."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +131,9 @@ def build_program(model: ir.Model, device: Device, *, threads: int = 1) -> tuple
     value_names = {node.name: node.outputs[0].name or "" for node in canonical.graph if node.name}
     fused = fuse(canonical).model
     program, graph = _build_with_tail(fused, device, threads, value_names)
-    total = sum(call.macs for call in program.calls)
+    in_tail = set(program.tail.nodes) if program.tail is not None else set()
+    left = [layer for layer in layer_costs(fused).layers if in_tail & {layer.name, *layer.nodes}] if in_tail else []
+    total = sum(call.macs for call in program.calls) + sum(layer.macs for layer in left)
     ours = sum(
         kernel.workload.macs for kernel in graph.kernels if not isinstance(kernel.workload, GenericWorkload)
     )
@@ -130,7 +141,7 @@ def build_program(model: ir.Model, device: Device, *, threads: int = 1) -> tuple
         kernel.name
         for kernel in graph.kernels
         if isinstance(kernel.workload, GenericWorkload) and CONVOLUTIONS & set(kernel.workload.operators)
-    )
+    ) + tuple(layer.name for layer in left if layer.kind != LINEAR)
     report = CompileReport(
         model=graph.name,
         target=device.name,
@@ -161,6 +172,7 @@ def _build_with_tail(
         except NeedsRuntimeError as error:
             if device.emulated or error.node in runtime_nodes:
                 raise
+            logger.warning("%s; it and what depends on it run in TVM's virtual machine", error)
             runtime_nodes[error.node] = str(error)
             continue
         if tail is not None:
@@ -220,14 +232,14 @@ def _build_objects(graph: KernelGraph, compiled: Mapping[str, CompiledKernel], d
     target = tvm_target(device)
     try:
         return build_object({kernel.symbol: kernel for kernel in compiled.values()}, target)
-    except Exception:
+    except COMPILER_ERRORS:
         for kernel in graph.kernels:
             if not isinstance(kernel.workload, GenericWorkload) or not kernel.nodes:
                 continue
             code = compiled[kernel.name]
             try:
                 build_object({code.symbol: code}, target)
-            except Exception as error:
+            except COMPILER_ERRORS as error:
                 raise _no_kernel(kernel, error) from error
         raise
 
@@ -243,7 +255,7 @@ def _compile_generic(kernel: Kernel, workload: GenericWorkload, device: Device) 
     """Schedules and lowers a generic kernel; what no kernel can be made of is left to TVM's own compilation."""
     try:
         compiled = lower_kernel(schedule_generic(workload, device), kernel.name, tvm_target(device))
-    except Exception as error:
+    except COMPILER_ERRORS as error:
         if not kernel.nodes:
             raise
         raise _no_kernel(kernel, error) from error

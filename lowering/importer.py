@@ -337,8 +337,8 @@ class _Importer:
                     return None
                 beta = attributes["beta"].as_float() if "beta" in attributes else 1.0
                 bias = bias * np.float32(beta)
-                if bias.size not in (1, weight.shape[0]):
-                    return None
+                if bias.size != 1 and bias.shape[-1:] != (bias.size,):
+                    return None  # one value a row: no bias of the columns
                 bias = np.broadcast_to(bias.reshape(-1), (weight.shape[0],))
         else:
             weight = weight.T

@@ -12,6 +12,7 @@ from sepwise.lowering.generic import GenericWorkload
 from sepwise.lowering.graph import Kernel, KernelGraph
 from sepwise.lowering.importer import ImportedGraph, import_graph
 from sepwise.lowering.selection import Selector
+from sepwise.lowering.verify import verify_model
 from sepwise.lowering.workload import ConvWorkload, LinearWorkload
 from sepwise.passes import canonicalize, fuse
 from sepwise.passes.equivalence import Oracle, run_with_bounds, sample_inputs
@@ -364,3 +365,8 @@ def test_a_reshape_is_a_view(network: Callable[..., ir.Model]) -> None:
     assert found.views == {"d": "c"}
     assert found.graph.values["d"].shape == (1, 72)
     assert not kernels(found.graph, GenericWorkload)
+
+
+def test_a_bias_of_the_rows_is_no_bias_of_the_columns(network: Callable[..., ir.Model]) -> None:
+    model = network(HEAD + "g (float[4,3] x) => (float[4,4] y) <float[3,4] w, float[4,1] c> { [fc] y = Gemm (x, w, c) }")
+    assert verify_model(model, device.get("host")).passed

@@ -1,0 +1,83 @@
+"""Whole networks on whole targets: every zoo network and the trained files, verified on host and on the Cortex-A72.
+
+CI takes narrow networks at small sizes on the host and a few of them on the emulated core; the nightly profile takes all
+of them at full size on the host, and all of them at small sizes on the core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from sepwise.lowering import device
+from sepwise.lowering.build import build_program
+from sepwise.lowering.verify import verify_model
+from sepwise.models import names
+from sepwise.passes import load_model
+from sepwise.samples import CLASSIFIER, DETECTOR, RECOGNISER
+
+SMALL: dict[str, tuple[int, ...]] = {
+    "efficientnet_lite0": (1, 3, 32, 32),
+    "mnasnet": (1, 3, 32, 32),
+    "mobilenet_v1": (1, 3, 32, 32),
+    "mobilenet_v2": (1, 3, 32, 32),
+    "mobilenet_v3_large": (1, 3, 32, 32),
+    "mobilenet_v3_small": (1, 3, 32, 32),
+    "shufflenet_v2": (1, 3, 64, 64),
+    "xception": (1, 3, 75, 75),
+    "yolov5n_dw": (1, 3, 64, 64),
+}
+"""Input shapes of the reduced networks; those without an entry are small as they are."""
+
+WIDTH = 0.25
+"""Width of the reduced networks."""
+
+IN_CI = ("ds_cnn", "grouped", "mobilenet_v2", "mobilenet_v3_small", "separable_block", "shufflenet_v2", "tcn_1d")
+EMULATED_IN_CI = ("grouped", "mobilenet_v2", "separable_block")
+
+TRAINED = {CLASSIFIER: (1, 3, 48, 192), DETECTOR: (1, 3, 96, 96), RECOGNISER: (1, 3, 48, 96)}
+
+
+def check(path: Path, target: str, shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
+    """Every check passes, and every convolution runs in a strategy."""
+    model = load_model(path, shapes=shapes)
+    _, report = build_program(model, device.get(target))
+    assert report.strategy_mac_share >= 0.99
+    assert report.generic_convolutions == ()
+    verification = verify_model(model, device.get(target))
+    assert verification.passed, [c for c in verification.checks if not c.passed]
+
+
+def reduced(name: str) -> dict[str, object]:
+    return {"shape": SMALL[name], "width": WIDTH} if name in SMALL else {}
+
+
+def in_ci(chosen: tuple[str, ...]) -> list[object]:
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.nightly) for name in names()]
+
+
+@pytest.mark.parametrize("name", in_ci(IN_CI))
+def test_reduced_on_host(zoo_file: Callable[..., Path], name: str) -> None:
+    check(zoo_file(name, **reduced(name)), "host")
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("name", in_ci(EMULATED_IN_CI))
+def test_reduced_on_cortex_a72(zoo_file: Callable[..., Path], name: str) -> None:
+    check(zoo_file(name, **reduced(name)), "cortex-a72")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", names())
+def test_full_size_on_host(zoo_file: Callable[..., Path], name: str) -> None:
+    check(zoo_file(name), "host")
+
+
+@pytest.mark.nightly
+@pytest.mark.emulated
+@pytest.mark.parametrize("target", ["host", "cortex-a72"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_trained_files(trained_networks: dict[str, Path], name: str, target: str) -> None:
+    check(trained_networks[name], target, {"x": TRAINED[name]})
