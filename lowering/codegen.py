@@ -6,8 +6,7 @@ result is `void symbol(arg0 *, ..., void *scratch, int32_t task)`: it never allo
 object has no undefined symbol and no writable data.
 
 TVM's packed ABI is not used on purpose: a plain C function needs no argument boxes at each call, lets LLVM see that
-its buffers do not alias, and is what a bundle or an emulator wants to link. A packed entry for RPC is a thin
-wrapper over the Program.
+its buffers do not alias, and is what a bundle or an emulator wants to link.
 """
 
 from __future__ import annotations

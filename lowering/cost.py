@@ -38,6 +38,12 @@ TILE_OVERHEAD_CYCLES = 12
 EPILOGUE_CYCLES = 2.0
 """Zeroing, bias, activation and store of one accumulator."""
 
+COPY_CYCLES = 1.5
+"""Load, test for the border and store of one vector or element that is staged."""
+
+CACHE_SHARE = 0.75
+"""Share of a cache that a kernel's own data can count on."""
+
 BYTES_PER_CYCLE_L2 = 32
 """Bytes that a core streams from its second-level cache in one cycle."""
 
@@ -121,9 +127,9 @@ def copy_cycles(device: Device, nbytes: float, *, footprint_bytes: float) -> flo
     Returns:
         Cycles, 0 where they stay in the first-level cache.
     """
-    if footprint_bytes <= device.l1d_bytes * 0.75:
+    if footprint_bytes <= device.l1d_bytes * CACHE_SHARE:
         return 0.0
-    if footprint_bytes <= device.l2_bytes * 0.75:
+    if footprint_bytes <= device.l2_bytes * CACHE_SHARE:
         return nbytes / BYTES_PER_CYCLE_L2
     return nbytes / BYTES_PER_CYCLE_MEMORY
 
@@ -138,7 +144,7 @@ def stream_cycles(device: Device, nbytes: float) -> float:
     Returns:
         Cycles, at the rate of the second-level cache where it holds them.
     """
-    if nbytes <= device.l2_bytes * 0.75:
+    if nbytes <= device.l2_bytes * CACHE_SHARE:
         return nbytes / BYTES_PER_CYCLE_L2
     return nbytes / BYTES_PER_CYCLE_MEMORY
 

@@ -7,6 +7,7 @@ numbers moved against their bound, and what a run costs.
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sepwise.lowering.artifact import Artifact
+    from sepwise.passes.equivalence import Check
 
 CACHE: Final = Path("build/demo")
 EMULATED: Final = "cortex-a72"
@@ -34,6 +36,11 @@ DEGREES: Final = ("0", "180")
 SHAPE: Final = (1, 3, 48, 192)
 
 console = Console(width=None if sys.stdout.isatty() else 160)
+
+
+def ratio(check: Check) -> float:
+    """The error relative to its bound; infinite where the bound is 0 and the error is not."""
+    return math.inf if check.worst_ratio is None else check.worst_ratio
 
 
 def available_targets() -> tuple[str, ...]:
@@ -101,8 +108,8 @@ def measure(model: str | Path, inputs: Mapping[str, np.ndarray] | None, targets:
         console.print(f"verifying {name} on {target} ...", highlight=False)
         verdict = sepwise.verify(model, target=target, inputs=inputs, shapes=shapes)
         passed &= verdict.passed
-        whole = max((check for check in verdict.checks if check.scope == "model"), key=lambda check: check.worst_ratio or 0)
-        cells.append(f"{whole.max_abs_error:.1e} ({whole.worst_ratio or 0:.3f} of its bound)")
+        whole = max((check for check in verdict.checks if check.scope == "model"), key=ratio)
+        cells.append(f"{whole.max_abs_error:.1e} ({ratio(whole):.3f} of its bound)")
     console.print(f"measuring {name} ...", highlight=False)
     host = sepwise.bench(model, target="host", against=("onnxruntime", "stock-tvm"), shapes=shapes)
     cells += [f"{runtime.median_us / 1e3:.2f}" for runtime in host.runtimes if isinstance(runtime, RuntimeTime)]

@@ -92,7 +92,7 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1 || ! grep -qsF "$(pwd)/.v
     "$python" -m venv .venv
 fi
 
-# torch first and pinned: asked for as a range it may bring several GB of CUDA libraries.
+# torch first and pinned, so that an index that has its CPU build under that version gives it; a venv that already has it is left alone.
 torch=$(grep -oE 'torch==[0-9.]+' pyproject.toml | head -n 1)
 say "installing $torch"
 pip_install "$torch"

@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING
 from tvm import s_tir
 
 from sepwise.lowering import compute
-from sepwise.lowering.cost import EPILOGUE_CYCLES, LOAD_PORTS, TILE_OVERHEAD_CYCLES, parallel_cycles
+from sepwise.lowering.cost import (
+    CACHE_SHARE,
+    COPY_CYCLES,
+    EPILOGUE_CYCLES,
+    FMA_LATENCY_CYCLES,
+    LOAD_PORTS,
+    TILE_OVERHEAD_CYCLES,
+    parallel_cycles,
+)
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, true_shapes
 from sepwise.lowering.strategies.steps import accumulate_in_registers, stage_rows
@@ -191,13 +199,13 @@ def depthwise_cycles(
     taps = math.prod(stage.kernel) * stage.in_channels_per_group
     *depth, in_rows, in_width = compute.input_extents(stage, (1,) * (len(stage.kernel) - 2) + (rows, width))
     step = max(pixels / device.fma_ports, (pixels + 1) / LOAD_PORTS)
-    chain = taps * 4.0  # one accumulator's latency
+    chain = taps * FMA_LATENCY_CYCLES
     tile = max(taps * step, chain) + pixels * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
     cycles = rows * math.ceil(width / pixels) * tile
     if staged:
         vectors = math.prod(depth) * in_rows * in_width * stage.in_channels_per_group
-        cycles += vectors * (GATHER_CYCLES if gathered else 1.5)
+        cycles += vectors * (GATHER_CYCLES if gathered else COPY_CYCLES)
         staged_bytes = vectors * device.vector_bytes
-        if staged_bytes > device.l1d_bytes * 0.75:
+        if staged_bytes > device.l1d_bytes * CACHE_SHARE:
             cycles += staged_bytes / 16
     return cycles

@@ -325,7 +325,10 @@ def verify(
     source = resolve(model, shapes)
     if against is not None:
         from sepwise.comparison import compare_files
+        from sepwise.passes.errors import InputError
 
+        if target != "host":
+            raise InputError(f"Target '{target}': two files are compared without a target. Give one of --target and --against.")
         return compare_files(source, resolve(against, shapes), inputs)
     from sepwise.lowering import device
     from sepwise.lowering.verify import verify as verify_model
