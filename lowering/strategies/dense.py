@@ -20,6 +20,7 @@ from tvm import s_tir
 
 from sepwise.lowering import compute
 from sepwise.lowering.cost import (
+    COPY_CYCLES,
     copy_cycles,
     micro_kernel_cycles,
     parallel_cycles,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["DenseStrategy"]
 
 MOST_UNROLLED_FMAS = 256
-"""Unrolled multiply-adds of one tile."""
+"""Multiply-adds of one tile and one row of taps up to which the input channels are unrolled."""
 
 
 class DenseStrategy:
@@ -84,7 +85,7 @@ class DenseStrategy:
         weight_tile = reduction * tile.oc_vectors * device.vector_bytes
         if stage.padded:
             elements = staged_bytes / (device.vector_bytes if workload.input_lanes else 4)
-            cycles += elements * 1.5
+            cycles += elements * COPY_CYCLES
         inputs = copy_cycles(device, staged_bytes * oc_tiles, footprint_bytes=staged_bytes + weight_tile)
         weights = copy_cycles(device, weight_tile * oc_tiles, footprint_bytes=weight_tile * oc_tiles + staged_bytes)
         rereads = weight_tile * oc_tiles * (tile.rows * p_tiles - 1)
@@ -122,7 +123,7 @@ class DenseStrategy:
         )
         fmas = tile.pixels * tile.oc_vectors * stage.in_channels_per_group
         if fmas * stage.kernel[-1] <= MOST_UNROLLED_FMAS:
-            for loop in steps[-3:]:
+            for loop in steps[-2:]:  # of the taps too, LLVM would keep the pixels that they share, and spill them
                 sch.unroll(loop)
         for loop in (n, *depth, oh_o):
             mark_task(sch, loop)
