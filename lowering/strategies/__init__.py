@@ -1,34 +1,67 @@
-"""Strategies by kind of workload: plain lists, in the order in which ties are broken.
+"""Strategies by kind of workload: visible lists, in the order in which ties are broken.
 
-A new strategy is a file in this folder and a line in a list below.
+A new strategy is a file in this folder and one line in a list below, `"file.Class"`.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
-from sepwise.lowering.strategies.base import Implementation, Refusal
-from sepwise.lowering.strategies.dense import DenseStrategy
-from sepwise.lowering.strategies.depthwise import DepthwiseStrategy
-from sepwise.lowering.strategies.linear import LinearStrategy
-from sepwise.lowering.strategies.pointwise import PointwiseStrategy
-from sepwise.lowering.strategies.separable import SeparableStrategy
+from sepwise.lowering.strategies.base import Implementation, Refusal, Strategy
 from sepwise.lowering.workload import ConvWorkload
 
 if TYPE_CHECKING:
     from sepwise.lowering.strategies.base import AnyStrategy
     from sepwise.lowering.workload import LinearWorkload
 
-__all__ = ["CONV_STRATEGIES", "LINEAR_STRATEGIES", "Implementation", "Refusal", "strategies_for"]
+__all__ = ["CONV_STRATEGIES", "LINEAR_STRATEGIES", "Implementation", "Refusal", "load_strategies", "strategies_for"]
 
-CONV_STRATEGIES: list[AnyStrategy] = [
-    SeparableStrategy(),
-    PointwiseStrategy(),
-    DepthwiseStrategy(),
-    DenseStrategy(),
-]
 
-LINEAR_STRATEGIES: list[AnyStrategy] = [LinearStrategy()]
+def load_strategies(*entries: str) -> list[AnyStrategy]:
+    """Imports strategies of this package.
+
+    Args:
+        entries: `"file.Class"`, each a class whose instances need no arguments.
+
+    Returns:
+        One instance of each, in the same order.
+
+    Raises:
+        ImportError: There is no such file or class, or the class is no strategy.
+
+    Example:
+        >>> [strategy.name for strategy in load_strategies("dense.DenseStrategy")]
+        ['dense']
+    """
+    strategies: list[AnyStrategy] = []
+    for entry in entries:
+        module, _, name = entry.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ImportError(f"Strategy '{entry}': {error}; list it as 'file.Class' of {__name__}.") from error
+        missing = [
+            member
+            for member in (*Strategy.__annotations__, *vars(Strategy))
+            if not member.startswith("_") and not hasattr(found, member)
+        ]
+        if missing:
+            raise ImportError(f"Strategy '{entry}': it has no {', '.join(missing)}; every strategy has all of base.Strategy.")
+        strategies.append(found())
+    return strategies
+
+
+CONV_STRATEGIES: list[AnyStrategy] = load_strategies(
+    "separable.SeparableStrategy",
+    "pointwise.PointwiseStrategy",
+    "depthwise.DepthwiseStrategy",
+    "dense.DenseStrategy",
+)
+
+LINEAR_STRATEGIES: list[AnyStrategy] = load_strategies(
+    "linear.LinearStrategy",
+)
 
 
 def strategies_for(workload: ConvWorkload | LinearWorkload) -> list[AnyStrategy]:
