@@ -52,7 +52,7 @@ _TAIL = "tail.onnx"
 
 @dataclass(frozen=True, slots=True)
 class KernelProfile:
-    """What one kernel call costs.
+    """What one kernel call, or the tail, costs.
 
     Attributes:
         name: The kernel.
@@ -141,7 +141,7 @@ class Artifact:
             repeats: Runs to take the median of; an emulator counts once.
 
         Returns:
-            One profile a call, in execution order: times natively, instructions under an emulator.
+            One profile a call and one of the tail, in execution order: times natively, instructions under an emulator.
         """
         runner = self.runner
         given = inputs or {value.name: np.zeros(value.type.shape, value.type.dtype) for value in self.program.inputs}
@@ -153,8 +153,8 @@ class Artifact:
             runner.run(given)
             costs = [(statistics.median(times_us), None) for times_us in runner.time_kernels(repeats)]
         return [
-            KernelProfile(call.name, call.nodes, call.strategy, call.macs, median_us, instructions)
-            for call, (median_us, instructions) in zip(self.program.calls, costs, strict=True)
+            KernelProfile(step.name, step.nodes, step.strategy, step.macs, median_us, instructions)
+            for step, (median_us, instructions) in zip(self.program.steps, costs, strict=True)
         ]
 
     def save(self, folder: str | Path) -> None:
@@ -416,4 +416,4 @@ def _program_from_json(facts: Mapping[str, Any]) -> Program:
 def _tail_from_json(facts: Mapping[str, Any]) -> Tail:
     """Reads a tail without its model."""
     names = {kind: tuple(facts[kind]) for kind in ("inputs", "outputs", "results", "nodes")}
-    return Tail(model=b"", **names)
+    return Tail(model=b"", macs=facts["macs"], **names)

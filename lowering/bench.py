@@ -85,10 +85,10 @@ class RuntimeCount:
 
 @dataclass(frozen=True, slots=True)
 class KernelTime:
-    """A kernel's share.
+    """A kernel's share, or the tail's.
 
     Attributes:
-        name: The kernel.
+        name: The kernel, or `tail`.
         nodes: The ONNX nodes it computes.
         strategy: How.
         median_us: Median over the runs of the whole network, caches as the network leaves them.
@@ -136,7 +136,7 @@ class Benchmark:
         strategy_mac_share: Share of them on our strategies.
         runtimes: Ours first, then the peers.
         speedup: By peer, the median over rounds of its time over ours in that round.
-        kernels: Ours, in execution order.
+        kernels: Ours, in execution order, then the tail where there is one.
     """
 
     model: str
@@ -214,17 +214,17 @@ def _peak_macs_per_us(device: Device, threads: int) -> float | None:
 
 def _kernel_times(program: Program, times_us: Sequence[Sequence[float]], peak: float | None) -> tuple[KernelTime, ...]:
     kernels = []
-    for call, runs in zip(program.calls, times_us, strict=True):
+    for step, runs in zip(program.steps, times_us, strict=True):
         median_us = statistics.median(runs)
-        roofline = call.macs / median_us / peak if peak and median_us else None
-        kernels.append(KernelTime(call.name, call.nodes, call.strategy, median_us, call.macs, roofline))
+        roofline = step.macs / median_us / peak if peak and median_us else None
+        kernels.append(KernelTime(step.name, step.nodes, step.strategy, median_us, step.macs, roofline))
     return tuple(kernels)
 
 
 def _count(program: Program, inputs: Mapping[str, np.ndarray]) -> tuple[RuntimeCount, tuple[KernelCount, ...]]:
     with EmulatedRunner(program) as runner:
         counts = runner.count(inputs)
-    macs = sum(call.macs for call in program.calls)
+    macs = program.macs
     ours = RuntimeCount(OURS, version("sepwise"), counts.total, counts.total / macs if macs else None)
     kernels = (
         KernelCount(call.name, call.nodes, call.strategy, count, call.macs)
@@ -274,7 +274,7 @@ def bench(
         "model": report["model"],
         "target": target,
         "threads": threads,
-        "macs": sum(call.macs for call in program.calls),
+        "macs": program.macs,
         "strategy_mac_share": report["strategy_mac_share"],
     }
     if device.emulated:

@@ -133,7 +133,8 @@ def build_program(model: ir.Model, device: Device, *, threads: int = 1) -> tuple
     program, graph = _build_with_tail(fused, device, threads, value_names)
     in_tail = set(program.tail.nodes) if program.tail is not None else set()
     left = [layer for layer in layer_costs(fused).layers if in_tail & {layer.name, *layer.nodes}] if in_tail else []
-    total = sum(call.macs for call in program.calls) + sum(layer.macs for layer in left)
+    if program.tail is not None:
+        program = replace(program, tail=replace(program.tail, macs=sum(layer.macs for layer in left)))
     ours = sum(
         kernel.workload.macs for kernel in graph.kernels if not isinstance(kernel.workload, GenericWorkload)
     )
@@ -145,7 +146,7 @@ def build_program(model: ir.Model, device: Device, *, threads: int = 1) -> tuple
     report = CompileReport(
         model=graph.name,
         target=device.name,
-        strategy_mac_share=ours / total if total else 1.0,
+        strategy_mac_share=ours / program.macs if program.macs else 1.0,
         seconds=time.perf_counter() - started,
         kernels=len(program.calls),
         records_used=0,

@@ -79,7 +79,7 @@ def _timed(call: Callable[[], object], repeats: int) -> list[float]:
 
 
 class Sepwise:
-    """Our own artifact; its loop of timed runs is in C."""
+    """Our own artifact; its loop of timed runs is in C, but for a tail, which is timed with them."""
 
     def __init__(self, job: Job) -> None:
         """Loads the artifact and places the inputs.
@@ -109,7 +109,7 @@ class Sepwise:
         return self._runner.time(repeats)
 
     def time_kernels(self, repeats: int) -> list[list[float]]:
-        """Runs `repeats` times and returns for each kernel call the microseconds in each run."""
+        """Runs `repeats` times and returns for each kernel call, and the tail, the microseconds in each run."""
         return self._runner.time_kernels(repeats)
 
 
@@ -306,13 +306,13 @@ class Worker:
         return times_us
 
     def time_kernels(self, repeats: int) -> list[list[float]]:
-        """Times every kernel call of our own runtime within whole runs.
+        """Times every kernel call of our own runtime, and its tail, within whole runs.
 
         Args:
             repeats: Measured runs.
 
         Returns:
-            For each call in order its microseconds in each run.
+            For each step of the Program in order its microseconds in each run.
         """
         times_us: list[list[float]] = self._ask(("time_kernels", repeats))
         return times_us

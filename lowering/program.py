@@ -97,6 +97,7 @@ class Tail:
         outputs: Names of what it computes, in the order of that model.
         results: All outputs of the network in order; the others are outputs of the Program.
         nodes: The ONNX nodes it computes.
+        macs: Multiply-accumulates.
     """
 
     model: bytes
@@ -104,6 +105,17 @@ class Tail:
     outputs: tuple[str, ...]
     results: tuple[str, ...]
     nodes: tuple[str, ...]
+    macs: int = 0
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return "tail"
+
+    @property
+    def strategy(self) -> str:
+        """How it is run, for reports."""
+        return "relax-vm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +147,16 @@ class Program:
     arena_lower_bound_bytes: int
     object_code: bytes
     tail: Tail | None = None
+
+    @property
+    def steps(self) -> tuple[KernelCall | Tail, ...]:
+        """All that a run executes, in order: the calls and the tail."""
+        return self.calls if self.tail is None else (*self.calls, self.tail)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of a run."""
+        return sum(step.macs for step in self.steps)
 
     @property
     def scratch_bytes(self) -> int:

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import tempfile
 import threading
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -372,7 +373,7 @@ class NativeRunner(Runner):
             return {value.name: from_memory(value, self._memory(value)) for value in values}
 
     def time(self, repeats: int, *, inputs: Mapping[str, np.ndarray] | None = None) -> list[float]:
-        """Times whole runs of the kernels in C; a tail is not timed.
+        """Times whole runs, the kernels in C, and behind them the tail as `run` runs it.
 
         Args:
             repeats: How many runs.
@@ -381,32 +382,46 @@ class NativeRunner(Runner):
         Returns:
             Microseconds of each run.
         """
-        return self._time(repeats, inputs, each=False)[0]
+        parts_us = self._time(repeats, inputs, each=False)
+        return [sum(run_us) for run_us in zip(*parts_us, strict=True)]
 
     def time_kernels(self, repeats: int, *, inputs: Mapping[str, np.ndarray] | None = None) -> list[list[float]]:
-        """Times every kernel call in C, each in the cache state that the run up to it leaves.
+        """Times every kernel call in C, each in the cache state that the run up to it leaves, and the tail.
 
         Args:
             repeats: How many runs.
             inputs: What to run on; what was last run on where not given.
 
         Returns:
-            For each call in order the microseconds in each run.
+            For each of `program.steps` the microseconds in each run.
         """
         return self._time(repeats, inputs, each=True)
 
     def _time(self, repeats: int, inputs: Mapping[str, np.ndarray] | None, *, each: bool) -> list[list[float]]:
-        """Times runs, whole or call by call."""
+        """Times runs, the kernels together or call by call, and the tail by itself where there is one."""
         arrays = None if inputs is None else self._check_inputs(inputs)
-        calls = len(self.program.calls)
-        width = calls if each else 1
-        us = (ctypes.c_double * (repeats * width))()
         with self._lock:
             self._require_open()
             if arrays is not None:
                 self._set_inputs(arrays)
-            timed = (self._run_range, 0, calls, *self._arguments, repeats, int(each), us)
-            self._library.sepwise_time(*timed)
+            if self.program.tail is None:
+                return self._time_calls(repeats, each=each)
+            pairs = zip(self.program.inputs, self._inputs, strict=True)
+            given = {value.name: from_memory(value, memory) for value, memory in pairs}
+            runs_us = []
+            for _ in range(repeats):
+                calls_us = [part_us for (part_us,) in self._time_calls(1, each=each)]
+                start_ns = time.perf_counter_ns()
+                self._finish(given, self._read_outputs())
+                runs_us.append([*calls_us, (time.perf_counter_ns() - start_ns) / 1e3])
+        return [list(part_us) for part_us in zip(*runs_us, strict=True)]
+
+    def _time_calls(self, repeats: int, *, each: bool) -> list[list[float]]:
+        """Times the kernels, together or call by call."""
+        calls = len(self.program.calls)
+        width = calls if each else 1
+        us = (ctypes.c_double * (repeats * width))()
+        self._library.sepwise_time(self._run_range, 0, calls, *self._arguments, repeats, int(each), us)
         return [list(us[index::width]) for index in range(width)]
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
 from sepwise.lowering import bench as benchmark
@@ -79,6 +80,25 @@ def test_report_of_a_small_network(zoo_file: Callable[..., Path]) -> None:
     }  # fmt: skip
     assert {"name", "version", "median_us", "minimum_us", "p90_us", "runs"} <= set(json["runtimes"][0])
     assert {"name", "nodes", "strategy", "median_us", "macs", "roofline"} <= set(json["kernels"][0])
+
+
+@pytest.mark.parametrize(
+    ("body", "tail", "strategies"),
+    [
+        ("[act] r = Relu (x) [last] i = NonZero (r)", ("last",), ["generic", "relax-vm"]),
+        ("[all] i = NonZero (x)", ("all",), ["relax-vm"]),
+    ],
+    ids=["head and tail", "nothing but a tail"],
+)
+def test_the_tail_counts(tmp_path: Path, body: str, tail: tuple[str, ...], strategies: list[str]) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+    net (float[3,40] x) => (int64[m,n] i) {{ {body} }}"""), path)
+    found = bench(path, against=("onnxruntime",), rounds=1)
+    assert [kernel.strategy for kernel in found.kernels] == strategies
+    assert (found.kernels[-1].name, found.kernels[-1].nodes) == ("tail", tail)
+    assert found.runtimes[0].minimum_us > 0
+    assert found.speedup["onnxruntime"] > 0
 
 
 @pytest.mark.emulated

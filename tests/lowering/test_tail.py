@@ -9,7 +9,8 @@ import onnxruntime
 import pytest
 
 from sepwise.lowering import artifact, build
-from sepwise.lowering.tail import find_runtime_nodes, split
+from sepwise.lowering.runner import NativeRunner
+from sepwise.lowering.tail import TailRunner, find_runtime_nodes, split
 from sepwise.passes import canonicalize, fuse
 from sepwise.passes.equivalence import Oracle, compare_execution, execution_sigma, sample_inputs
 from sepwise.passes.errors import InputError, UnsupportedError
@@ -115,6 +116,21 @@ def test_a_tail_runs_from_the_artifact(name: str, tmp_path: Path) -> None:
         for seed in range(2):
             feed = sample_inputs(model, seed)
             check(model, loaded.run(**feed), feed)
+
+
+def test_a_tail_is_timed_with_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, nodes = TAILS["a fused convolution behind top-k"]
+    with build.compile(ir.from_proto(model)) as made:
+        made.run(**sample_inputs(model, 0))
+        assert isinstance(made.runner, NativeRunner)
+        calls: list[None] = []
+        run = TailRunner.run
+        monkeypatch.setattr(TailRunner, "run", lambda self, values: calls.append(None) or run(self, values))
+        assert len(made.runner.time(3)) == len(calls) == 3
+        assert [len(times_us) for times_us in made.runner.time_kernels(2)] == [2] * (len(made.program.calls) + 1)
+        (*_, last) = made.profile(repeats=1)
+    assert (last.name, last.nodes, last.macs) == ("tail", nodes, 4 * 8 * 3 * 12)
+    assert made.program.macs == 4 * 8 * 3 * 12 + 8 * 3 * 9 * 12 * 12
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

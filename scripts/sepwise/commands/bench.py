@@ -45,4 +45,6 @@ def bench(
             for r in result["runtimes"]
         ]
         print_table(title, ["runtime", "median us", "minimum us", "p90 us", "runs", "times ours"], rows)
+        for tail in (kernel for kernel in result["kernels"] if kernel["name"] == "tail"):
+            print(f"of ours {number(tail['median_us'])} us in TVM's virtual machine: {', '.join(tail['nodes'])}")
     print(f"{100 * result['strategy_mac_share']:.2f} % of {result['macs']:,} MACs on strategies")
