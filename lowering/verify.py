@@ -101,18 +101,20 @@ def verify_model(
     """
     report = fuse(model, keep_stages=True)
     canonical = report.stages[0][1]
+    described: tuple[str, ...]
     if inputs is not None:
-        feeds = [dict(inputs)]
+        feeds, described = [dict(inputs)], ("given",)
     else:
         kinds = EMULATED_KINDS if device.emulated else NATIVE_KINDS
         feeds = [sample_inputs(canonical, seed, kind) for seed, kind in enumerate(kinds)]
+        described = kinds
     program, _ = build_program(model, device, threads=threads)
     checks = list(_check_passes(canonical, report.stages[1:], feeds))
     with open_runner(program, threads=threads) as runner:
         ungrouped = [stage for name, stage in report.stages if name != GROUPING][-1]
         checks += _check_kernels(program, runner, ungrouped, feeds[0])
         checks.append(_check_model(runner, canonical, feeds, program.name))
-    return Verification(program.name, device.name, tuple(checks))
+    return Verification(program.name, device.name, tuple(checks), passes=report.passes, inputs=described)
 
 
 def _check_passes(
@@ -121,7 +123,7 @@ def _check_passes(
     """Compares the model after each pass that changed something with the model before all passes."""
     reference = GraphReference(original, [dict(feed) for feed in feeds])
     return [
-        replace(check, name=f"{name}: {check.name}")
+        replace(check, name=f"{name}: {check.name}", pass_name=name)
         for name, stage in stages
         for check in compare_graph(reference, stage)
     ]
@@ -188,10 +190,12 @@ class _KernelChecker:
                 part = extract(self._model, list(feeds), list(written))
                 bounds = run_with_bounds(part, feeds)
             except SepwiseError as error:
-                return Check("kernel", call.name, call.nodes, "skipped", 0.0, 0.0, None, None, reason=str(error))
-        checks = [
-            compare_kernel(array, *bounds[name], name=call.name, nodes=call.nodes) for name, array in written.items()
-        ]
+                skipped = Check("kernel", call.name, call.nodes, "skipped", 0.0, 0.0, None, None, reason=str(error))
+                return replace(skipped, strategy=call.strategy)
+        compared = (
+            (name, compare_kernel(array, *bounds[name], name=call.name, nodes=call.nodes)) for name, array in written.items()
+        )
+        checks = [replace(check, worst_tensor=name, strategy=call.strategy) for name, check in compared]
         failed = [check for check in checks if not check.passed]
         return max(failed or checks, key=lambda check: math.inf if check.worst_ratio is None else check.worst_ratio)
 

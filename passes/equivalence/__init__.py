@@ -10,6 +10,7 @@ Needs neither TVM nor torch, and imports in a fraction of a second.
 """
 
 from sepwise.passes.equivalence.compare import (
+    HISTOGRAM_EDGES,
     Check,
     GraphReference,
     compare_execution,
@@ -24,6 +25,7 @@ from sepwise.passes.equivalence.tolerances import constant_rounding_sigma, execu
 from sepwise.passes.equivalence.verification import Verification
 
 __all__ = [
+    "HISTOGRAM_EDGES",
     "KINDS",
     "Check",
     "GraphReference",

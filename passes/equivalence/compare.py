@@ -12,7 +12,7 @@ from sepwise.passes.equivalence.rounding import TINY, UNIT
 from sepwise.passes.equivalence.tolerances import SEEDS, constant_rounding_sigma, execution_sigma
 from sepwise.passes.errors import InputError, UnsupportedError
 
-__all__ = ["Check", "GraphReference", "compare_execution", "compare_graph", "compare_kernel"]
+__all__ = ["HISTOGRAM_EDGES", "Check", "GraphReference", "compare_execution", "compare_graph", "compare_kernel"]
 
 Tensors: TypeAlias = Mapping[str, Array]
 Several: TypeAlias = Tensors | Sequence[Tensors]
@@ -25,6 +25,10 @@ FLOAT64_UNIT = 2.0**-53
 # five standard deviations of a right fold's error, which is at most 0.6 sigma (DESIGN, Verification).
 SMALL_SEEDS = 36
 SMALL_RATIO = 3.0
+
+LOWEST_OCTAVE, HIGHEST_OCTAVE = -20, 5
+HISTOGRAM_EDGES = tuple(2.0**octave for octave in range(LOWEST_OCTAVE, HIGHEST_OCTAVE + 1))
+"""Upper edges of a histogram's bins between the one of exact elements and the open one; 1, the tolerance, is among them."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,15 @@ class Check:
         rms_error: root mean square error, where it was judged.
         rms_bound: its tolerance.
         reason: one line for a reader, empty where passed.
+        worst_tensor: the output that `worst_index` indexes.
+        worst_input: the input set that the worst element came from, counted from 0.
+        computed: what was computed there.
+        expected: what is right there, in float64.
+        histogram: elements by the ratio of error to tolerance: exact ones, one count up to each of `HISTOGRAM_EDGES`
+            (each bin without its lower and with its upper edge), larger ones. Empty where elements were not compared; in scope
+            `graph` an element's error is set against the tolerance of the RMS, which a right one may exceed.
+        pass_name: the pass whose rewrites a check of scope `graph` is about.
+        strategy: how a kernel is scheduled.
     """
 
     scope: Literal["graph", "kernel", "model"]
@@ -58,6 +71,13 @@ class Check:
     rms_error: float | None = None
     rms_bound: float | None = None
     reason: str = ""
+    worst_tensor: str | None = None
+    worst_input: int | None = None
+    computed: float | None = None
+    expected: float | None = None
+    histogram: tuple[int, ...] = ()
+    pass_name: str | None = None
+    strategy: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -155,13 +175,14 @@ def compare_graph(
 
 
 def _graph_check(reference: GraphReference, name: str, expected: list[Array], actual: list[Array], *, exact: bool) -> Check:
-    misfit = _misfit("graph", name, (), expected, actual)
+    misfit = _misfit(Check("graph", name, (), "failed", np.inf, 0.0, None, None), name, expected, actual)
     if misfit is not None:
         return misfit
     errors = [_error(a, e) for a, e in zip(actual, expected, strict=True)]
     largest = _largest(errors)
-    index = _index(errors)
+    input_set, index = _worst(errors)
     check = Check("graph", name, (), "passed", largest, 0.0, 0.0, index, rms_error=_rms(errors), rms_bound=0.0)
+    check = _with_values(replace(check, histogram=_histogram(errors, 0.0)), name, input_set, actual, expected)
     if largest == 0:
         return check if exact else replace(check, bound=_rms_sigma(reference, name), rms_bound=_rms_sigma(reference, name))
     if exact or expected[0].dtype.kind != "f":
@@ -171,7 +192,9 @@ def _graph_check(reference: GraphReference, name: str, expected: list[Array], ac
         limit = SMALL_RATIO * _rms([s[name] for s in reference.sigma(SMALL_SEEDS)])
     if rms > limit:
         limit = max(limit, reference.float64_noise(name))
-    check = replace(check, bound=limit, rms_bound=limit, worst_ratio=rms / limit if limit else None)
+    check = replace(
+        check, bound=limit, rms_bound=limit, worst_ratio=rms / limit if limit else None, histogram=_histogram(errors, limit)
+    )
     if rms <= limit:
         return check
     reason = f"RMS error {rms:.3g} where rounding the constants explains {limit:.3g}"
@@ -204,7 +227,7 @@ def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name
     """
     sets = list(zip(_several(outputs), _several(oracle), _several(sigma), strict=True))
     names = [key for key in sets[0][2] if key in sets[0][1]]
-    worst = Check("model", name, (), "passed", 0.0, 0.0, 0.0, None)
+    worst = empty = Check("model", name, (), "passed", 0.0, 0.0, 0.0, None)
     squares, elements = 0.0, 0
     total_error: list[Array] = []
     total_sigma: list[Array] = []
@@ -216,14 +239,15 @@ def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name
         floating = expected[0].dtype.kind == "f"
         if floating:
             expected = [_as_float32(e) for e in expected]
-        misfit = _misfit("model", f"{name}: {key}", (), expected, actual)
+        failed = Check("model", f"{name}: {key}", (), "failed", np.inf, 0.0, None, None)
+        misfit = _misfit(failed, key, expected, actual)
         if misfit is not None:
             return misfit
         errors = [_error(a, e) for a, e in zip(actual, expected, strict=True)]
         if not floating:
             errors = [np.where(s > 0, 0.0, e) for e, s in zip(errors, sigmas, strict=True)]
         limits = [ELEMENTWISE_SIGMAS * s + (TINY if floating else 0.0) for s in sigmas]
-        worst = _worse(worst, _elementwise(replace(worst, status="passed", reason=""), key, errors, limits))
+        worst = _worse(worst, _elementwise(empty, key, errors, limits, actual, expected))
         if floating:
             scale = _rms(sigmas) + TINY
             squares += sum(float(((e / scale) ** 2).sum()) for e in errors)
@@ -257,11 +281,14 @@ def compare_kernel(actual: Array, value: Array, bound: Array, *, name: str = "ke
     free = np.isinf(bound) & np.isfinite(value)
     if actual.shape == value.shape:
         actual = np.where(free, value, actual)
-    misfit = _misfit("kernel", name, tuple(nodes), [value], [actual])
+    failed = replace(empty, status="failed", max_abs_error=np.inf, worst_ratio=None)
+    misfit = _misfit(failed, None, [value], [actual])
     if misfit is not None:
         return misfit
     limits = np.where(np.isfinite(bound), bound, 0.0)
-    return _elementwise(empty, "", [_error(actual, value)], [limits])
+    check = _elementwise(empty, None, [_error(actual, value)], [limits], [actual], [value])
+    exact, *others = check.histogram
+    return replace(check, histogram=(exact - int(free.sum()), *others))
 
 
 def _several(one: Several) -> list[Tensors]:
@@ -274,16 +301,9 @@ def _as_float32(value: Array) -> Array:
         return np.where(np.isfinite(value.astype(np.float32)), value, value.astype(np.float32))
 
 
-def _misfit(
-    scope: Literal["graph", "kernel", "model"],
-    name: str,
-    nodes: tuple[str, ...],
-    expected: list[Array],
-    actual: list[Array],
-) -> Check | None:
-    """Finds a wrong shape or kind, or NaN and infinities in wrong places."""
-    failed = Check(scope, name, nodes, "failed", float("inf"), 0.0, None, None)
-    for e, a in zip(expected, actual, strict=True):
+def _misfit(failed: Check, tensor: str | None, expected: list[Array], actual: list[Array]) -> Check | None:
+    """Finds a wrong shape or kind, or NaN and infinities in wrong places, and says so in `failed`."""
+    for input_set, (e, a) in enumerate(zip(expected, actual, strict=True)):
         if e.shape != a.shape:
             return replace(failed, reason=f"shape {tuple(a.shape)} where {tuple(e.shape)} is right")
         if (e.dtype.kind == "f") != (a.dtype.kind == "f"):
@@ -294,7 +314,8 @@ def _misfit(
         if wrong.any():
             index = np.unravel_index(int(wrong.argmax()), wrong.shape)
             reason = f"{a[index]} where {e[index]:.9g} is right"
-            return replace(failed, worst_index=tuple(int(i) for i in index), reason=reason)
+            found = replace(failed, worst_index=tuple(int(i) for i in index), reason=reason)
+            return _with_values(found, tensor, input_set, actual, expected)
     return None
 
 
@@ -305,20 +326,27 @@ def _error(actual: Array, expected: Array) -> Array:
     return np.where(np.isnan(error), 0.0, error)
 
 
-def _elementwise(check: Check, key: str, errors: list[Array], limits: list[Array]) -> Check:
-    """Judges |e| <= limit, element by element."""
-    for error, limit in zip(errors, limits, strict=True):
+def _elementwise(
+    empty: Check, tensor: str | None, errors: list[Array], limits: list[Array], actual: list[Array], expected: list[Array]
+) -> Check:
+    """Judges |e| <= limit, element by element; `actual` and `expected` are for the report."""
+    check = replace(empty, histogram=_histogram([], 0.0))
+    for input_set, (error, limit) in enumerate(zip(errors, limits, strict=True)):
         if not error.size:
             continue
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(error == 0, 0.0, error / limit)
+        ratio = _ratio(error, limit)
         index = np.unravel_index(int(ratio.argmax()), ratio.shape)
-        found = Check(
-            check.scope, check.name, check.nodes, "passed", float(error.max()), float(limit[index]), float(ratio[index]),
-            tuple(int(i) for i in index),
-        )  # fmt: skip
+        found = replace(
+            empty,
+            max_abs_error=float(error.max()),
+            bound=float(limit[index]),
+            worst_ratio=float(ratio[index]),
+            worst_index=tuple(int(i) for i in index),
+            histogram=_histogram([error], limit),
+        )
+        found = _with_values(found, tensor, input_set, actual, expected)
         if ratio[index] > 1:
-            at = f"{key}{list(found.worst_index or ())}"
+            at = f"{tensor or ''}{list(found.worst_index or ())}"
             reason = f"off by {error[index]:.3g} at {at}, where {limit[index]:.3g} is allowed"
             found = replace(found, status="failed", reason=reason)
             if np.isinf(ratio[index]):
@@ -327,11 +355,44 @@ def _elementwise(check: Check, key: str, errors: list[Array], limits: list[Array
     return check
 
 
+def _ratio(error: Array, limit: Array | float) -> Array:
+    """Returns error / limit, 0 where there is no error, infinite where none is allowed."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(error == 0, 0.0, error / limit)
+
+
+def _histogram(errors: Sequence[Array], limit: Array | float) -> tuple[int, ...]:
+    """Counts elements by their ratio of error to limit, in the bins of `Check.histogram`."""
+    counts = np.zeros(len(HISTOGRAM_EDGES) + 2, np.int64)
+    for error in errors:
+        ratio = _ratio(error, limit).ravel()
+        ratio = ratio[ratio > 0]
+        mantissa, octave = np.frexp(np.minimum(ratio, 2 * HISTOGRAM_EDGES[-1]))  # ratio = mantissa * 2 ** octave
+        place = np.maximum(octave - (mantissa == 0.5) - LOWEST_OCTAVE, 0)
+        counts[0] += error.size - ratio.size
+        counts[1:] += np.bincount(place, minlength=len(counts) - 1)
+    return tuple(int(count) for count in counts)
+
+
+def _with_values(check: Check, tensor: str | None, input_set: int | None, actual: list[Array], expected: list[Array]) -> Check:
+    """Notes what was computed, and what is right, at the worst element."""
+    if input_set is None or check.worst_index is None:
+        return replace(check, worst_tensor=tensor)
+    values = (float(arrays[input_set][check.worst_index]) for arrays in (actual, expected))
+    computed, right = values
+    return replace(check, worst_tensor=tensor, worst_input=input_set, computed=computed, expected=right)
+
+
 def _worse(a: Check, b: Check) -> Check:
-    """Returns the worse of two checks, with the larger error of both."""
+    """Returns the worse of two checks, with the larger error and the elements of both."""
     rank_a, rank_b = (np.inf if c.worst_ratio is None else c.worst_ratio for c in (a, b))
     worse = b if rank_b > rank_a or a.worst_index is None else a
-    return replace(worse, max_abs_error=max(a.max_abs_error, b.max_abs_error))
+    counts = zip(a.histogram, b.histogram, strict=True) if a.histogram and b.histogram else ()
+    return replace(
+        worse,
+        max_abs_error=max(a.max_abs_error, b.max_abs_error),
+        histogram=tuple(x + y for x, y in counts) or a.histogram or b.histogram,
+    )
 
 
 def _larger(a: float | None, b: float) -> float | None:
@@ -347,6 +408,11 @@ def _largest(arrays: Sequence[Array]) -> float:
     return max((float(a.max()) for a in arrays if a.size), default=0.0)
 
 
-def _index(errors: Sequence[Array]) -> tuple[int, ...] | None:
-    worst = max((e for e in errors if e.size), key=lambda e: float(e.max()), default=None)
-    return None if worst is None else tuple(int(i) for i in np.unravel_index(int(worst.argmax()), worst.shape))
+def _worst(errors: Sequence[Array]) -> tuple[int | None, tuple[int, ...] | None]:
+    """Finds the largest error: in which input set, and where."""
+    sets = [input_set for input_set, e in enumerate(errors) if e.size]
+    if not sets:
+        return None, None
+    worst = max(sets, key=lambda input_set: float(errors[input_set].max()))
+    place = np.unravel_index(int(errors[worst].argmax()), errors[worst].shape)
+    return worst, tuple(int(i) for i in place)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sepwise.passes.equivalence.compare import Check
+    from sepwise.passes.pipeline import PassReport
 
 __all__ = ["Verification"]
 
@@ -19,11 +20,17 @@ class Verification:
         model: The model's name.
         target: The device's name, None where two files were compared.
         checks: Graph, kernel and model checks; a skipped one counts as not passed.
+        against: The second file's name where two were compared.
+        passes: What each pass fired on and refused; empty where two files were compared.
+        inputs: What each input set was drawn as (see `sample_inputs`), or `given`.
     """
 
     model: str
     target: str | None
     checks: tuple[Check, ...]
+    against: str | None = None
+    passes: tuple[PassReport, ...] = ()
+    inputs: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -46,4 +53,14 @@ class Verification:
             "passed": self.passed,
             "worst_ratio": self.worst_ratio,
             "checks": [check.to_json() for check in self.checks],
+            "against": self.against,
+            "passes": [
+                {
+                    "name": each.name,
+                    "fired": each.fired,
+                    "refused": [{"node": node, "reason": reason} for node, reason in each.refused],
+                }
+                for each in self.passes
+            ],
+            "inputs": list(self.inputs),
         }

@@ -57,11 +57,15 @@ def compare_files(first: ModelFile, second: ModelFile, inputs: Mapping[str, np.n
     )
 
     models = [load_model(file.path, shapes=file.shapes) for file in (first, second)]
-    feeds = [dict(inputs)] if inputs is not None else [sample_inputs(models[0], seed, kind) for seed, kind in enumerate(_KINDS)]
+    described: tuple[str, ...]
+    if inputs is not None:
+        feeds, described = [dict(inputs)], ("given",)
+    else:
+        feeds, described = [sample_inputs(models[0], seed, kind) for seed, kind in enumerate(_KINDS)], _KINDS
     reference = GraphReference(models[0], feeds)
     checks = compare_graph(reference, models[1])
     sigma = [execution_sigma(reference.oracle, feed) for feed in feeds]
     for file, model in zip((first, second), models, strict=True):
         outputs = [_run_unoptimised(model, feed) for feed in feeds]
         checks.append(compare_execution(outputs, reference.outputs, sigma, name=f"{file.path.name} in ONNX Runtime"))
-    return Verification(first.name, None, tuple(checks))
+    return Verification(first.name, None, tuple(checks), against=second.name, inputs=described)

@@ -74,6 +74,22 @@ def test_every_scope_is_checked(right: Verification) -> None:
     assert any(check.name.startswith("fold_batch_norm") for check in right.checks)
 
 
+def test_what_a_report_shows_is_there(right: Verification) -> None:
+    """The passes' log, each kernel's strategy, each check's elements and the values at its worst one."""
+    log = {each.name: each for each in right.passes}
+    assert {check.pass_name for check in right.checks if check.scope == "graph"} <= set(log)
+    assert log["fold_batch_norm"].fired == 1
+    assert len(right.inputs) == 2
+    for check in right.checks:
+        assert (check.strategy is not None) == (check.scope == "kernel")
+        assert (check.pass_name is not None) == (check.scope == "graph")
+        assert sum(check.histogram) > 0
+        assert check.worst_tensor
+        assert check.worst_input in range(len(right.inputs))
+        assert check.computed is not None
+        assert abs(check.computed - check.expected) <= check.max_abs_error
+
+
 @pytest.mark.parametrize("target", ["x86-64-v2", "x86-64-v3"])
 def test_other_devices_of_this_machine(target: str, network: Callable[..., ir.Model]) -> None:
     there = device.get(target)

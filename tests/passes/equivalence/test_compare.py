@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from sepwise.passes.equivalence import (
+    HISTOGRAM_EDGES,
     GraphReference,
     Oracle,
     compare_execution,
@@ -287,6 +288,45 @@ def test_kernel_check_names_the_worst_element() -> None:
     assert check.nodes == ("Conv_0",)
     assert "[1, 2]" in check.reason
     assert json.loads(json.dumps(check.to_json()))["worst_index"] == [1, 2]
+
+
+def test_the_worst_element_comes_with_its_values(parse) -> None:
+    header = '<ir_version: 8, opset_import: ["" : 18]> g (float[2,300] x) => (float y)'
+    left, right = parse(f"{header} {{ y = Relu(x) }}"), parse(f"{header} {{ y = LeakyRelu(x) }}")
+    inputs = [sample_inputs(left, 0), {"x": np.zeros((2, 300), np.float32)}]
+    inputs[1]["x"][1, 7] = -1000
+    (graph,) = compare_graph(left, right, inputs)
+    outputs = [Oracle(right).run(feeds) for feeds in inputs]
+    expected = [Oracle(left).run(feeds) for feeds in inputs]
+    model = compare_execution(outputs, expected, [execution_sigma(left, feeds) for feeds in inputs])
+    kernel = compare_kernel(outputs[1]["y"], expected[1]["y"], np.zeros((2, 300)))
+    for check in (graph, model):
+        assert (check.worst_tensor, check.worst_input, check.worst_index) == ("y", 1, (1, 7))
+    assert (graph.computed, graph.expected) == (model.computed, model.expected) == (kernel.computed, kernel.expected)
+    assert graph.computed == pytest.approx(-1000 * np.float32(0.01))
+    assert graph.expected == 0
+    assert sum(graph.histogram) == sum(model.histogram) == 2 * sum(kernel.histogram) == 2 * 600
+    assert kernel.histogram[-1] == 1, "an error where none is allowed is off the scale"
+
+
+def test_histogram_counts_each_element_once() -> None:
+    """A ratio that is an edge belongs to the bin below it, so that what is within its bound ends at 1."""
+    ratios = np.array([0.0, 2.0**-40, HISTOGRAM_EDGES[0], 0.3, 0.5, 0.75, 1.0, np.nextafter(1, 2), HISTOGRAM_EDGES[-1], 1e9])
+    bound = np.full(ratios.shape, 2.0**-10)
+    counts = compare_kernel(ratios * bound, np.zeros(ratios.shape), bound).histogram
+    expected = [int((ratios == 0).sum())]
+    below = 0.0
+    for edge in HISTOGRAM_EDGES:
+        expected.append(int(((ratios > below) & (ratios <= edge)).sum()))
+        below = edge
+    assert counts == (*expected, int((ratios > below).sum()))
+    assert 1.0 in HISTOGRAM_EDGES
+
+
+def test_elements_that_are_not_judged_are_not_counted() -> None:
+    check = compare_kernel(np.ones(3, np.float32), np.ones(3), np.array([1.0, np.inf, 1.0]))
+    assert check.passed
+    assert sum(check.histogram) == 2
 
 
 def test_zero_bound_is_exact_or_null() -> None:
