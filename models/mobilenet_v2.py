@@ -1,31 +1,42 @@
-"""MobileNetV2: inverted residuals with linear bottlenecks.
+"""MobileNetV2: inverted residuals with linear bottlenecks, and the frame of all networks that consist of them.
 
-Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv:1801.04381, table 2:
-3.4 million parameters, 300 million multiply-adds. The parameter count is torchvision's, 3,504,872.
+Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv:1801.04381, table 2.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
-from sepwise.models.layers import BRANCH, LINEAR, ConvUnit, divisible
+from sepwise.models.layers import BRANCH, LINEAR, ConvUnit, SqueezeExcite, divisible
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
-__all__ = ["InvertedResidual", "MobileNetV2", "mobilenet_v2"]
+__all__ = ["InvertedResidual", "InvertedResidualNetwork", "Stage", "mobilenet_v2"]
 
-# Expansion, output channels, repeats, stride of the first.
-_STAGES = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
+
+class Stage(NamedTuple):
+    """Inverted residuals of one shape; the stride is the first one's."""
+
+    expansion: int
+    kernel: int
+    out_channels: int
+    repeats: int
+    stride: int
+
+
+_MOBILENET_V2 = (
+    Stage(1, 3, 16, 1, 1),
+    Stage(6, 3, 24, 2, 2),
+    Stage(6, 3, 32, 3, 2),
+    Stage(6, 3, 64, 4, 2),
+    Stage(6, 3, 96, 3, 1),
+    Stage(6, 3, 160, 3, 2),
+    Stage(6, 3, 320, 1, 1),
 )
 
 
@@ -35,34 +46,38 @@ class InvertedResidual(nn.Module):
     def __init__(
         self,
         in_channels: int,
+        inner: int,
         out_channels: int,
         *,
-        expansion: int,
-        kernel: int = 3,
-        stride: int = 1,
-        activation: str = "relu6",
-        epsilon: float = 1e-5,
+        kernel: int,
+        stride: int,
+        activation: str,
+        epsilon: float,
+        squeeze: bool = False,
     ) -> None:
         """Makes the layers.
 
         Args:
             in_channels: Channels in.
+            inner: Channels of the depthwise convolution; as many as come in have no expansion layer.
             out_channels: Channels out.
-            expansion: Inner channels over channels in; 1 has no expansion layer.
             kernel: Kernel size of the depthwise convolution.
             stride: Its stride.
             activation: After expansion and depthwise convolution.
             epsilon: Batch norm's epsilon.
+            squeeze: Whether squeeze-and-excite, to a quarter of the channels, stands before the projection.
         """
         super().__init__()
-        inner = in_channels * expansion
         self.residual = stride == 1 and in_channels == out_channels
         self.expand: nn.Module = nn.Identity()
-        if expansion != 1:
+        if inner != in_channels:
             self.expand = ConvUnit(in_channels, inner, activation=activation, epsilon=epsilon)
         self.depthwise = ConvUnit(
             inner, inner, kernel, stride=stride, groups=inner, activation=activation, epsilon=epsilon
         )
+        self.squeeze_excite: nn.Module = nn.Identity()
+        if squeeze:
+            self.squeeze_excite = SqueezeExcite(inner, divisible(inner // 4), gate=nn.Hardsigmoid())
         target = BRANCH if self.residual else LINEAR
         self.project = ConvUnit(inner, out_channels, target=target, epsilon=epsilon)
 
@@ -75,36 +90,57 @@ class InvertedResidual(nn.Module):
         Returns:
             `(n, out_channels, h / stride, w / stride)`.
         """
-        branch: Tensor = self.project(self.depthwise(self.expand(x)))
+        branch: Tensor = self.project(self.squeeze_excite(self.depthwise(self.expand(x))))
         return x + branch if self.residual else branch
 
 
-class MobileNetV2(nn.Module):
-    """The whole network, from an image to 1000 logits."""
+class InvertedResidualNetwork(nn.Module):
+    """A whole network of inverted residuals, from an image to 1000 logits."""
 
-    def __init__(self, in_channels: int, width: float) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        width: float,
+        stages: Sequence[Stage],
+        *,
+        head: int,
+        activation: str,
+        epsilon: float,
+    ) -> None:
         """Makes the layers.
 
         Args:
             in_channels: Channels of the image.
-            width: Width multiplier; the last convolution is only ever widened by it.
+            width: Width multiplier of the stem and the stages.
+            stages: The inverted residuals.
+            head: Channels of the last convolution.
+            activation: The activation everywhere.
+            epsilon: Batch norm's epsilon.
         """
         super().__init__()
         channels = divisible(32 * width)
-        self.stem = ConvUnit(in_channels, channels, 3, stride=2, activation="relu6")
+        self.stem = ConvUnit(in_channels, channels, 3, stride=2, activation=activation, epsilon=epsilon)
         blocks = []
-        for expansion, base, repeats, first_stride in _STAGES:
-            out_channels = divisible(base * width)
-            for index in range(repeats):
-                stride = first_stride if index == 0 else 1
-                blocks.append(InvertedResidual(channels, out_channels, expansion=expansion, stride=stride))
+        for stage in stages:
+            out_channels = divisible(stage.out_channels * width)
+            for index in range(stage.repeats):
+                blocks.append(
+                    InvertedResidual(
+                        channels,
+                        channels * stage.expansion,
+                        out_channels,
+                        kernel=stage.kernel,
+                        stride=stage.stride if index == 0 else 1,
+                        activation=activation,
+                        epsilon=epsilon,
+                    )
+                )
                 channels = out_channels
         self.blocks = nn.Sequential(*blocks)
-        last = divisible(1280 * max(1.0, width))
-        self.head = ConvUnit(channels, last, activation="relu6")
+        self.head = ConvUnit(channels, head, activation=activation, epsilon=epsilon)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.classifier = nn.Linear(last, 1000)
+        self.classifier = nn.Linear(head, 1000)
 
     def forward(self, x: Tensor) -> Tensor:
         """Classifies images.
@@ -125,9 +161,12 @@ def mobilenet_v2(in_channels: int, width: float) -> nn.Module:
 
     Args:
         in_channels: Channels of the image.
-        width: Width multiplier.
+        width: Width multiplier; the last convolution is only ever widened by it.
 
     Returns:
         The network.
     """
-    return MobileNetV2(in_channels, width)
+    head = divisible(1280 * max(1.0, width))
+    return InvertedResidualNetwork(
+        in_channels, width, _MOBILENET_V2, head=head, activation="relu6", epsilon=1e-5
+    )

@@ -1,8 +1,8 @@
 """MobileNetV3, small and large: inverted residuals with squeeze-and-excite and hard-swish.
 
-Howard et al. 2019, "Searching for MobileNetV3", arXiv:1905.02244, tables 1 to 3: large has 5.4 million
-parameters and 219 million multiply-adds, small 2.5 million (2.9 with the paper's other head) and 56 million.
-The parameter counts are torchvision's, 5,483,032 and 2,542,856.
+Howard et al. 2019, "Searching for MobileNetV3", arXiv:1905.02244, tables 1 and 2. The width multiplier is that of its
+authors' code: a bottleneck's expansion stays what it is at width 1, and the hidden layer of the classifier is never
+narrowed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
-from sepwise.models.layers import BRANCH, LINEAR, ConvUnit, SqueezeExcite, aim, before, divisible
+from sepwise.models.layers import ConvUnit, aim, before, divisible
+from sepwise.models.mobilenet_v2 import InvertedResidual
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,45 +67,6 @@ _SMALL = (
 )
 
 
-class _Bottleneck(nn.Module):
-    """Expansion, depthwise convolution, squeeze-and-excite where the row says so, linear projection."""
-
-    def __init__(self, in_channels: int, row: _Row, width: float) -> None:
-        """Makes the layers.
-
-        Args:
-            in_channels: Channels in.
-            row: The paper's row.
-            width: Width multiplier.
-        """
-        super().__init__()
-        inner = divisible(row.inner * width)
-        out_channels = divisible(row.out_channels * width)
-        self.residual = row.stride == 1 and in_channels == out_channels
-        self.expand: nn.Module = nn.Identity()
-        if inner != in_channels:
-            self.expand = ConvUnit(in_channels, inner, activation=row.activation, epsilon=_EPSILON)
-        self.depthwise = ConvUnit(
-            inner, inner, row.kernel, stride=row.stride, groups=inner, activation=row.activation, epsilon=_EPSILON
-        )
-        self.squeeze_excite: nn.Module = nn.Identity()
-        if row.squeeze:
-            self.squeeze_excite = SqueezeExcite(inner, divisible(inner // 4), gate=nn.Hardsigmoid())
-        self.project = ConvUnit(inner, out_channels, target=BRANCH if self.residual else LINEAR, epsilon=_EPSILON)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Runs the block.
-
-        Args:
-            x: `(n, in_channels, h, w)`.
-
-        Returns:
-            `(n, out_channels, h / stride, w / stride)`.
-        """
-        branch: Tensor = self.project(self.squeeze_excite(self.depthwise(self.expand(x))))
-        return x + branch if self.residual else branch
-
-
 class MobileNetV3(nn.Module):
     """The whole network, from an image to 1000 logits."""
 
@@ -115,20 +77,34 @@ class MobileNetV3(nn.Module):
             in_channels: Channels of the image.
             rows: The bottlenecks.
             classifier: Channels of the hidden layer of the classifier.
-            width: Width multiplier.
+            width: Width multiplier of what goes in and out of a bottleneck, whose expansion stays; the hidden layer
+                is only ever widened by it.
         """
         super().__init__()
-        channels = divisible(16 * width)
+        base = 16
+        channels = divisible(base * width)
         self.stem = ConvUnit(in_channels, channels, 3, stride=2, activation="hard_swish", epsilon=_EPSILON)
         blocks = []
         for row in rows:
-            blocks.append(_Bottleneck(channels, row, width))
-            channels = divisible(row.out_channels * width)
+            out_channels = divisible(row.out_channels * width)
+            blocks.append(
+                InvertedResidual(
+                    channels,
+                    divisible(row.inner / base * channels),
+                    out_channels,
+                    kernel=row.kernel,
+                    stride=row.stride,
+                    activation=row.activation,
+                    epsilon=_EPSILON,
+                    squeeze=row.squeeze,
+                )
+            )
+            base, channels = row.out_channels, out_channels
         self.blocks = nn.Sequential(*blocks)
         self.head = ConvUnit(channels, 6 * channels, activation="hard_swish", epsilon=_EPSILON)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        hidden = divisible(classifier * width)
+        hidden = divisible(classifier * max(1.0, width))
         self.hidden = aim(nn.Linear(6 * channels, hidden), before("hard_swish"))
         self.activation = nn.Hardswish()
         self.classifier = nn.Linear(hidden, 1000)

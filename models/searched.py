@@ -1,114 +1,43 @@
 """Networks that a search found and that are inverted residuals of varied kernels: MnasNet and EfficientNet-Lite.
 
 - Tan et al. 2019, "MnasNet: Platform-Aware Neural Architecture Search for Mobile", arXiv:1807.11626. `mnasnet` is
-  MnasNet-B1 (no squeeze-and-excite): 4.4 million parameters, 315 million
-  multiply-adds. The parameter count is that of torchvision's mnasnet1_0, 4,383,312.
+  MnasNet-B1, which has no squeeze-and-excite.
 - Tan and Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", arXiv:1905.11946, in
-  its authors' Lite form (no squeeze-and-excite, ReLU6 for swish): 4,652,008 parameters. Its convolutions and
-  classifier have 385 million multiply-adds, EfficientNet-B0's 0.39 thousand million without the squeeze-and-excite; the
-  407 million in its authors' table of the Lite form must count more than these.
+  its authors' Lite form, which has neither squeeze-and-excite nor swish. Their table's multiply-adds count three more
+  for each normalised element: with them Lite1 to Lite4 have the table's 631, 899, 1440 and 2640 million to the last
+  digit, and Lite0 405.4 million of its 407.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from sepwise.models.layers import ConvUnit, divisible
-from sepwise.models.mobilenet_v2 import InvertedResidual
+from sepwise.models.mobilenet_v2 import InvertedResidualNetwork, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from torch import nn
 
-    from torch import Tensor
-
-__all__ = ["Searched", "efficientnet_lite0", "mnasnet"]
-
-
-class _Stage(NamedTuple):
-    """Inverted residuals of one shape; the stride is the first one's."""
-
-    expansion: int
-    kernel: int
-    out_channels: int
-    repeats: int
-    stride: int
-
+__all__ = ["efficientnet_lite0", "mnasnet"]
 
 _MNASNET = (
-    _Stage(1, 3, 16, 1, 1),
-    _Stage(3, 3, 24, 3, 2),
-    _Stage(3, 5, 40, 3, 2),
-    _Stage(6, 5, 80, 3, 2),
-    _Stage(6, 3, 96, 2, 1),
-    _Stage(6, 5, 192, 4, 2),
-    _Stage(6, 3, 320, 1, 1),
+    Stage(1, 3, 16, 1, 1),
+    Stage(3, 3, 24, 3, 2),
+    Stage(3, 5, 40, 3, 2),
+    Stage(6, 5, 80, 3, 2),
+    Stage(6, 3, 96, 2, 1),
+    Stage(6, 5, 192, 4, 2),
+    Stage(6, 3, 320, 1, 1),
 )
 _EFFICIENTNET_LITE0 = (
-    _Stage(1, 3, 16, 1, 1),
-    _Stage(6, 3, 24, 2, 2),
-    _Stage(6, 5, 40, 2, 2),
-    _Stage(6, 3, 80, 3, 2),
-    _Stage(6, 5, 112, 3, 1),
-    _Stage(6, 5, 192, 4, 2),
-    _Stage(6, 3, 320, 1, 1),
+    Stage(1, 3, 16, 1, 1),
+    Stage(6, 3, 24, 2, 2),
+    Stage(6, 5, 40, 2, 2),
+    Stage(6, 3, 80, 3, 2),
+    Stage(6, 5, 112, 3, 1),
+    Stage(6, 5, 192, 4, 2),
+    Stage(6, 3, 320, 1, 1),
 )
-
-
-class Searched(nn.Module):
-    """A whole network of inverted residuals, from an image to 1000 logits."""
-
-    def __init__(
-        self, in_channels: int, width: float, stages: Sequence[_Stage], activation: str, epsilon: float
-    ) -> None:
-        """Makes the layers.
-
-        Args:
-            in_channels: Channels of the image.
-            width: Width multiplier; the last convolution is only ever widened by it.
-            stages: The inverted residuals.
-            activation: The activation everywhere.
-            epsilon: Batch norm's epsilon.
-        """
-        super().__init__()
-        channels = divisible(32 * width)
-        self.stem = ConvUnit(in_channels, channels, 3, stride=2, activation=activation, epsilon=epsilon)
-        blocks = []
-        for stage in stages:
-            out_channels = divisible(stage.out_channels * width)
-            for index in range(stage.repeats):
-                blocks.append(
-                    InvertedResidual(
-                        channels,
-                        out_channels,
-                        expansion=stage.expansion,
-                        kernel=stage.kernel,
-                        stride=stage.stride if index == 0 else 1,
-                        activation=activation,
-                        epsilon=epsilon,
-                    )
-                )
-                channels = out_channels
-        self.blocks = nn.Sequential(*blocks)
-        last = divisible(1280 * max(1.0, width))
-        self.head = ConvUnit(channels, last, activation=activation, epsilon=epsilon)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.flatten = nn.Flatten()
-        self.classifier = nn.Linear(last, 1000)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Classifies images.
-
-        Args:
-            x: `(n, c, h, w)`.
-
-        Returns:
-            Logits, `(n, 1000)`.
-        """
-        x = self.head(self.blocks(self.stem(x)))
-        logits: Tensor = self.classifier(self.flatten(self.pool(x)))
-        return logits
+_HEAD = 1280
 
 
 def mnasnet(in_channels: int, width: float) -> nn.Module:
@@ -116,12 +45,14 @@ def mnasnet(in_channels: int, width: float) -> nn.Module:
 
     Args:
         in_channels: Channels of the image.
-        width: Width multiplier.
+        width: Width multiplier; the last convolution keeps its channels.
 
     Returns:
         The network.
     """
-    return Searched(in_channels, width, _MNASNET, "relu", 1e-5)
+    return InvertedResidualNetwork(
+        in_channels, width, _MNASNET, head=_HEAD, activation="relu", epsilon=1e-5
+    )
 
 
 def efficientnet_lite0(in_channels: int, width: float) -> nn.Module:
@@ -129,9 +60,11 @@ def efficientnet_lite0(in_channels: int, width: float) -> nn.Module:
 
     Args:
         in_channels: Channels of the image.
-        width: Width multiplier.
+        width: Width multiplier; the last convolution keeps its channels.
 
     Returns:
         The network.
     """
-    return Searched(in_channels, width, _EFFICIENTNET_LITE0, "relu6", 1e-3)
+    return InvertedResidualNetwork(
+        in_channels, width, _EFFICIENTNET_LITE0, head=_HEAD, activation="relu6", epsilon=1e-3
+    )

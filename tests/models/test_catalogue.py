@@ -45,6 +45,7 @@ def test_listing_imports_no_torch() -> None:
 def test_entry_cites_a_paper(entry: Entry) -> None:
     assert re.search(r" (19|20)\d\d, .+, (arXiv:\d{4}\.\d{4,5}|doi:\S+)$", entry.paper)
     assert entry.summary
+    assert entry.counts
     assert entry.input_shape[0] == 1
 
 
