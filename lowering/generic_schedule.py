@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     Expr = Any  # tvm has no type stubs
 
-__all__ = ["CONSTANT_SLACK", "schedule"]
+__all__ = ["CONSTANT_SLACK", "predicted_cycles", "schedule"]
 
 TASK_NS: Final = 10_000.0
 """A task is at least about so much work."""
@@ -72,6 +72,15 @@ EXPENSIVE_NS: Final = 8.0
 
 SCALAR_NS: Final = 0.7
 """Assumed time of one element where nothing is a vector."""
+
+PART_NS: Final = 0.125
+"""Assumed time to put one run of elements into a vector that is made from several."""
+
+SHUFFLED_PARTS: Final = 2
+"""Runs of which a vector of channels is made where channels move between the lanes of packed tensors."""
+
+CYCLES_PER_NS: Final = 3.0
+"""Clock of the machines on which the times above were seen."""
 
 JAM: Final = 4
 """Outputs, or vectors of one output, that a reduction computes at once."""
@@ -102,6 +111,23 @@ def schedule(
     if stages is None:
         return relayout(function, layouts)
     return _Scheduler(simplify_stages(stages), device.lanes, layouts, constants).run()
+
+
+def predicted_cycles(
+    function: StageFunction, device: Device, layouts: Sequence[Layout], constants: Collection[int] = ()
+) -> float:
+    """Predicts the cycles of a generic kernel, by the nests that `schedule` would make in these layouts.
+
+    Args:
+        function: Simplified stages.
+        device: Gives the lanes.
+        layouts: The parameters' layouts.
+        constants: Positions of parameters behind which `CONSTANT_SLACK` elements may be read.
+
+    Returns:
+        Cycles of one worker.
+    """
+    return _Estimate(function, device.lanes, layouts, constants).nanoseconds() * CYCLES_PER_NS
 
 
 @dataclass(eq=False)
@@ -923,6 +949,44 @@ class _Scheduler:
             return tirx.BufferLoad(buffer.declare(), [_flat(load.indices, buffer.strides())])
 
         return tvm_ffi.structural_map(expression, (TensorLoad, on_load))
+
+
+class _Estimate(_Scheduler):
+    """Makes the nests of one kernel only to count what they cost; bodies that would be written out are left out."""
+
+    def nanoseconds(self) -> float:
+        """Predicts the time of all nests."""
+        return sum(self._nanoseconds(nest) for stage in self._stages for nest in self._nests(stage))
+
+    def _transposing_nest(self, nest: _Nest, read: Axis, written: Axis) -> _Nest:
+        """Square tiles."""
+        tiles = [Axis(axis.var, math.ceil(axis.extent / self._lanes)) for axis in (read, written)]
+        loops = [axis for axis in nest.loops if axis is not read and axis is not written]
+        return replace(nest, loops=[*loops, *tiles], body=tirx.Evaluate(0), tiled=True)
+
+    def _permuted_nests(
+        self, stage: Stage, channel: Axis, first: int, lanes: int, buffer: _Buffer
+    ) -> list[_Nest]:
+        """One nest that stands for all, its first loop over the vectors of channels."""
+        del first, buffer
+        if stage.combiner is not None:
+            return []
+        vectors = Axis(channel.var, math.ceil(channel.extent / lanes))
+        loops = [vectors, *(axis for axis in stage.axes if axis is not channel)]
+        return [_Nest(loops, None, 0, stage, body=tirx.Evaluate(0))]
+
+    def _nanoseconds(self, nest: _Nest) -> float:
+        """As for any nest, but for vectors made from parts, which cost what their parts cost."""
+        if nest.body is None or nest.tiled:
+            return super()._nanoseconds(nest)
+        vectors, parts = nest.loops[0], 0.0
+        channels = next(axis.extent for axis in nest.stage.axes if axis.var.same_as(vectors.var))
+        for load in loads(nest.stage.value):
+            if self._find(load.source).layout.packed:
+                parts += SHUFFLED_PARTS
+            else:
+                parts += 1 if self._slope(load.indices, load.source, vectors) in (0, 1) else channels / vectors.extent
+        return math.prod(axis.extent for axis in nest.loops) * (VECTOR_NS + parts * PART_NS)
 
 
 _VECTORIZE = tvm.ir.transform.Sequential(
