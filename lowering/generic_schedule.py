@@ -34,6 +34,7 @@ from tvm.ir.expr import Call, TensorLoad, Var
 
 from sepwise.lowering.generic_stages import (
     EXPENSIVE_CALLS,
+    INDEX_TYPE,
     Axis,
     Stage,
     StageFunction,
@@ -321,6 +322,9 @@ class _Scheduler:
     def _nests(self, stage: Stage) -> list[_Nest]:
         """The nests of one stage: one, or one for each vector of channels that is put together from others."""
         buffer = self._find(stage.buffer)
+        reducing = self._lane_reducing_nest(stage)
+        if reducing is not None:
+            return [reducing]
         if not buffer.layout.packed:
             nest = self._unpacking_nest(stage, buffer)
             if nest is not None:
@@ -368,6 +372,27 @@ class _Scheduler:
                 if self._contiguous(physical, axis):
                     return _Nest([a for a in axes if a is not axis], axis, 0, physical)
         return _Nest(axes, None, 0, physical)
+
+    def _lane_reducing_nest(self, stage: Stage) -> _Nest | None:
+        """A reduction over the channels of packed inputs: whole blocks are added up, then their lanes; None for any other."""
+        if stage.combiner is None:
+            return None
+        packed = [load for load in loads(stage.value) if self._find(load.source).layout.packed]
+        channel = next((a for a in stage.reduced if packed and _mentions(packed[0].indices[1], a)), None)
+        if channel is None or channel.extent < self._lanes or _constant_offset(packed[0].indices[1], channel) != 0:
+            return None
+        dtype = channel.var.ty.dtype
+        outer = Axis(Var(f"{channel.var.name}_o", channel.var.ty), math.ceil(channel.extent / self._lanes))
+        inner = Axis(Var(f"{channel.var.name}_v", channel.var.ty), self._lanes)
+        split = outer.var * tirx.const(self._lanes, dtype) + inner.var
+        changed = stage.mapped(lambda e: substitute(e, [(channel.var, split)]))
+        reduced = [outer, *(axis for axis in stage.reduced if axis is not channel), inner]
+        physical = self._physical(replace(changed, reduced=reduced))
+        if not self._contiguous(physical, inner):
+            return None
+        tail = channel.extent % self._lanes
+        last_block = tirx.EQ(outer.var, tirx.const(outer.extent - 1, dtype)) if tail else None
+        return _Nest(list(stage.axes), inner, tail, physical, last_block=last_block)
 
     def _transposing_nests(self, stage: Stage) -> list[_Nest]:
         """A copy that reads along one axis and writes along another: square tiles, transposed in registers.
@@ -641,7 +666,7 @@ class _Scheduler:
         tasks = _tasks(work, longest)
         if tasks == 1:
             return tirx.SeqStmt([self._loops(nest, nest.loops) for nest in nests])
-        dtype = "int64"
+        dtype = INDEX_TYPE
         task = Axis(Var("task", dtype), tasks)
         statements = []
         for nest in nests:
@@ -779,7 +804,9 @@ class _Scheduler:
 
     def _jammed(self, nest: _Nest, loops: Sequence[Axis]) -> Axis | None:
         """The loop of which a reduction does several iterations at once, None for none."""
-        if nest.body is not None or nest.stage.combiner is None or nest.vector is None or nest.tail:
+        if nest.body is not None or nest.stage.combiner is None or nest.vector is None:
+            return None
+        if nest.tail and not nest.vector_is_reduced:
             return None
         if any(_conditions(expression) for expression in nest.stage.expressions):
             return None  # a border: short, and code for it is not worth four copies
@@ -858,7 +885,7 @@ class _Scheduler:
         if nest.vector_is_reduced:
             return self._horizontal(nest, at, here, store, buffer)
         dtype = stage.buffer.ty.dtype if stage.accumulator is None else stage.accumulator.ty
-        index = inner if inner is not None else tirx.const(0, "int64")
+        index = inner if inner is not None else tirx.const(0, INDEX_TYPE)
         totals = [tirx.decl_buffer((width,), dtype, f"total{i}", scope="local") for i in range(len(at))]
         begin = [spread(tirx.BufferStore(total, stage.initial, [index])) for total in totals]
         step: list[tirx.Stmt] = []
@@ -916,6 +943,8 @@ class _Scheduler:
             parts.append(added(tirx.const(start, index_type), count))
             start += count
         body: tirx.Stmt = tirx.SeqStmt(parts) if len(parts) > 1 else parts[0]
+        if nest.tail:
+            body = tirx.IfThenElse(nest.last_block, added(tirx.const(0, index_type), nest.tail), body)
         for axis in reversed(outer):
             body = _for(axis, body)
         for total, copy in zip(totals, at, strict=True):
@@ -1002,7 +1031,7 @@ _COMBINE: Final[dict[str, Callable[[Expr, Expr], Expr]]] = {
 
 def _flat(indices: Sequence[Expr], strides: Sequence[int]) -> Expr:
     """`sum(index * stride)`."""
-    dtype = indices[0].ty.dtype if indices else "int64"
+    dtype = indices[0].ty.dtype if indices else INDEX_TYPE
     total: Expr = tirx.const(0, dtype)
     for index, stride in zip(indices, strides, strict=True):
         if stride:

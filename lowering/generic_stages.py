@@ -24,7 +24,20 @@ if TYPE_CHECKING:
 
     Expr = Any  # tvm has no type stubs
 
-__all__ = ["Axis", "Stage", "StageFunction", "loads", "parse", "restricted", "simplify", "simplify_stages", "substitute"]
+__all__ = [
+    "EXPENSIVE_CALLS",
+    "INDEX_TYPE",
+    "Axis",
+    "Stage",
+    "StageFunction",
+    "analyzer_of",
+    "loads",
+    "parse",
+    "restricted",
+    "simplify",
+    "simplify_stages",
+    "substitute",
+]
 
 LARGEST_INLINED: Final = 12
 """A value of more operations than that is computed once where several stages read it."""
@@ -34,6 +47,9 @@ LARGEST_SEGMENTED: Final = 64
 
 LARGEST_PERIOD: Final = 4
 """An axis is split into at most so many phases."""
+
+INDEX_TYPE: Final = "int32"
+"""Of all that counts elements; no tensor has more of them."""
 
 CHANNEL_AXIS: Final = 1
 """Where a tensor `(n, c, *spatial)` has its channels."""
@@ -201,12 +217,12 @@ def _parse_block(realize: s_tir.SBlockRealize) -> Stage | None:
     fresh: list[tuple[Var, Expr]] = []
     for iter_var in block.iter_vars:
         # A variable of our own: composed functions may share theirs.
-        variable = Var(iter_var.var.name, iter_var.var.ty)
-        fresh.append((iter_var.var, variable))
+        variable = Var(iter_var.var.name, INDEX_TYPE)
+        fresh.append((iter_var.var, _cast(variable, iter_var.var)))
         target = reduced if iter_var.iter_type == tirx.IterVar.CommReduce else axes
         target.append(Axis(variable, int(iter_var.dom.extent)))
-    indices = [substitute(index, fresh) for index in store.indices]
-    value = substitute(store.value, fresh)
+    indices = [_narrow(substitute(index, fresh)) for index in store.indices]
+    value = _narrow_indices(substitute(store.value, fresh))
     if not reduced:
         if block.init is not None or any(load.source.same_as(store.buffer) for load in loads(value)):
             return None
@@ -223,6 +239,42 @@ def _parse_block(realize: s_tir.SBlockRealize) -> Stage | None:
     return None
 
 
+def _narrow_indices(value: Expr) -> Expr:
+    """The value with `INDEX_TYPE` in all that addresses memory, and in comparisons of what would be wider."""
+
+    def on_load(load: TensorLoad) -> Expr:
+        return tirx.BufferLoad(load.source, [_narrow(index) for index in load.indices])
+
+    def on_comparison(comparison: Expr) -> Expr:
+        wide = str(comparison.a.ty.dtype) == "int64" and not loads(comparison)
+        return type(comparison)(_narrow(comparison.a), _narrow(comparison.b)) if wide else comparison
+
+    comparisons = [(kind, on_comparison) for kind in (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)]
+    return tvm_ffi.structural_map(value, [(TensorLoad, on_load), *comparisons])
+
+
+def _narrow(index: Expr) -> Expr:
+    """An index in `INDEX_TYPE`: TVM counts in 64 bits, and mixes both where an index is computed from data or by rounding."""
+    if str(index.ty.dtype) != "int64":
+        return index
+    if isinstance(index, tirx.IntImm):
+        return tirx.const(int(index), INDEX_TYPE)
+    if isinstance(index, tirx.Cast):
+        integer = "int" in str(index.value.ty.dtype)
+        return _narrow(index.value) if integer else tirx.Cast(INDEX_TYPE, index.value)
+    if isinstance(index, _ARITHMETIC):
+        return type(index)(_narrow(index.a), _narrow(index.b))
+    if isinstance(index, tirx.Select):
+        return tirx.Select(_narrow_indices(index.condition), _narrow(index.true_value), _narrow(index.false_value))
+    if isinstance(index, Call) and getattr(index.op, "name", "") == "prim.if_then_else":
+        condition, *branches = index.args
+        return tirx.if_then_else(_narrow_indices(condition), *map(_narrow, branches))
+    return tirx.Cast(INDEX_TYPE, index)
+
+
+_ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Mod, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max)
+
+
 def simplify_stages(function: StageFunction) -> StageFunction:
     """Inlines, cuts and merges stages until each one is worth a loop nest.
 
@@ -232,7 +284,7 @@ def simplify_stages(function: StageFunction) -> StageFunction:
     Returns:
         Fewer stages that compute the same.
     """
-    stages = [simplify(stage) for stage in function.stages]
+    stages = [simplify(_without_rounding(stage)) for stage in function.stages]
     intermediates = list(function.intermediates)
     changed = True
     while changed:
@@ -369,6 +421,78 @@ def _merged(stage: Stage, readers: Sequence[Stage]) -> list[Stage] | None:
         reader.axes, stage.reduced, reader.buffer, reader.indices, value, stage.combiner, stage.initial, accumulator, epilogue
     )
     return [simplify(merged)]
+
+
+def _without_rounding(stage: Stage) -> Stage:
+    """Positions that are rounded products of an axis, as those of a Resize, in whole numbers.
+
+    `x[int(floor((i + 0.5) * 0.5 - 0.5))]` becomes `x[(i - 1) // 2]`: found by search and compared at every point of the axis.
+    """
+    axes = stage.axes
+
+    def on_cast(cast: tirx.Cast) -> Expr:
+        if "int" not in str(cast.ty.dtype) or "float" not in str(cast.value.ty.dtype) or loads(cast.value):
+            return cast
+        used: list[Var] = []
+        tvm_ffi.structural_walk(cast.value, (Var, used.append), order="pre")
+        axis = next((axis for axis in axes if used and all(variable.same_as(axis.var) for variable in used)), None)
+        values = _evaluated(cast.value, axis) if axis is not None else None
+        found = _floor_of_line(values.astype(np.int64)) if values is not None else None
+        if axis is None or found is None:
+            return cast
+        slope, start, divisor = (tirx.const(number, axis.var.ty.dtype) for number in found)
+        position = tirx.floordiv(axis.var * slope + start, divisor)
+        return position if str(cast.ty.dtype) == str(axis.var.ty.dtype) else tirx.Cast(cast.ty.dtype, position)
+
+    return stage.mapped(lambda e: tvm_ffi.structural_map(e, (tirx.Cast, on_cast)))
+
+
+def _evaluated(expression: Expr, axis: Axis) -> np.ndarray | None:
+    """The values of an expression at all points of an axis, in its own arithmetic; None where it holds unknown operations."""
+    dtype = str(expression.ty.dtype)
+    if isinstance(expression, Var):
+        return np.arange(axis.extent, dtype=dtype)
+    if isinstance(expression, (tirx.IntImm, tirx.FloatImm)):
+        return np.full(axis.extent, expression.value, dtype)
+    if isinstance(expression, tirx.Cast):
+        value = _evaluated(expression.value, axis)
+        return None if value is None else value.astype(dtype)
+    compute: Callable[..., np.ndarray] | None
+    if isinstance(expression, Call):
+        operands, compute = list(expression.args), _ROUNDINGS.get(getattr(expression.op, "name", ""))
+    else:
+        operands = [getattr(expression, name, None) for name in ("a", "b")]
+        compute = _OPERATIONS.get(type(expression))
+    if compute is None:
+        return None
+    values = [_evaluated(operand, axis) for operand in operands]
+    return None if any(value is None for value in values) else compute(*values).astype(dtype)
+
+
+def _floor_of_line(values: np.ndarray) -> tuple[int, int, int] | None:
+    """`a, b, c` with the least c such that `(a * i + b) // c` are the values, None where there are none."""
+    at = np.arange(values.size)
+    steps = max(values.size - 1, 1)
+    rise = int(values[-1] - values[0])
+    for divisor in range(1, 2 * values.size + 1):
+        # The slope lies within one step of the mean.
+        for slope in range(-(-divisor * (rise - 1) // steps), divisor * (rise + 1) // steps + 1):
+            rest = values * divisor - slope * at
+            if rest.max() <= rest.min() + divisor - 1:
+                return slope, int(rest.max()), divisor
+    return None
+
+
+_OPERATIONS: Final[dict[type, Callable[..., np.ndarray]]] = {
+    tirx.Add: np.add,
+    tirx.Sub: np.subtract,
+    tirx.Mul: np.multiply,
+    tirx.Div: np.divide,
+    tirx.Max: np.maximum,
+    tirx.Min: np.minimum,
+}
+
+_ROUNDINGS: Final[dict[str, Callable[..., np.ndarray]]] = {"tirx.floor": np.floor, "tirx.ceil": np.ceil}
 
 
 def _without_periods(stage: Stage) -> Stage:

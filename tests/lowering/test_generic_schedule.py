@@ -20,6 +20,8 @@ UNIT = 2.0**-24
 GRAPHS = {
     "global_average_pool": ("(float[2,37,5,7] x) => (float[2,37,1,1] y) { y = GlobalAveragePool(x) }", {}, 40),
     "reduce_mean": ("(float[2,37,5,7] x) => (float[2,37] y) { y = ReduceMean<axes=[2,3], keepdims=0>(x) }", {}, 40),
+    "reduce_channels": ("(float[2,37,5,7] x) => (float[2,1,5,7] y) { y = ReduceMax<axes=[1], keepdims=1>(x) }", {}, 0),
+    "mean_of_channels": ("(float[1,48,5,7] x) => (float[1,5,7] y) { y = ReduceMean<axes=[1], keepdims=0>(x) }", {}, 50),
     "max_pool": ("(float[1,19,14,11] x) => (float[1,19,7,6] y) { y = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x) }", {}, 0),
     "max_pool_wide": ("(float[1,24,6,6] x) => (float[1,24,6,6] y) { y = MaxPool<kernel_shape=[5,5], pads=[2,2,2,2]>(x) }", {}, 0),
     "average_pool": (
@@ -71,6 +73,12 @@ GRAPHS = {
     "resize_linear": (
         '(float[1,18,3,4] x) => (float[1,18,6,8] y) { y = Resize<mode="linear", coordinate_transformation_mode="half_pixel">'
         '(x, "", scales) }',
+        {"scales": np.array([1, 1, 2, 2], np.float32)},
+        64,
+    ),
+    "resize_beside": (
+        '(float[1,18,3,4] x, float[1,16,6,8] z) => (float[1,34,6,8] y) { '
+        'r = Resize<mode="linear", coordinate_transformation_mode="half_pixel">(x, "", scales) y = Concat<axis=1>(r, z) }',
         {"scales": np.array([1, 1, 2, 2], np.float32)},
         64,
     ),

@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+import tvm
 from tvm import te, tirx
 
 from sepwise.lowering import generic_stages as gs
@@ -90,3 +92,43 @@ def test_division_that_rounds_to_zero_becomes_a_floor_where_it_is_one():
 
 def test_functions_with_other_statements_are_not_parsed():
     assert gs.parse(tirx.PrimFunc([], tirx.Evaluate(tirx.const(0, "int32")))) is None
+
+
+@pytest.mark.parametrize(("wide", "high"), [(10, 5), (5, 10), (96, 192), (40, 7), (7, 40), (1, 9), (9, 1)])
+def test_rounded_positions_become_whole_numbers(wide, high):
+    x = te.placeholder(extents(wide), name="x")
+
+    def position(i):
+        exact = (tirx.Cast("float32", i) + 0.5) * tirx.const(wide / high, "float32") - 0.5
+        return tirx.max(tirx.min(tirx.Cast("int64", tirx.floor(exact)), wide - 1), 0)
+
+    y = te.compute(extents(high), lambda i: x[position(i)], name="y")
+    (stage,) = stages_of(x, y).stages
+    index = gs.loads(stage.value)[0].indices[0]
+    assert "float" not in str(index)
+    at = np.arange(high, dtype=np.float32)
+    expected = np.clip(np.floor((at + np.float32(0.5)) * np.float32(wide / high) - np.float32(0.5)), 0, wide - 1)
+    axis = stage.axes[0]
+    found = [int(tvm.sym.Analyzer().simplify(gs.substitute(index, [(axis.var, tirx.const(i, "int32"))]))) for i in range(high)]
+    assert found == expected.tolist()
+
+
+def test_positions_that_are_no_rounded_line_are_left():
+    x = te.placeholder(extents(20), name="x")
+    y = te.compute(
+        extents(20), lambda i: x[tirx.Cast("int64", tirx.floor(tirx.Cast("float32", i) * tirx.Cast("float32", i) / 20.0))], name="y"
+    )
+    (stage,) = stages_of(x, y).stages
+    assert "floor" in str(gs.loads(stage.value)[0].indices[0])
+
+
+def test_all_that_addresses_memory_has_one_type():
+    x = te.placeholder(extents(20), name="x")
+    places = te.placeholder(extents(9), dtype="int64", name="places")
+    y = te.compute(
+        extents(12), lambda i: tirx.if_then_else(i < 9, x[tirx.max(places[tirx.min(i, 8)], 0)], x[i]), name="y"
+    )
+    for stage in stages_of(x, places, y).stages:
+        assert {axis.var.ty.dtype for axis in stage.axes} == {gs.INDEX_TYPE}
+        assert all(index.ty.dtype == gs.INDEX_TYPE for load in gs.loads(stage.value) for index in load.indices)
+        assert all(index.ty.dtype == gs.INDEX_TYPE for index in stage.indices)
