@@ -1,5 +1,6 @@
 """What the tests of the passes share: models from ONNX text, and the judgement that two models compute the same."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,6 +48,27 @@ def build_model(text: str, *, seed: int = 0, **constants: object) -> ir.Model:
     return ir.from_proto(model)
 
 
+def change_rank(text: str, rank: int) -> str:
+    """Turns ONNX text about images of 9 x 8, windows of 3 x 3 or 1 x 1 and their pads into the same with `rank` spatial axes.
+
+    Axes like the first are added, or the first is dropped, so that what is said of the last one stays.
+    """
+
+    def moved(values: list[str]) -> list[str]:
+        return [*values[:1] * (rank - len(values)), *values[-rank:]]
+
+    def window(match: re.Match[str]) -> str:
+        return f"{match[1]}{','.join(moved(match[2].split(',')))}]"
+
+    def pads(match: re.Match[str]) -> str:
+        values = match[1].split(",")
+        return f"pads = [{','.join([*moved(values[:2]), *moved(values[2:])])}]"
+
+    text = re.sub(r"(?<=,)9,8\]", f"{','.join(moved(['9', '8']))}]", text)
+    text = re.sub(r"(float\[\d+,\d+,)(3,3|1,1)\]", window, text)
+    return re.sub(r"pads = \[([\d, ]+)\]", pads, text)
+
+
 def run_onnxruntime(model: ir.Model, feeds: Mapping[str, Array]) -> list[Array]:
     """Runs a model in stock ONNX Runtime with its graph optimisations off."""
     options = ort.SessionOptions()
@@ -74,6 +96,12 @@ def assert_equivalent(original: ir.Model, rewritten: ir.Model, *, exact: bool = 
 def build() -> Callable[..., ir.Model]:
     """Reads ONNX text with drawn constants."""
     return build_model
+
+
+@pytest.fixture(scope="session")
+def in_rank() -> Callable[[str, int], str]:
+    """Turns text about two spatial axes into the same with 1 to 3."""
+    return change_rank
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from sepwise.passes.recognise_activation import RecogniseActivationPass
 from sepwise.passes.vocabulary import Activation
 
 Build = Callable[..., ir.Model]
+InRank = Callable[[str, int], str]
 Equivalent = Callable[..., None]
 
 TEXT = """<ir_version: 7, opset_import: ["" : {opset}]>
@@ -97,25 +98,27 @@ def test_two_calls_of_one_function(build: Build, equivalent: Equivalent) -> None
     equivalent(model, fused, exact=True)
 
 
-def test_refuses_a_second_consumer(build: Build) -> None:
-    model = build(
-        TEXT.format(opset=17, activation="[first] y = Relu (c) [other] z = Neg (c)").replace("float y", "float y, float z")
-    )
+ACTIVATED = TEXT.format(opset=17, activation="[act] y = Relu (c)").replace("strides = [2,1], ", "")
+
+REFUSED = {
+    "the output 'c' of Conv 'conv' has a second consumer, 'other'": ACTIVATED.replace("float y", "float y, float z").replace(
+        "[act]", "[other] z = Neg (c) [act]"
+    ),
+    "the output 'c' of Conv 'conv' is a graph output": ACTIVATED.replace("float y", "float y, float c"),
+    "the weight of Conv 'conv' is not constant": ACTIVATED.replace("x) =>", "x, float[8,2,3,3] w) =>").replace(
+        "<float[8,2,3,3] w, ", "<"
+    ),
+}
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("reason", REFUSED)
+def test_refuses(build: Build, in_rank: InRank, reason: str, rank: int) -> None:
+    model = build(in_rank(REFUSED[reason], rank))
     before = ir.to_proto(model)
     fused, fired, refused = fuse(model)
-    assert (fired, refused) == (0, ("the output 'c' of Conv 'conv' has a second consumer, 'other'",))
+    assert (fired, refused) == (0, (reason,))
     assert ir.to_proto(fused) == before
-
-
-def test_refuses_a_graph_output(build: Build) -> None:
-    model = build(TEXT.format(opset=17, activation="y = Relu (c)").replace("float y", "float y, float c"))
-    assert fuse(model)[1:] == (0, ("the output 'c' of Conv 'conv' is a graph output",))
-
-
-def test_refuses_a_dynamic_weight(build: Build) -> None:
-    text = TEXT.format(opset=17, activation="y = Relu (c)")
-    model = build(text.replace("x) =>", "x, float[8,2,3,3] w) =>").replace("<float[8,2,3,3] w, ", "<"))
-    assert fuse(model)[1:] == (0, ("the weight of Conv 'conv' is not constant",))
 
 
 def test_refuses_unknown_padding(build: Build) -> None:

@@ -10,6 +10,7 @@ from sepwise.passes.rewriting import RewriteResult
 from sepwise.passes.vocabulary import Activation
 
 Build = Callable[..., ir.Model]
+InRank = Callable[[str, int], str]
 Equivalent = Callable[..., None]
 
 TEXT = """<ir_version: 10, opset_import: ["" : 17]>
@@ -117,12 +118,13 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("reason", REFUSED)
-def test_refuses(build: Build, reason: str) -> None:
-    model = build(REFUSED[reason])
+def test_refuses(build: Build, in_rank: InRank, reason: str, rank: int) -> None:
+    model = build(in_rank(REFUSED[reason], rank))
     before = ir.to_proto(model)
     fused, fired, refused = fuse(model)
-    assert (fired, refused) == (0, (reason,))
+    assert (fired, refused) == (0, (in_rank(reason, rank),))
     assert ir.to_proto(fused) == before
 
 

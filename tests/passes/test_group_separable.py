@@ -12,10 +12,11 @@ from sepwise.passes.group_separable import GroupSeparablePass
 from sepwise.passes.rewriting import RewriteResult
 
 Build = Callable[..., ir.Model]
+InRank = Callable[[str, int], str]
 Equivalent = Callable[..., None]
 
 
-def network(layers: str, *, extents: str = "9,8", relu: Sequence[int] = (), tail: str = "", outputs: str = "float y") -> str:
+def network(layers: str, *, relu: Sequence[int] = (), tail: str = "", outputs: str = "float y") -> str:
     """Writes a chain of layers: `d` depthwise 3x3 with padding, `p` pointwise, `c` dense 3x3, `g` grouped pointwise.
 
     Values are v0, v1, ...; layers in `relu` have a Relu behind them. `y` is the last value unless `tail` makes it.
@@ -37,7 +38,7 @@ def network(layers: str, *, extents: str = "9,8", relu: Sequence[int] = (), tail
             last = f"u{index}"
     body = "\n  ".join([*lines, tail or f"y = Identity ({last})"])
     return f"""<ir_version: 10, opset_import: ["" : 17]>
-g (float[2,4,{extents}] x) => ({outputs}) <{", ".join(weights)}> {{
+g (float[2,4,9,8] x) => ({outputs}) <{", ".join(weights)}> {{
   {body}
 }}"""
 
@@ -139,9 +140,10 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("reason", REFUSED)
-def test_refuses(build: Build, reason: str) -> None:
-    model = build(REFUSED[reason])
+def test_refuses(build: Build, in_rank: InRank, reason: str, rank: int) -> None:
+    model = build(in_rank(REFUSED[reason], rank))
     before = ir.to_proto(model)
     grouped, fired, refused = group(model)
     assert (fired, refused) == (0, (("n0", reason),))

@@ -1,4 +1,3 @@
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +10,6 @@ from sepwise.passes.equivalence import GraphReference, compare_graph, sample_inp
 
 Build = Callable[..., ir.Model]
 Equivalent = Callable[..., None]
-
-SECONDS = 2.0
-"""What fusing MobileNetV2 may take (the lead's demand); it takes a tenth."""
 
 PASSES = [
     "fold_pad",
@@ -140,15 +136,6 @@ def test_zoo(zoo_file: Callable[..., Path], name: str) -> None:
     folded = next(index for index, (stage, _) in enumerate(report.stages) if stage == "fuse_activation") - 1
     for check in compare_graph(report.stages[folded][1], report.model, sample_inputs(model, 0), exact=True):
         assert check.passed, check
-
-
-@pytest.mark.nightly
-def test_time_of_the_full_mobilenet_v2(zoo_file: Callable[..., Path]) -> None:
-    model = load_model(zoo_file("mobilenet_v2"))
-    fuse(model)
-    begin = time.perf_counter()
-    fuse(model)
-    assert time.perf_counter() - begin < SECONDS
 
 
 @pytest.mark.nightly
