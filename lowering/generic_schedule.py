@@ -32,6 +32,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir.expr import Call, TensorLoad, Var
 
+from sepwise.lowering.cost import parallel_cycles
 from sepwise.lowering.generic_stages import (
     EXPENSIVE_CALLS,
     INDEX_TYPE,
@@ -115,7 +116,12 @@ def schedule(
 
 
 def predicted_cycles(
-    function: StageFunction, device: Device, layouts: Sequence[Layout], constants: Collection[int] = ()
+    function: StageFunction,
+    device: Device,
+    layouts: Sequence[Layout],
+    constants: Collection[int] = (),
+    *,
+    threads: int = 1,
 ) -> float:
     """Predicts the cycles of a generic kernel, by the nests that `schedule` would make in these layouts.
 
@@ -124,11 +130,13 @@ def predicted_cycles(
         device: Gives the lanes.
         layouts: The parameters' layouts.
         constants: Positions of parameters behind which `CONSTANT_SLACK` elements may be read.
+        threads: Workers.
 
     Returns:
-        Cycles of one worker.
+        Cycles until the last worker is done.
     """
-    return _Estimate(function, device.lanes, layouts, constants).nanoseconds() * CYCLES_PER_NS
+    nanoseconds = _Estimate(function, device.lanes, layouts, constants).nanoseconds()
+    return parallel_cycles(nanoseconds * CYCLES_PER_NS, _tasks(nanoseconds, MOST_TASKS), threads)
 
 
 @dataclass(eq=False)
@@ -981,17 +989,11 @@ class _Scheduler:
 
 
 class _Estimate(_Scheduler):
-    """Makes the nests of one kernel only to count what they cost; bodies that would be written out are left out."""
+    """Makes the nests of one kernel only to count what they cost; vectors made from parts are not written out."""
 
     def nanoseconds(self) -> float:
         """Predicts the time of all nests."""
         return sum(self._nanoseconds(nest) for stage in self._stages for nest in self._nests(stage))
-
-    def _transposing_nest(self, nest: _Nest, read: Axis, written: Axis) -> _Nest:
-        """Square tiles."""
-        tiles = [Axis(axis.var, math.ceil(axis.extent / self._lanes)) for axis in (read, written)]
-        loops = [axis for axis in nest.loops if axis is not read and axis is not written]
-        return replace(nest, loops=[*loops, *tiles], body=tirx.Evaluate(0), tiled=True)
 
     def _permuted_nests(
         self, stage: Stage, channel: Axis, first: int, lanes: int, buffer: _Buffer
