@@ -23,15 +23,6 @@ __all__ = [
     "stream_cycles",
 ]
 
-LOAD_PORTS = 2
-"""Vector loads per cycle; two on the out-of-order cores that have facts, an optimist's figure on in-order ones."""
-
-ISSUE_WIDTH = 6
-"""Instructions per cycle that reach the ports; only ever the bound for tiny tiles."""
-
-FMA_LATENCY_CYCLES = 4
-"""Cycles from one accumulation to the next on the same register."""
-
 TILE_OVERHEAD_CYCLES = 12
 """Loop control and address arithmetic around one register tile."""
 
@@ -43,12 +34,6 @@ COPY_CYCLES = 1.5
 
 CACHE_SHARE = 0.75
 """Share of a cache that a kernel's own data can count on."""
-
-BYTES_PER_CYCLE_L2 = 32
-"""Bytes that a core streams from its second-level cache in one cycle."""
-
-BYTES_PER_CYCLE_MEMORY = 12
-"""Bytes that a core streams from beyond its second-level cache in one cycle."""
 
 LAUNCH_CYCLES = 4000
 """Cycles to hand a parallel kernel to a second worker and to wait for it."""
@@ -98,7 +83,7 @@ def micro_kernel_cycles(device: Device, pixels: int, oc_vectors: int, reduction:
     """Predicts the cycles of one register tile.
 
     Args:
-        device: Gives the FMA ports.
+        device: Gives ports, issue width and latency.
         pixels: Output pixels of the tile.
         oc_vectors: Output channel vectors of the tile.
         reduction: Steps of the reduction.
@@ -109,9 +94,9 @@ def micro_kernel_cycles(device: Device, pixels: int, oc_vectors: int, reduction:
     fmas = pixels * oc_vectors
     step = max(
         fmas / device.fma_ports,
-        (pixels + oc_vectors) / LOAD_PORTS,
-        (fmas + pixels + oc_vectors + 1.5) / ISSUE_WIDTH,
-        FMA_LATENCY_CYCLES,
+        (pixels + oc_vectors) / device.load_ports,
+        (fmas + pixels + oc_vectors + 1.5) / device.issue_width,
+        device.fma_latency_cycles,
     )
     return reduction * step + fmas * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
 
@@ -120,7 +105,7 @@ def copy_cycles(device: Device, nbytes: float, *, footprint_bytes: float) -> flo
     """Predicts the cycles to stream bytes once.
 
     Args:
-        device: Gives the cache sizes.
+        device: Gives the caches' sizes and rates.
         nbytes: Bytes read.
         footprint_bytes: Bytes that are live between two reads of the same byte: where they come from.
 
@@ -130,23 +115,23 @@ def copy_cycles(device: Device, nbytes: float, *, footprint_bytes: float) -> flo
     if footprint_bytes <= device.l1d_bytes * CACHE_SHARE:
         return 0.0
     if footprint_bytes <= device.l2_bytes * CACHE_SHARE:
-        return nbytes / BYTES_PER_CYCLE_L2
-    return nbytes / BYTES_PER_CYCLE_MEMORY
+        return nbytes / device.l2_bytes_per_cycle
+    return nbytes / device.memory_bytes_per_cycle
 
 
 def stream_cycles(device: Device, nbytes: float) -> float:
     """Predicts the cycles to read or write tensors that another kernel wrote or will read.
 
     Args:
-        device: Gives the cache sizes.
+        device: Gives the caches' sizes and rates.
         nbytes: Bytes of all tensors together.
 
     Returns:
         Cycles, at the rate of the second-level cache where it holds them.
     """
     if nbytes <= device.l2_bytes * CACHE_SHARE:
-        return nbytes / BYTES_PER_CYCLE_L2
-    return nbytes / BYTES_PER_CYCLE_MEMORY
+        return nbytes / device.l2_bytes_per_cycle
+    return nbytes / device.memory_bytes_per_cycle
 
 
 def parallel_cycles(cycles: float, tasks: int, threads: int) -> float:

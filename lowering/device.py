@@ -40,6 +40,11 @@ class Device:
         lanes: float32 lanes of one vector register.
         vector_registers: Architectural vector registers.
         fma_ports: Vector fused multiply-adds that can start in one cycle.
+        load_ports: Vector loads that can start in one cycle; below 1 where a vector takes several.
+        issue_width: Instructions that can be renamed, or issued in order, in one cycle.
+        fma_latency_cycles: Cycles from one accumulation to the next on the same register.
+        l2_bytes_per_cycle: What one core streams from its level 2 cache in one cycle.
+        memory_bytes_per_cycle: What one core streams from beyond its level 2 cache in one cycle.
         cores: Physical cores that a program may use.
         l1d_bytes: Level 1 data cache of one core.
         l2_bytes: Level 2 cache that one core sees.
@@ -60,6 +65,11 @@ class Device:
     lanes: int
     vector_registers: int
     fma_ports: int
+    load_ports: float
+    issue_width: int
+    fma_latency_cycles: int
+    l2_bytes_per_cycle: float
+    memory_bytes_per_cycle: float
     cores: int
     l1d_bytes: int
     l2_bytes: int
@@ -82,6 +92,33 @@ class Device:
 
 
 _FACTS = {field.name for field in fields(Device)} - {"name", "isa", "sources"}
+_CORE_FACTS = (
+    "fma_ports",
+    "load_ports",
+    "issue_width",
+    "fma_latency_cycles",
+    "l2_bytes_per_cycle",
+    "memory_bytes_per_cycle",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Core:
+    """What a machine was recognised as.
+
+    Attributes:
+        cpu: LLVM name of the cpu.
+        flags: What a machine must report to run code built for it.
+        features: LLVM features beyond those of the cpu.
+        facts: Values of `_CORE_FACTS`.
+        origin: Where those come from.
+    """
+
+    cpu: str
+    flags: frozenset[str]
+    features: tuple[str, ...]
+    facts: dict[str, Any]
+    origin: str
 
 
 def names() -> list[str]:
@@ -220,28 +257,28 @@ def describe_machine(*, machine: str, cpus: list[dict[str, str]], cpu_folder: Pa
         raise InputError(f"Target 'host': this machine is {machine}; known are x86_64 and aarch64. Name a target.")
     levels = load(_FACTS_FILE)
     if machine == "x86_64":
-        cpu, flags, features, fma_ports = _recognise_x86(cpus)
-        wide = flags >= _AVX512_FLAGS
-        lanes = 16 if wide else 8 if flags >= _AVX2_FLAGS else 4
+        core = _recognise_x86(cpus)
+        wide = core.flags >= _AVX512_FLAGS
+        lanes = 16 if wide else 8 if core.flags >= _AVX2_FLAGS else 4
         registers = 32 if wide else 16
         base = levels["x86-64-v4" if wide else "x86-64-v3" if lanes == 8 else "x86-64-v2"]
     else:
-        cpu, flags, features, fma_ports = _recognise_arm(cpus)
+        core = _recognise_arm(cpus)
         lanes, registers = 4, 32
         base = levels["cortex-a72"]
     caches = _read_caches(cpu_folder / f"cpu{min(allowed)}" / "cache")
-    origin = f"detected: {cpu}"
+    origins = dict.fromkeys(_FACTS, f"detected: {core.cpu}") | dict.fromkeys(_CORE_FACTS, core.origin)
     cache_origin = "detected: sysfs" if caches else f"not reported, taken from {base.name}"
+    origins |= dict.fromkeys(("l1d_bytes", "l2_bytes", "l3_bytes"), cache_origin)
     return Device(
         name=HOST,
         triple=f"{machine}-unknown-linux-gnu",
-        cpu=cpu,
-        features=features,
-        flags=flags,
+        cpu=core.cpu,
+        features=core.features,
+        flags=core.flags,
         isa=base.isa,
         lanes=lanes,
         vector_registers=registers,
-        fma_ports=fma_ports,
         cores=len(distinct_cores(cpu_folder, allowed)),
         l1d_bytes=caches.get(1, base.l1d_bytes),
         l2_bytes=caches.get(2, base.l2_bytes),
@@ -250,9 +287,8 @@ def describe_machine(*, machine: str, cpus: list[dict[str, str]], cpu_folder: Pa
         emulator=None,
         emulator_cpu=None,
         zig_target=f"{machine}-freestanding-none",
-        sources=tuple(
-            sorted({fact: cache_origin if fact.startswith("l") and fact != "lanes" else origin for fact in _FACTS}.items())
-        ),
+        sources=tuple(sorted(origins.items())),
+        **core.facts,
     )
 
 
@@ -312,13 +348,13 @@ def _common_flags(cpus: list[dict[str, str]], key: str) -> frozenset[str]:
     return frozenset.intersection(*lists) if lists else frozenset()
 
 
-def _recognise_x86(cpus: list[dict[str, str]]) -> tuple[str, frozenset[str], tuple[str, ...], int]:
-    """Gives LLVM's cpu, the flags it needs, features and FMA ports of an x86 machine."""
+def _recognise_x86(cpus: list[dict[str, str]]) -> _Core:
+    """Recognises the core of an x86 machine, or else the level of its flags; below the lowest level, that level's facts."""
     present = _common_flags(cpus, "flags")
     levels = load(_FACTS_FILE)
     level = next((levels[name] for name in _X86_LEVELS if levels[name].flags <= present), None)
     if level is None:
-        return "x86-64", frozenset(), (), 1
+        return _unrecognised("x86-64", frozenset(), (), levels[_X86_LEVELS[-1]])
     first = cpus[0]
     model = int(first.get("model", -1))
     for core in _cores("x86_core"):
@@ -329,17 +365,30 @@ def _recognise_x86(cpus: list[dict[str, str]]) -> tuple[str, frozenset[str], tup
             and any(low <= model <= high for low, high in ranges)
             and present >= set(core["flags"])
         ):
-            return core["cpu"], level.flags | set(core["flags"]), (), core["fma_ports"]
-    return level.cpu, level.flags, (), level.fma_ports
+            return _recognised(core, level.flags | set(core["flags"]))
+    return _unrecognised(level.cpu, level.flags, (), level)
 
 
-def _recognise_arm(cpus: list[dict[str, str]]) -> tuple[str, frozenset[str], tuple[str, ...], int]:
-    """Gives LLVM's cpu, the flags it needs, features and FMA ports of an aarch64 machine."""
+def _recognise_arm(cpus: list[dict[str, str]]) -> _Core:
+    """Recognises the core of an aarch64 machine whose cores are all alike, or else takes the Cortex-A72's facts."""
     present = _common_flags(cpus, "Features")
     parts = {(int(cpu.get("CPU implementer", "0"), 0), int(cpu.get("CPU part", "0"), 0)) for cpu in cpus}
     if len(parts) == 1:
         for core in _cores("arm_core"):
             if (core["implementer"], core["part"]) in parts and present >= set(core["flags"]):
-                return core["cpu"], frozenset(core["flags"]), (), core["fma_ports"]
+                return _recognised(core, frozenset(core["flags"]))
     used = {flag: feature for flag, feature in _ARM_FEATURES.items() if flag in present}
-    return "generic", frozenset({"asimd", *used}), tuple(used.values()), 1
+    features = tuple(used.values())
+    return _unrecognised("generic", frozenset({"asimd", *used}), features, load(_FACTS_FILE)["cortex-a72"])
+
+
+def _recognised(core: dict[str, Any], flags: frozenset[str]) -> _Core:
+    """The core of a table of recognisable ones."""
+    facts = {fact: core[fact] for fact in _CORE_FACTS}
+    return _Core(core["cpu"], flags, (), facts, f"detected: {core['cpu']}")
+
+
+def _unrecognised(cpu: str, flags: frozenset[str], features: tuple[str, ...], base: Device) -> _Core:
+    """A core of which only the flags are known, with the facts of a device that stands for it."""
+    facts = {fact: getattr(base, fact) for fact in _CORE_FACTS}
+    return _Core(cpu, flags, features, facts, f"core not recognised, taken from {base.name}")

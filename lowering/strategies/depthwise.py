@@ -24,8 +24,6 @@ from sepwise.lowering.cost import (
     CACHE_SHARE,
     COPY_CYCLES,
     EPILOGUE_CYCLES,
-    FMA_LATENCY_CYCLES,
-    LOAD_PORTS,
     TILE_OVERHEAD_CYCLES,
     parallel_cycles,
 )
@@ -198,8 +196,8 @@ def depthwise_cycles(
     """
     taps = math.prod(stage.kernel) * stage.in_channels_per_group
     *depth, in_rows, in_width = compute.input_extents(stage, (1,) * (len(stage.kernel) - 2) + (rows, width))
-    step = max(pixels / device.fma_ports, (pixels + 1) / LOAD_PORTS)
-    chain = taps * FMA_LATENCY_CYCLES
+    step = max(pixels / device.fma_ports, (pixels + 1) / device.load_ports)
+    chain = taps * device.fma_latency_cycles
     tile = max(taps * step, chain) + pixels * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
     cycles = rows * math.ceil(width / pixels) * tile
     if staged:

@@ -53,7 +53,7 @@ def test_a_small_tile_is_bound_by_latency() -> None:
     one = cost.micro_kernel_cycles(V3, 1, 1, 1000)
     eight = cost.micro_kernel_cycles(V3, 4, 2, 1000)
     assert eight < 2 * one
-    assert one >= 1000 * cost.FMA_LATENCY_CYCLES
+    assert one >= 1000 * V3.fma_latency_cycles
 
 
 @given(st.sampled_from(DEVICES), st.floats(1, 1e9), st.floats(1, 1e9), st.floats(1, 1e9))
@@ -66,10 +66,10 @@ def test_bytes_from_farther_away_cost_more(each: device.Device, nbytes: float, o
 def test_each_level_has_its_rate() -> None:
     beyond = V3.l2_bytes * 2.0
     assert cost.copy_cycles(V3, 3200.0, footprint_bytes=V3.l1d_bytes / 2) == 0
-    assert cost.copy_cycles(V3, 3200.0, footprint_bytes=V3.l2_bytes / 2) == 3200 / cost.BYTES_PER_CYCLE_L2
-    assert cost.copy_cycles(V3, 3200.0, footprint_bytes=beyond) == 3200 / cost.BYTES_PER_CYCLE_MEMORY
-    assert cost.stream_cycles(V3, 3200.0) == 3200 / cost.BYTES_PER_CYCLE_L2
-    assert cost.stream_cycles(V3, beyond) == beyond / cost.BYTES_PER_CYCLE_MEMORY
+    assert cost.copy_cycles(V3, 3200.0, footprint_bytes=V3.l2_bytes / 2) == 3200 / V3.l2_bytes_per_cycle
+    assert cost.copy_cycles(V3, 3200.0, footprint_bytes=beyond) == 3200 / V3.memory_bytes_per_cycle
+    assert cost.stream_cycles(V3, 3200.0) == 3200 / V3.l2_bytes_per_cycle
+    assert cost.stream_cycles(V3, beyond) == beyond / V3.memory_bytes_per_cycle
 
 
 @given(st.floats(1, 1e9), st.integers(1, 5000), st.integers(1, 64))
@@ -88,7 +88,25 @@ def test_uneven_shares_wait_for_the_last_worker() -> None:
     assert cost.parallel_cycles(1e6, 1, 8) == cost.parallel_cycles(1e6, 1, 1)
 
 
-def test_more_ports_never_cost_more() -> None:
-    wider = dataclasses.replace(V3, fma_ports=4)
+@pytest.mark.parametrize(
+    "better",
+    [
+        {"fma_ports": 4},
+        {"load_ports": 3},
+        {"issue_width": 8},
+        {"fma_latency_cycles": 2},
+        {"fma_ports": 4, "load_ports": 4, "issue_width": 16, "fma_latency_cycles": 1},
+    ],
+)
+def test_a_better_core_never_costs_more(better: dict[str, int]) -> None:
+    faster = dataclasses.replace(V3, **better)
     for pixels, vectors in cost.register_tiles(V3, 14, 8):
-        assert cost.micro_kernel_cycles(wider, pixels, vectors, 64) <= cost.micro_kernel_cycles(V3, pixels, vectors, 64)
+        assert cost.micro_kernel_cycles(faster, pixels, vectors, 64) <= cost.micro_kernel_cycles(V3, pixels, vectors, 64)
+
+
+def test_each_fact_of_a_core_can_be_the_bound() -> None:
+    step = dataclasses.replace(V3, fma_ports=8, load_ports=8, issue_width=64, fma_latency_cycles=1)
+    worse = [{"fma_ports": 1}, {"load_ports": 0.5}, {"issue_width": 1}, {"fma_latency_cycles": 20}]
+    for change in worse:
+        slower = dataclasses.replace(step, **change)
+        assert cost.micro_kernel_cycles(slower, 3, 3, 1000) > 1.5 * cost.micro_kernel_cycles(step, 3, 3, 1000)

@@ -4,6 +4,7 @@ import dataclasses
 import platform
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,48 @@ def test_host_is_this_machine() -> None:
 def test_zen5_is_recognised(tmp_path: Path) -> None:
     host = describe("x86_64", x86("AuthenticAMD", 26, 2, ZEN5_FLAGS), tmp_path)
     assert (host.cpu, host.lanes, host.vector_registers, host.fma_ports) == ("znver5", 16, 32, 2)
+
+
+CORE_FACTS = ("fma_ports", "load_ports", "issue_width", "fma_latency_cycles", "l2_bytes_per_cycle", "memory_bytes_per_cycle")
+
+
+def core_facts(device: devices.Device) -> list[float]:
+    return [getattr(device, fact) for fact in CORE_FACTS]
+
+
+def test_the_facts_of_a_core_come_from_what_was_recognised(tmp_path: Path) -> None:
+    zen4 = describe("x86_64", x86("AuthenticAMD", 25, 97, ZEN5_FLAGS), tmp_path)
+    assert (zen4.cpu, zen4.fma_ports, zen4.load_ports, zen4.issue_width) == ("znver4", 1, 1, 6)
+    assert dict(zen4.sources)["load_ports"] == "detected: znver4"
+    a53 = describe("aarch64", arm(0xD03, features="fp asimd crc32"), tmp_path)
+    assert (a53.cpu, a53.load_ports, a53.issue_width, a53.fma_latency_cycles) == ("cortex-a53", 0.5, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpus", "base"),
+    [
+        ("x86_64", x86("GenuineIntel", 6, 250, ZEN5_FLAGS), "x86-64-v4"),
+        ("x86_64", x86("GenuineIntel", 6, 250, HASWELL_FLAGS), "x86-64-v3"),
+        ("x86_64", x86("GenuineIntel", 6, 26, "pni"), "x86-64-v2"),
+        ("aarch64", arm(0xD03, 0xD08, features="fp asimd crc32"), "cortex-a72"),
+    ],
+)
+def test_an_unknown_core_has_the_facts_of_its_level(
+    machine: str, cpus: list[dict[str, str]], base: str, tmp_path: Path
+) -> None:
+    host = describe(machine, cpus, tmp_path)
+    assert core_facts(host) == core_facts(devices.get(base))
+    assert dict(host.sources)["issue_width"] == f"core not recognised, taken from {base}"
+
+
+@pytest.mark.parametrize("kind", ["x86_core", "arm_core"])
+def test_every_recognisable_core_has_its_facts(kind: str) -> None:
+    with Path(devices.__file__).with_name("devices.toml").open("rb") as file:
+        cores = tomllib.load(file)[kind]
+    assert cores
+    for core in cores:
+        assert all(core[fact] > 0 for fact in CORE_FACTS), core["cpu"]
+        assert core["l2_bytes_per_cycle"] >= core["memory_bytes_per_cycle"], core["cpu"]
 
 
 def test_hidden_flags_fall_back_to_the_level_that_is_left(tmp_path: Path) -> None:
