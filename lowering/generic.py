@@ -75,9 +75,10 @@ REDUCERS = frozenset(
 
 ELEMENTWISE = frozenset(
     {
-        "Abs", "Add", "Cast", "Ceil", "Clip", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "HardSigmoid",
-        "HardSwish", "LeakyRelu", "Less", "Log", "Max", "Min", "Mish", "Mul", "Neg", "Not", "PRelu", "Pow", "Reciprocal", "Relu",
-        "Round", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh", "Where",
+        "Abs", "Acos", "Acosh", "Add", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Clip", "Cos", "Cosh", "Div", "Elu",
+        "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "HardSigmoid", "HardSwish", "LeakyRelu", "Less", "Log", "Max", "Min", "Mish",
+        "Mod", "Mul", "Neg", "Not", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Sinh",
+        "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "Where",
     }
 )  # fmt: skip
 """Operators that compute each element from the elements at its place."""
@@ -380,6 +381,16 @@ def _is_follower(model: ir.Model, node: ir.Node) -> bool:
     return _is_elementwise(node) or (node.domain == "" and node.op_type in SHAPERS)
 
 
+def _is_view(node: ir.Node) -> bool:
+    """Whether a node leaves elements where they are."""
+    return node.domain == "" and node.op_type in VIEWS
+
+
+def _is_mover(node: ir.Node) -> bool:
+    """Whether a node puts elements elsewhere."""
+    return node.domain == "" and node.op_type in SHAPERS - VIEWS
+
+
 def _is_elementwise(node: ir.Node) -> bool:
     """Whether a node computes each element for itself; recognised activations do."""
     return node.op_type in ELEMENTWISE if node.domain == "" else True
@@ -388,6 +399,10 @@ def _is_elementwise(node: ir.Node) -> bool:
 def _fusible(model: ir.Model, before: Sequence[ir.Node], node: ir.Node) -> bool:
     """Whether `node` may join the group that computes one of its inputs."""
     if any(len(member.outputs) > 1 for member in before):
+        return False
+    # Beside what computes each element at its place, a reshape is a view of its own and costs nothing.
+    group = [*before, node]
+    if any(_is_view(member) for member in group) and not any(_is_mover(member) for member in group):
         return False
     if any(member.domain == "" and member.op_type in REDUCERS for member in before):
         return _is_elementwise(node)
@@ -409,7 +424,7 @@ class _GenericImporter:
                 raise UnsupportedError(
                     f"Node '{node.name}' ({node.op_type}): TVM's importer passes over {what}; spell it with other operators."
                 )
-        if len(group) == 1 and only.domain == "" and only.op_type in VIEWS:
+        if len(group) == 1 and _is_view(only):
             self._add_view(only)
             return
         if len(group) == 1:

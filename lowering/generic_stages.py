@@ -19,6 +19,8 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.ir.expr import Call, TensorLoad, Var
 
+from sepwise.lowering.vector_math import MAX_ULP
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -36,6 +38,7 @@ __all__ = [
     "restricted",
     "simplify",
     "simplify_stages",
+    "split_digits",
     "substitute",
 ]
 
@@ -55,8 +58,8 @@ CHANNEL_AXIS: Final = 1
 """Where a tensor `(n, c, *spatial)` has its channels."""
 
 EXPENSIVE_CALLS: Final = frozenset(
-    [f"tirx.{name}" for name in ("exp", "sigmoid", "tanh", "erf", "log", "log1p", "log2", "log10", "pow", "sqrt")]
-    + [f"sepwise.{name}" for name in ("exp", "expm1", "log", "log1p", "sigmoid", "tanh", "erf")]
+    [f"tirx.{name}" for name in (*MAX_ULP, "log2", "log10", "sqrt")]
+    + [f"sepwise.{name}" for name in MAX_ULP]
     + [f"sepwise.{name}" for name in ("elu", "silu", "gelu", "softplus", "mish")]
 )
 """Calls that cost many operations."""
@@ -505,11 +508,7 @@ def _without_periods(stage: Stage) -> Stage:
         period = _lone_period(stage.value, axis)
         if period < 2 or axis.extent % period or axis.extent == period:
             continue
-        outer = Axis(Var(f"{axis.var.name}_period", axis.var.ty), axis.extent // period)
-        inner = Axis(Var(axis.var.name, axis.var.ty), period)
-        whole = [(axis.var, outer.var * tirx.const(period, axis.var.ty.dtype) + inner.var)]
-        axes = [part for other in stage.axes for part in ((outer, inner) if other is axis else (other,))]
-        stage = simplify(replace(stage.mapped(functools.partial(substitute, values=whole)), axes=axes))
+        stage = _split(stage, axis, period)
     return stage
 
 
@@ -526,6 +525,40 @@ def _lone_period(value: Expr, axis: Axis) -> int:
     tvm_ffi.structural_walk(value, [(Var, uses.append)])
     lone = len(periods) == sum(use.same_as(axis.var) for use in uses)
     return periods[0] if lone and len(set(periods)) == 1 else 0
+
+
+def split_digits(stage: Stage) -> Stage:
+    """Splits axes whose quotient and remainder by the same number address memory, as those of a reshaped tensor.
+
+    `y[i] = x[i // 64, i % 64]` becomes `y[o * 64 + i] = x[o, i]`, each of whose axes is one stride through both.
+
+    Args:
+        stage: The stage.
+
+    Returns:
+        The stage over more axes, itself where it has no such axis.
+    """
+    for axis in stage.axes:
+        found: set[int] = set()
+
+        def on_quotient(quotient: tirx.FloorDiv | tirx.FloorMod, axis: Axis = axis, found: set[int] = found) -> None:
+            if isinstance(quotient.a, Var) and quotient.a.same_as(axis.var) and isinstance(quotient.b, tirx.IntImm):
+                found.add(int(quotient.b))
+
+        tvm_ffi.structural_walk(stage.value, [(tirx.FloorDiv, on_quotient), (tirx.FloorMod, on_quotient)])
+        period = max((p for p in found if LARGEST_PERIOD < p < axis.extent and axis.extent % p == 0), default=0)
+        if period:
+            return split_digits(_split(stage, axis, period))
+    return stage
+
+
+def _split(stage: Stage, axis: Axis, period: int) -> Stage:
+    """The stage over `axis = outer * period + inner`."""
+    outer = Axis(Var(f"{axis.var.name}_period", axis.var.ty), axis.extent // period)
+    inner = Axis(Var(axis.var.name, axis.var.ty), period)
+    whole = [(axis.var, outer.var * tirx.const(period, axis.var.ty.dtype) + inner.var)]
+    axes = [part for other in stage.axes for part in ((outer, inner) if other is axis else (other,))]
+    return simplify(replace(stage.mapped(functools.partial(substitute, values=whole)), axes=axes))
 
 
 def _segments(stage: Stage) -> list[Stage]:

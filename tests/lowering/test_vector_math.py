@@ -1,3 +1,4 @@
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +32,19 @@ RANGES = {
     "sigmoid": (-110.0, 110.0),
     "tanh": (-12.0, 12.0),
     "erf": (-5.0, 5.0),
+    "sin": (-LARGEST, LARGEST),
+    "cos": (-LARGEST, LARGEST),
+    "tan": (-LARGEST, LARGEST),
+    "asin": (-1.0, 1.0),
+    "acos": (-1.0, 1.0),
+    "atan": (-LARGEST, LARGEST),
+    "sinh": (-90.0, 90.0),
+    "cosh": (-90.0, 90.0),
+    "asinh": (-LARGEST, LARGEST),
+    "acosh": (1.0, LARGEST),
+    "atanh": (-1.0, 1.0),
 }
+PAIRS = ("pow", "fmod")
 
 PARAMETERS = {"clip": (0.0, 6.0), "leaky_relu": (0.1,), "elu": (1.5,), "hard_sigmoid": (0.2, 0.5)}
 
@@ -53,6 +66,19 @@ EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sigmoid": exact_sigmoid,
     "tanh": np.tanh,
     "erf": exact_erf,
+    "sin": np.sin,
+    "cos": np.cos,
+    "tan": np.tan,
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "asinh": np.arcsinh,
+    "acosh": np.arccosh,
+    "atanh": np.arctanh,
+    "pow": np.power,
+    "fmod": np.fmod,
 }
 
 EXACT_ACTIVATIONS: dict[str, Callable[..., np.ndarray]] = {
@@ -71,10 +97,10 @@ EXACT_ACTIVATIONS: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
-def elementwise(build: Callable[[Any], Any], count: int = COUNT) -> tirx.PrimFunc:
-    source = te.placeholder((count,), name="source")
-    result = te.compute((count,), lambda i: build(source[i]), name="result")
-    schedule = s_tir.Schedule(te.create_prim_func([source, result]))
+def elementwise(build: Callable[..., Any], count: int = COUNT, operands: int = 1) -> tirx.PrimFunc:
+    sources = [te.placeholder((count,), name=f"source{index}") for index in range(operands)]
+    result = te.compute((count,), lambda i: build(*(source[i] for source in sources)), name="result")
+    schedule = s_tir.Schedule(te.create_prim_func([*sources, result]))
     (loop,) = schedule.get_loops(schedule.get_sblock("result"))
     schedule.vectorize(schedule.split(loop, [None, LANES])[1])
     module = FLATTEN(schedule.mod)
@@ -91,23 +117,69 @@ def every_scale(low: float, high: float) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def functions(native):
-    named = {name: elementwise(lambda x, n=name: vector_math.call(n, x)) for name in RANGES}
-    return native(named, device.get("x86-64-v3"))
+    named = {name: elementwise(functools.partial(vector_math.call, name)) for name in RANGES}
+    pairs = {name: elementwise(functools.partial(vector_math.call, name), operands=2) for name in PAIRS}
+    return native({**named, **pairs}, device.get("x86-64-v3"))
 
 
-@pytest.mark.parametrize("name", RANGES)
-def test_error_stays_below_the_stated_ulp(functions, name):
-    x = every_scale(*RANGES[name])
-    y = np.empty_like(x)
-    functions(name, x, y)
+def check_ulp(functions, name, *operands):
+    y = np.empty_like(operands[0])
+    functions(name, *operands, y)
     with np.errstate(all="ignore"):
-        exact = EXACT[name](x.astype(np.float64))
+        exact = EXACT[name](*(x.astype(np.float64) for x in operands))
         rounded = exact.astype(np.float32)
         errors = np.abs(y - exact) / np.spacing(np.abs(rounded)).astype(np.float64)
     overflow = np.abs(exact) > LARGEST * (1 + 2.0**-20)
     finite = np.abs(exact) < LARGEST * (1 - 2.0**-20)
     assert np.array_equal(y[overflow], rounded[overflow])
+    assert np.array_equal(np.isnan(y), np.isnan(exact))
+    assert np.count_nonzero(finite) > COUNT // 8
     assert errors[finite].max() <= vector_math.MAX_ULP[name]
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_error_stays_below_the_stated_ulp(functions, name):
+    check_ulp(functions, name, every_scale(*RANGES[name]))
+
+
+@pytest.mark.parametrize("name", ["sin", "cos", "tan"])
+def test_whole_quarters_of_a_turn(functions, name):
+    """The float32 next to multiples of pi / 2, where almost all digits of the argument cancel; among them the nearest of all."""
+    quarters = np.random.default_rng(0).integers(1, 2**23, COUNT - 1) * (np.pi / 2)
+    check_ulp(functions, name, np.append(quarters, 16367173 * 2.0**72).astype(np.float32))
+
+
+def test_powers_near_one_and_of_every_size(functions):
+    rng = np.random.default_rng(0)
+    base = every_scale(0.0, 1e38)
+    base[: COUNT // 2] = 1 + rng.uniform(-1, 1, COUNT // 2) * 2.0 ** rng.integers(-23, 0, COUNT // 2)
+    with np.errstate(all="ignore"):
+        reach = 150 / np.abs(np.log2(base.astype(np.float64)))
+    exponent = np.clip(rng.uniform(-1, 1, COUNT) * reach, -1e30, 1e30).astype(np.float32)
+    check_ulp(functions, "pow", base, exponent)
+    check_ulp(functions, "pow", -base, np.rint(exponent))
+
+
+def test_remainders_are_exact(functions):
+    x, y = every_scale(-LARGEST, LARGEST), np.random.default_rng(1).permutation(every_scale(-LARGEST, LARGEST))
+    check_ulp(functions, "fmod", x, y)
+    check_ulp(functions, "fmod", x, (x / (1 + np.abs(np.rint(y)))).astype(np.float32))
+    check_ulp(functions, "fmod", np.clip(x, -1e3, 1e3), np.clip(y, -7, 7))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_limits_of_pairs(functions, name):
+    at = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 3.0, -3.0, 2.5, 16777217.0], np.float32)
+    x, y = np.ones((2, COUNT), np.float32)
+    x[: at.size**2], y[: at.size**2] = (grid.ravel() for grid in np.meshgrid(at, at))
+    check_ulp(functions, name, x, y)
+    found = np.empty_like(x)
+    functions(name, x, y, found)
+    with np.errstate(all="ignore"):
+        exact = EXACT[name](x.astype(np.float64), y.astype(np.float64)).astype(np.float32)
+    numbers, infinite = ~np.isnan(exact), np.isinf(exact)
+    assert np.array_equal(np.isinf(found), infinite)
+    assert np.array_equal(np.signbit(found[numbers]), np.signbit(exact[numbers]))
 
 
 @pytest.mark.parametrize(
@@ -118,10 +190,21 @@ def test_error_stays_below_the_stated_ulp(functions, name):
         ("tanh", [np.nan, np.inf, -np.inf, -0.0], [np.nan, 1.0, -1.0, -0.0]),
         ("erf", [np.nan, np.inf, -np.inf, -0.0], [np.nan, 1.0, -1.0, -0.0]),
         ("log", [np.nan, np.inf, -1.0, 0.0, 1.0], [np.nan, np.inf, np.nan, -np.inf, 0.0]),
+        ("sin", [np.nan, np.inf, -np.inf, 0.0, -0.0], [np.nan, np.nan, np.nan, 0.0, -0.0]),
+        ("cos", [np.nan, np.inf, -np.inf, 0.0, -0.0], [np.nan, np.nan, np.nan, 1.0, 1.0]),
+        ("tan", [np.nan, np.inf, -np.inf, 0.0, -0.0], [np.nan, np.nan, np.nan, 0.0, -0.0]),
+        ("asin", [np.nan, np.inf, 1.5, 0.0, -0.0, -1.0], [np.nan, np.nan, np.nan, 0.0, -0.0, -np.pi / 2]),
+        ("acos", [np.nan, np.inf, -1.5, 1.0, -1.0], [np.nan, np.nan, np.nan, 0.0, np.pi]),
+        ("atan", [np.nan, np.inf, -np.inf, 0.0, -0.0], [np.nan, np.pi / 2, -np.pi / 2, 0.0, -0.0]),
+        ("sinh", [np.nan, np.inf, -np.inf, 0.0, -0.0], [np.nan, np.inf, -np.inf, 0.0, -0.0]),
+        ("cosh", [np.nan, np.inf, -np.inf, 0.0], [np.nan, np.inf, np.inf, 1.0]),
+        ("asinh", [np.nan, np.inf, -np.inf, 0.0, -0.0], [np.nan, np.inf, -np.inf, 0.0, -0.0]),
+        ("acosh", [np.nan, np.inf, -np.inf, 0.5, -2.0, 1.0], [np.nan, np.inf, np.nan, np.nan, np.nan, 0.0]),
+        ("atanh", [np.nan, 2.0, -1.0, 1.0, 0.0, -0.0], [np.nan, np.nan, -np.inf, np.inf, 0.0, -0.0]),
     ],
 )
 def test_limits(functions, name, at, values):
-    x = np.zeros(COUNT, np.float32)
+    x = np.ones(COUNT, np.float32)
     x[: len(at)] = at
     y = np.empty_like(x)
     functions(name, x, y)
@@ -162,7 +245,8 @@ def test_unknown_activation_is_refused():
 
 @pytest.mark.parametrize("name", ["cortex-a72", "x86-64-v2"])
 def test_objects_need_no_libm(foreign_symbols, name):
-    named = {function: elementwise(lambda x, f=function: vector_math.call(f, x), 64) for function in RANGES}
+    named = {function: elementwise(functools.partial(vector_math.call, function), 64) for function in RANGES}
+    named.update({pair: elementwise(functools.partial(vector_math.call, pair), 64, operands=2) for pair in PAIRS})
     kinds = {
         kind: elementwise(lambda x, k=kind: vector_math.activation(k, PARAMETERS.get(k, ()), x), 64)
         for kind in ACTIVATION_PARAMETERS
