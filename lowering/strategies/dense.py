@@ -26,6 +26,7 @@ from sepwise.lowering.cost import (
     parallel_cycles,
     register_tiles,
 )
+from sepwise.lowering.graph import Layout
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
 from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows
@@ -81,11 +82,11 @@ class DenseStrategy:
         kernel = micro_kernel_cycles(device, tile.pixels, tile.oc_vectors, reduction)
         cycles = tile.rows * p_tiles * oc_tiles * kernel
         *depth, in_rows, in_width = compute.input_extents(stage, (1,) * len(outer) + (tile.rows, width))
-        staged_bytes = 4.0 * stage.in_channels * math.prod(depth) * in_rows * in_width
+        staged = Layout(workload.input_lanes).physical_shape((1, stage.in_channels, *depth, in_rows, in_width))
+        staged_bytes = 4.0 * math.prod(staged)
         weight_tile = reduction * tile.oc_vectors * device.vector_bytes
         if stage.padded:
-            elements = staged_bytes / (device.vector_bytes if workload.input_lanes else 4)
-            cycles += elements * COPY_CYCLES
+            cycles += staged_bytes / device.vector_bytes * COPY_CYCLES
         inputs = copy_cycles(device, staged_bytes * oc_tiles, footprint_bytes=staged_bytes + weight_tile)
         weights = copy_cycles(device, weight_tile * oc_tiles, footprint_bytes=weight_tile * oc_tiles + staged_bytes)
         rereads = weight_tile * oc_tiles * (tile.rows * p_tiles - 1)
