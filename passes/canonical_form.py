@@ -81,6 +81,7 @@ def canonicalize(model: ir.Model) -> ir.Model:
         if value.shape is None:  # it depends on data: what the file says of it is all there is
             value.shape = shape
     _check_convolutions(copy)
+    _check_batch_norms(copy)
     _spell_out_geometry(copy)
     return copy
 
@@ -277,6 +278,22 @@ def _check_convolutions(model: ir.Model) -> None:
                     f"Conv '{node.name}': its input of shape {data} is smaller than its window: the output would have shape "
                     f"{output}. Give larger input shapes."
                 )
+
+
+def _check_batch_norms(model: ir.Model) -> None:
+    """Checks what shape inference does not before operator set 14: that there is one constant for each channel."""
+    for graph in model.graphs():
+        for node in graph:
+            data = static_shape(node.inputs[0]) if is_operator(node, "BatchNormalization") else None
+            if data is None or node.attributes.get_int("spatial", 1) != 1:
+                continue
+            for value in node.inputs[1:5]:
+                shape = static_shape(value)
+                if value is not None and shape not in (None, (data[1],)):
+                    raise InputError(
+                        f"BatchNormalization '{node.name}': its input has shape {data}, '{value.name}' {shape}; it must be "
+                        f"({data[1]},), one number for each channel. Check the exporter."
+                    )
 
 
 def _dims(value: ir.Value) -> str:

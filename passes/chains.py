@@ -4,7 +4,7 @@ The reading comes from the operators themselves, a function's body included, nev
 name cannot lie about what is computed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -194,17 +194,7 @@ def _read_epilogue(reading: _Reading, step: Step, activation: Activation | None)
     last = reading.stages[-1]
     if last.activation is not None:
         return False
-    reading.stages[-1] = ConvStage(
-        last.weight,
-        last.bias,
-        last.kernel_shape,
-        last.strides,
-        last.pads,
-        last.dilations,
-        last.group,
-        activation,
-        (*last.nodes, *step.nodes),
-    )
+    reading.stages[-1] = replace(last, activation=activation, nodes=(*last.nodes, *step.nodes))
     return True
 
 

@@ -6,12 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from sepwise.passes.folding import ConvFold, channel_vector, fold_after, fold_before, rewrite_fold
+from sepwise.passes.folding import CONVOLUTIONS, ConvFold, channel_vector, fold_after, fold_before, rewrite_fold
 from sepwise.passes.rewriting import Refusal, RewritePass, constant_array, is_operator, sole_use_refusal
 
 __all__ = ["FoldAffinePass"]
-
-CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 Array = npt.NDArray[np.float64]
 
@@ -45,11 +43,12 @@ class FoldAffinePass(RewritePass[ConvFold]):
     def anchors(self, model: ir.Model, graph: ir.Graph) -> Iterator[ir.Node]:
         """Yields every Mul, Div, Add and Sub of a constant that stands beside a convolution."""
         for node in graph:
-            if not is_operator(node, "Add", "Div", "Mul", "Sub") or _split(node) is None:
+            parts = _split(node) if is_operator(node, "Add", "Div", "Mul", "Sub") else None
+            if parts is None:
                 continue
-            _, source, _ = _split(node) or (False, None, None)
+            _, source, _ = parts
             behind = any(use.idx == 0 and is_operator(use.node, *CONVOLUTIONS) for use in node.outputs[0].uses())
-            if behind or (source is not None and is_operator(source.producer(), *CONVOLUTIONS)):
+            if behind or is_operator(source.producer(), *CONVOLUTIONS):
                 yield node
 
     def match(self, model: ir.Model, node: ir.Node) -> ConvFold | Refusal:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from sepwise.passes.folding import ConvFold, fold_after, fold_before, output_channels, rewrite_fold
+from sepwise.passes.folding import CONVOLUTIONS, ConvFold, fold_after, fold_before, rewrite_fold
 from sepwise.passes.rewriting import (
     Refusal,
     RewritePass,
@@ -13,12 +13,9 @@ from sepwise.passes.rewriting import (
     is_operator,
     only_consumer,
     sole_use_refusal,
-    static_shape,
 )
 
 __all__ = ["FoldBatchNormPass"]
-
-CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 class FoldBatchNormPass(RewritePass[ConvFold]):
@@ -85,9 +82,6 @@ class FoldBatchNormPass(RewritePass[ConvFold]):
         if producer is not None and is_operator(producer, *CONVOLUTIONS):
             after = sole_use_refusal(source, producer, node)
             if after is None:
-                shape = static_shape(producer.inputs[1])
-                if shape is not None and output_channels(producer, shape) != scale.size:
-                    return Refusal(f"it has {scale.size} channels, '{producer.name}' {output_channels(producer, shape)}", name)
                 match fold_after(producer, node, scale, shift):
                     case Refusal() as refusal:
                         after = refusal

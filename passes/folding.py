@@ -25,9 +25,12 @@ from sepwise.passes.rewriting import (
     set_original_nodes,
 )
 
-__all__ = ["ConvFold", "channel_vector", "fold_after", "fold_before", "is_unpadded", "rewrite_fold"]
+__all__ = ["CONVOLUTIONS", "ConvFold", "channel_vector", "fold_after", "fold_before", "is_unpadded", "rewrite_fold"]
 
 Array = npt.NDArray[np.float64]
+
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+"""The operators that take an affine map in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +78,6 @@ def is_unpadded(conv: ir.Node) -> bool:
     auto_pad = conv.attributes.get_string("auto_pad", "NOTSET")
     pads = conv.attributes.get_ints("pads", ())
     return auto_pad == "VALID" or (auto_pad == "NOTSET" and not any(pads or ()))
-
-
-def output_channels(conv: ir.Node, weight_shape: tuple[int, ...]) -> int:
-    """Returns the output channels of a Conv (m, c/group, ...) or ConvTranspose (c, m/group, ...)."""
-    group = conv.attributes.get_int("group", 1)
-    return weight_shape[1] * (group or 1) if conv.op_type == "ConvTranspose" else weight_shape[0]
 
 
 def _constants(conv: ir.Node, folded: ir.Node) -> tuple[Array, Array | None, np.dtype[np.generic]] | Refusal:

@@ -16,7 +16,7 @@ ROLES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """For each fused operator the roles that its stages can have, in order; they prefix attributes and inputs."""
 
-SHORT_ROLES = {"": "conv", "depthwise_": "dw", "pointwise_": "pw", "expand_": "pw", "depthwise": "dw", "project_": "pw"}
+SHORT_ROLES = {"": "conv", "depthwise_": "dw", "pointwise_": "pw", "expand_": "pw", "project_": "pw"}
 
 
 def is_conv(step: Step) -> bool:

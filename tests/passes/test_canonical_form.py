@@ -183,6 +183,18 @@ def test_a_bias_that_is_no_vector(build: Build) -> None:
         canonicalize(model)
 
 
+@pytest.mark.parametrize("opset", [7, 9, 13])
+def test_batch_norm_of_other_channels(build: Build, opset: int) -> None:
+    """Operator sets before 14 infer shapes without a look at the constants."""
+    model = build(
+        f"""<ir_version: 10, opset_import: ["" : {opset}]>
+        g (float[1,4,9] x) => (float y) <float[4] gamma, float[4] beta, float[3] mean, float[4] var>
+        {{ [norm] y = BatchNormalization (x, gamma, beta, mean, var) }}"""
+    )
+    with pytest.raises(InputError, match=r"'norm': its input has shape \(1, 4, 9\), 'mean' \(3,\); it must be \(4,\), one"):
+        canonicalize(model)
+
+
 def test_a_group_that_does_not_divide_the_outputs(build: Build) -> None:
     model = build(HEAD + "g (float[1,4,9] x) => (float y) <float[3,2,3] w> { [conv] y = Conv <group = 2> (x, w) }")
     with pytest.raises(InputError, match=r"Conv 'conv': .* its weight \(3, 2, 3\) and group=2; the weight must be"):

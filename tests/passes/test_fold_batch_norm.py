@@ -68,9 +68,10 @@ def test_after_a_convolution_with_bias(build: Build, equivalent: Equivalent) -> 
 
 def test_the_bias_is_scaled_too(build: Build) -> None:
     """The mistake of ncnn #1339: bias += a in place of bias * b + a."""
-    model = build(AFTER, b=np.full(8, 100.0), gamma=np.full(8, 3.0), beta=np.zeros(8), mean=np.zeros(8), var=np.full(8, 0.9))
+    text = AFTER.replace("epsilon = 0.1", "epsilon = 0.25")
+    model = build(text, b=np.full(8, 100.0), gamma=np.full(8, 3.0), beta=np.zeros(8), mean=np.zeros(8), var=np.full(8, 0.75))
     folded, _, _ = fold(model)
-    np.testing.assert_allclose(folded.graph.initializers["b"].const_value.numpy(), 300.0, rtol=2.0**-23)
+    np.testing.assert_array_equal(folded.graph.initializers["b"].const_value.numpy(), 300.0)
 
 
 def test_without_bias_one_is_made(build: Build, equivalent: Equivalent) -> None:
@@ -234,6 +235,11 @@ def test_refuses_an_initializer_that_the_caller_may_override(build: Build) -> No
     model = build(AFTER)
     model.graph.inputs.append(model.graph.initializers["var"])
     assert fold(model)[1:] == (0, ("its variance 'var' is not constant",))
+
+
+def test_refuses_statistics_of_every_place(build: Build) -> None:
+    text = AFTER.replace('"" : 17', '"" : 8').replace("epsilon = 0.1", "spatial = 0").replace("] mean", ",9,8] mean")
+    assert fold(build(text.replace("] var", ",9,8] var")))[1:] == (0, ("it does not normalize over channels (spatial=0)",))
 
 
 def test_refuses_the_training_form_of_old_operator_sets(build: Build) -> None:

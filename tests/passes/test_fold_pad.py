@@ -74,6 +74,9 @@ REFUSED = {
         " int64[8] pads = {0,0,1,0,0,0,2,1},", ""
     ),
     "its value is not constant": PADDED.replace("x) =>", "x, float zero) =>").replace(", float zero = {0}", ""),
+    "it pads with another value than 0": PADDED.replace('"" : 18', '"" : 10')
+    .replace("Pad (x, pads, zero)", "Pad <pads = [0,0,1,0,0,0,2,1], value = 1.0> (x)")
+    .replace(", int64[8] pads = {0,0,1,0,0,0,2,1}, float zero = {0}", ""),
     "it pads the batch or the channels": PADDED.replace("{0,0,1,0,0,0,2,1}", "{0,1,1,0,0,0,2,1}").replace(
         "[8,4,3,3]", "[8,5,3,3]"
     ),
@@ -92,6 +95,13 @@ def test_refuses(build: Build, reason: str) -> None:
     folded, fired, refused = fold(model)
     assert (fired, refused) == (0, (reason,))
     assert ir.to_proto(folded) == before
+
+
+def test_refuses_axes_that_the_caller_may_override(build: Build) -> None:
+    text = PADDED.replace("int64[8] pads = {0,0,1,0,0,0,2,1}", "int64[4] pads = {1,0,2,3}, int64[2] axes = {-1, 2}")
+    model = build(text.replace("(x, pads, zero)", "(x, pads, zero, axes)"))
+    model.graph.inputs.append(model.graph.initializers["axes"])
+    assert fold(model)[1:] == (0, ("its axes are not constant",))
 
 
 def test_refuses_unknown_same_padding(build: Build) -> None:
