@@ -49,8 +49,13 @@ def test_wheel_holds_data_files_and_no_bare_names(wheel: Path, repository: Path)
     assert {top for top in tops if not top.endswith(".dist-info")} == {"sepwise"}
     assert "sepwise/py.typed" in names
     data = [*(repository / "lowering").rglob("*.toml"), *(repository / "lowering").rglob("*.[ch]")]
-    for path in data:
-        assert f"sepwise/{path.relative_to(repository)}" in names, f"{path} is not in package-data"
+    page = [*(repository / "scripts" / "sepwise").rglob("*.css"), *(repository / "scripts" / "sepwise").rglob("*.js")]
+    assert data
+    assert page
+    wanted = [path.relative_to(repository) for path in data]
+    wanted += [path.relative_to(repository / "scripts" / "sepwise") for path in page]
+    for path in wanted:
+        assert f"sepwise/{path}" in names, f"{path} is not in package-data"
 
 
 def test_every_module_of_the_wheel_imports(wheel: Path, tmp_path: Path) -> None:

@@ -14,22 +14,32 @@ __all__ = ["verify"]
 
 
 def verify(
+    context: typer.Context,
     model: Model,
     target: Target = "host",
     against: Annotated[str | None, typer.Option("--against", help="An ONNX file that should compute the same.")] = None,
     data: Annotated[Path | None, typer.Option("--input", metavar="DATA.npz", help="Inputs by name; drawn where absent.")] = None,
     shape: Shape = None,
     threads: Threads = 1,
+    html: Annotated[Path | None, typer.Option("--html", metavar="REPORT.html", help="Write a page with plots.")] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="REPORT.xml", help="Write JUnit XML for a CI system.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check passes, kernels and the whole network against a float64 reference, with derived tolerances."""
     from sepwise import api
     from sepwise.files import read_arrays
+    from sepwise.report import require_places, write_html, write_junit
+    from sepwise.report.provenance import spell_command
 
+    require_places(html, junit)
     shapes = read_shapes(shape)
     inputs = None if data is None else read_arrays(data)
     with working(f"verifying {model}"):
         verdict = api.verify(model, target=target, against=against, inputs=inputs, shapes=shapes, threads=threads)
+    if html is not None:
+        write_html(verdict, html, command=spell_command(context))
+    if junit is not None:
+        write_junit(verdict, junit)
     if as_json:
         print_json(verdict.to_json())
     else:
