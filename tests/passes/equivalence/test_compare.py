@@ -277,14 +277,14 @@ def test_missing_outputs_are_named(network: onnx.ModelProto, parse) -> None:
 
 
 def test_kernel_check_names_the_worst_element() -> None:
-    value, bound = np.zeros((2, 3)), np.full((2, 3), 1e-6)
+    value, bound = np.zeros((2, 3)), np.full((2, 3), 2.0**-20)
     actual = np.zeros((2, 3), np.float32)
-    actual[1, 2], actual[0, 0] = 3e-6, 5e-7
+    actual[1, 2], actual[0, 0] = 3 * 2.0**-20, 2.0**-21
     check = compare_kernel(actual, value, bound, name="k", nodes=["Conv_0"])
     assert check.status == "failed"
     assert check.worst_index == (1, 2)
-    assert check.worst_ratio == pytest.approx(3)
-    assert check.bound == 1e-6
+    assert check.worst_ratio == 3
+    assert check.bound == 2.0**-20
     assert check.nodes == ("Conv_0",)
     assert "[1, 2]" in check.reason
     assert json.loads(json.dumps(check.to_json()))["worst_index"] == [1, 2]
@@ -303,7 +303,7 @@ def test_the_worst_element_comes_with_its_values(parse) -> None:
     for check in (graph, model):
         assert (check.worst_tensor, check.worst_input, check.worst_index) == ("y", 1, (1, 7))
     assert (graph.computed, graph.expected) == (model.computed, model.expected) == (kernel.computed, kernel.expected)
-    assert graph.computed == pytest.approx(-1000 * np.float32(0.01))
+    assert graph.computed == -1000 * float(np.float32(0.01))
     assert graph.expected == 0
     assert sum(graph.histogram) == sum(model.histogram) == 2 * sum(kernel.histogram) == 2 * 600
     assert kernel.histogram[-1] == 1, "an error where none is allowed is off the scale"
@@ -355,7 +355,7 @@ def test_execution_may_overflow_where_float32_does() -> None:
 
 
 def test_rms_is_not_applied_to_few_elements() -> None:
-    sigma = {"y": np.full(20, 1e-7)}
+    sigma = {"y": np.full(20, 2.0**-23)}
     oracle = {"y": np.ones(20)}
     actual = {"y": (1 + 3 * 2.0**-23 * np.ones(20)).astype(np.float32)}
     check = compare_execution(actual, oracle, sigma)
@@ -365,4 +365,4 @@ def test_rms_is_not_applied_to_few_elements() -> None:
     check = compare_execution({"y": many["a"]}, {"y": many["o"]}, {"y": many["s"]})
     assert check.status == "failed"
     assert "RMS" in check.reason
-    assert check.worst_ratio == pytest.approx(3 * 2.0**-23 / 1e-7)
+    assert check.worst_ratio == 3

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 
 import numpy as np
 import onnx
@@ -91,17 +90,16 @@ def test_operators_beyond_our_table_come_from_onnx() -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 18]> g (float[1,4] x) => (float[1,4] y) { y = LpNormalization<p=1>(x) }'
     )
-    y = Oracle(model).run({"x": np.full((1, 4), 1 / 3)})["y"]
+    y = Oracle(model).run({"x": np.array([[1, 0, 0, 2.0**-30]])})["y"]
     assert y.dtype == np.float64
-    np.testing.assert_allclose(y, np.full((1, 4), 1 / 4), rtol=1e-15)
+    norm = 1 + 2.0**-30  # 1 in float32
+    np.testing.assert_array_equal(y, [[1 / norm, 0, 0, 2.0**-30 / norm]])
 
 
-def test_import_is_quick_and_light() -> None:
+def test_import_is_light() -> None:
     script = (
         "import sys, sepwise.passes.equivalence; "
         "print([m for m in ('tvm', 'torch', 'onnx_ir', 'onnxscript', 'onnxruntime') if m in sys.modules])"
     )
-    start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert time.monotonic() - start < 3, "takes half a second on an idle machine; 3 s leaves room for a busy one"
     assert done.stdout.strip() == "[]"

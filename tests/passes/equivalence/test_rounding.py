@@ -11,6 +11,9 @@ WITHOUT_FLOATS = {
     *("And", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Xor"),
 }
 OWN_NOISE = {"LogSoftmax", "Resize", "Softmax", "Upsample"}
+STEP = 2.0**-16  # of a difference quotient, whose operands are exact
+FUNCTION_ULPS = 4  # numpy's and scipy's functions stay within
+STATED_DIGIT = 1e-4  # the table has four decimals, rounded up
 NO_NOISE = {"ReduceLogSumExp", "ReduceProd"}
 
 
@@ -19,19 +22,20 @@ def operation(name: str) -> Operation:
 
 
 def test_gamma() -> None:
-    assert gamma(1) == pytest.approx(UNIT, rel=1e-6)
-    assert gamma(1000) > 1000 * UNIT
+    assert gamma(1) == UNIT / (1 - UNIT)
+    assert gamma(1000) > 1000 * gamma(1)
 
 
 @pytest.mark.parametrize("name", sorted(name for name, allowance in ALLOWANCES.items() if allowance.lipschitz is not None))
 def test_slopes_are_the_largest(name: str) -> None:
-    x = np.linspace(-12, 12, 2_000_001)
+    x = np.arange(-12 * 2**16, 12 * 2**16 + 1) * STEP
     (y,) = evaluate(operation(name), [x])
-    slope = np.abs(np.diff(y) / np.diff(x)).max()
+    slope = np.abs(np.diff(y) / STEP).max()
     stated = ALLOWANCES[name].lipschitz
     assert stated is not None
-    assert slope <= stated * (1 + 1e-9)
-    assert slope > 0.99 * stated
+    rounding = FUNCTION_ULPS * 2 * 2.0**-53 * np.abs(y).max() / STEP
+    assert slope <= stated + rounding
+    assert slope > stated - STATED_DIGIT - rounding
 
 
 def test_every_operator_has_one_kind_of_noise() -> None:
@@ -55,4 +59,4 @@ def test_a_clip_adds_no_noise() -> None:
 def test_noise_of_a_rounding_is_one_unit() -> None:
     x, y = np.array([3.0, -5.0]), np.array([0.5, 2.0])
     scale = noise_scale(operation("Mul"), [x, y], [x * y])
-    np.testing.assert_allclose(scale, UNIT * np.abs(x * y))
+    np.testing.assert_array_equal(scale, UNIT * np.abs(x * y))
