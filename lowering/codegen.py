@@ -11,6 +11,7 @@ its buffers do not alias, and is what a bundle or an emulator wants to link.
 
 from __future__ import annotations
 
+import io
 import math
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import tvm
 import tvm_ffi
+from elftools.elf.elffile import ELFFile
 from tvm import s_tir, tirx
 from tvm.ir import PointerType, PrimType
 from tvm.ir.expr import Call, TensorLoad, Var
@@ -29,7 +31,7 @@ from sepwise.lowering.vector_math import exact_remainders, replace_math
 from sepwise.passes.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sepwise.lowering.device import Device
 
@@ -117,6 +119,7 @@ def build_object(kernels: Mapping[str, CompiledKernel], target: tvm.target.Targe
 
     Raises:
         InputError: The folder for temporary files has no room.
+        ValueError: A kernel calls a function that is not in the object.
     """
     module = tvm.IRModule({symbol: kernel.function for symbol, kernel in kernels.items()})
     built = tvm.get_global_func("target.build.llvm")(module, target)
@@ -129,7 +132,16 @@ def build_object(kernels: Mapping[str, CompiledKernel], target: tvm.target.Targe
             )
         path = Path(folder) / "kernels.o"
         built.write_to_file(str(path))
-        return path.read_bytes()
+        object_code = path.read_bytes()
+    if missing := _undefined_symbols(object_code):
+        raise ValueError(f"it would call {', '.join(missing)} of a C library")
+    return object_code
+
+
+def _undefined_symbols(object_code: bytes) -> list[str]:
+    """Names what an object needs from outside."""
+    table = ELFFile(io.BytesIO(object_code)).get_section_by_name(".symtab")
+    return [symbol.name for symbol in table.iter_symbols() if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name]
 
 
 _FLATTEN = tvm.ir.transform.Sequential(
@@ -256,27 +268,52 @@ def _hide_moves(body: tirx.Stmt, task: Var) -> tirx.Stmt:
     """`buffer[i] = other[i]` or `buffer[i] = 0` -> the same with its bits xor `task >> 31`, which LLVM does not know to be 0.
 
     A loop that only moves or clears bytes, such as the copy of padded rows, otherwise becomes a call of the C
-    library's `memcpy` or `memset`.
+    library's `memcpy` or `memset`. Of bytes any store may be one of a single value, and `memset` takes values that are not
+    known: so they are xor `task >> 31 & (i | 1)`, which is another one in each step, and booleans or `task >> 31 & i & 64`.
     """
     sign = tirx.shift_right(task, tirx.const(31, "int32"))
 
     def on_store(store: tirx.BufferStore) -> tirx.Stmt:
         dtype = store.value.ty.dtype
         kind, lanes = str(dtype).split("x")[0], int(dtype.lanes)
-        if store.buffer.scope() == "local" or kind not in _MOVED_TYPES or not _only_moves(store.value):
+        if store.buffer.scope() == "local":
             return store
-        bits = sign if dtype.bits == 32 else tirx.Cast(_MOVED_TYPES[kind], sign)
-        spread = bits if lanes == 1 else tirx.Broadcast(bits, lanes)
+        if kind == "bool":
+            changing = _in_each_step(sign, store, lambda index: tirx.bitwise_and(index, tirx.const(64, str(index.ty.dtype))))
+            value = tirx.Or(store.value, tirx.NE(changing, tirx.const(0, str(changing.ty.dtype))))
+            return tirx.BufferStore(store.buffer, value, store.indices)
+        if kind not in _MOVED_TYPES or not (dtype.bits == 8 or _only_moves(store.value)):
+            return store
         integer = _MOVED_TYPES[kind] + (f"x{lanes}" if lanes > 1 else "")
+        if dtype.bits == 8:
+            hidden = _in_each_step(sign, store, lambda index: tirx.bitwise_or(index, tirx.const(1, str(index.ty.dtype))))
+        else:
+            hidden = sign if lanes == 1 else tirx.Broadcast(sign, lanes)
+        bits = hidden if str(hidden.ty.dtype) == integer else tirx.Cast(integer, hidden)
         value = store.value if str(dtype) == integer else tirx.reinterpret(integer, store.value)
-        value = tirx.bitwise_xor(value, spread)
+        value = tirx.bitwise_xor(value, bits)
         value = value if str(dtype) == integer else tirx.reinterpret(str(dtype), value)
         return tirx.BufferStore(store.buffer, value, store.indices)
 
     return tvm_ffi.structural_map(body, (tirx.BufferStore, on_store))
 
 
-_MOVED_TYPES = {"float32": "int32", "float64": "int64", "int32": "int32", "int64": "int64", "int8": "int8", "uint8": "uint8"}
+def _in_each_step(sign: Any, store: tirx.BufferStore, spread: Callable[[Any], Any]) -> Any:
+    """`sign & spread(index)` in all lanes of a flat store; of a vector in a row the first index stands for all."""
+    (index,) = store.indices
+    lanes = int(store.value.ty.dtype.lanes)
+    index = index.base if isinstance(index, tirx.Ramp) else index
+    each = int(index.ty.dtype.lanes)
+    wanted = "int32" if each == 1 else f"int32x{each}"
+    index = index if str(index.ty.dtype) == wanted else tirx.Cast(wanted, index)
+    hidden = tirx.bitwise_and(sign if each == 1 else tirx.Broadcast(sign, each), spread(index))
+    return hidden if each == lanes else tirx.Broadcast(hidden, lanes)
+
+
+_MOVED_TYPES = {
+    **{f"{kind}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"int{bits}" for bits in (16, 32, 64)},
+}
 """Element types whose moves are hidden, with the integer of as many bits."""
 
 

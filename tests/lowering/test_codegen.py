@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 from elftools.elf.constants import SH_FLAGS
 from elftools.elf.elffile import ELFFile
 from tvm import s_tir, te, tirx
 
 from sepwise.lowering import codegen, device, link
+from sepwise.lowering.build import build_program
+from sepwise.lowering.generic import ELEMENT_TYPES
+from sepwise.lowering.runner import NativeRunner
 from sepwise.lowering.strategies import CONV_STRATEGIES, LINEAR_STRATEGIES
 from sepwise.lowering.tiling import mark_task
 from sepwise.lowering.workload import ConvWorkload, LinearWorkload, Stage
@@ -249,7 +254,7 @@ def test_workers_with_their_own_scratch_do_not_meet(call_task: Callable[..., Any
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@pytest.mark.parametrize("dtype", ["float32", "int32", "int64", "float64"])
+@pytest.mark.parametrize("dtype", sorted(ELEMENT_TYPES))
 def test_copying_and_clearing_calls_no_library(name: str, dtype: str) -> None:
     """LLVM knows such loops for memcpy and memset, which a bare target does not have."""
     a = te.placeholder((5000,), name="a", dtype=dtype)
@@ -265,16 +270,57 @@ def test_copying_and_clearing_calls_no_library(name: str, dtype: str) -> None:
     assert [s.name for s in symbols(file) if s["st_shndx"] == "SHN_UNDEF" and s.name] == []
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int32", "int64", "uint8", "float64"])
+def test_an_object_that_calls_a_library_is_refused() -> None:
+    a = te.placeholder((64,), name="a", dtype="float64")
+    function = te.create_prim_func([a, te.compute((64,), lambda i: tirx.exp(a[i]), name="b")])
+    target = codegen.tvm_target(device.get("x86-64-v3"))
+    with pytest.raises(ValueError, match="it would call exp of a C library"):
+        codegen.build_object({"kernel": codegen.lower_kernel(function, "kernel", target)}, target)
+
+
+@pytest.mark.parametrize("dtype", sorted(ELEMENT_TYPES))
 def test_copying_and_clearing_is_exact(dtype: str, call_task: Callable[..., Any]) -> None:
     a = te.placeholder((100,), name="a", dtype=dtype)
     bordered = te.compute(
         (300,), lambda i: tirx.if_then_else(tirx.all(i >= 90, i < 190), a[i - 90], tirx.const(0, dtype)), name="bordered"
     )
     _, run = call_task(te.create_prim_func([a, bordered]))
-    source = np.frombuffer(np.random.default_rng(0).bytes(100 * np.dtype(dtype).itemsize), dtype)
+    data = np.random.default_rng(0).bytes(100 * np.dtype(dtype).itemsize)
+    source = np.frombuffer(data, np.uint8) % 2 == 1 if dtype == "bool" else np.frombuffer(data, dtype)
     result = np.full(300, 7, dtype)
     run(0, None, source, result)
     expected = np.zeros(300, dtype)
     expected[90:190] = source
     assert result.tobytes() == expected.tobytes()
+
+
+MASKS = """<ir_version: 8, opset_import: ["" : 18]>
+net (uint8[1,3,40,40] x) => (uint8[1,3,104,104] y, bool[1,4,40,40] m, bool[3,5000] none)
+<int64[8] pads = {0,0,32,32,0,0,32,32}, uint8 limit = {100}, bool[1,1,40,40] off, bool[1] no = {0}, int64[2] shape = {3,5000}>
+{
+  y = Pad (x, pads)
+  g = Greater (x, limit)
+  m = Concat <axis = 1> (g, off)
+  b = ReduceMin <keepdims = 0> (x)
+  z = Less (b, b)
+  none = Expand (z, shape)
+}"""
+
+
+@pytest.mark.parametrize("name", ["host", *TARGETS])
+def test_masks_and_bytes_call_no_library(name: str) -> None:
+    model = onnx.parser.parse_model(MASKS)
+    del model.graph.value_info[:]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((1, 1, 40, 40), bool), "off"))
+    program, report = build_program(ir.from_proto(model), device.get(name))
+    file = ELFFile(io.BytesIO(program.object_code))
+    assert report.tail == ()
+    assert [s.name for s in symbols(file) if s["st_shndx"] == "SHN_UNDEF" and s.name] == []
+    if name != "host":
+        return
+    x = np.random.default_rng(0).integers(0, 256, (1, 3, 40, 40)).astype(np.uint8)
+    with NativeRunner(program) as runner:
+        found = runner.run({"x": x})
+    np.testing.assert_array_equal(found["y"], np.pad(x, ((0, 0), (0, 0), (32, 32), (32, 32))))
+    np.testing.assert_array_equal(found["m"], np.concatenate([x > 100, np.zeros((1, 1, 40, 40), bool)], axis=1))
+    assert not found["none"].any()
