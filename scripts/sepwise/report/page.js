@@ -1,5 +1,5 @@
 "use strict";
-// Sorting and filtering of the table of checks. Without this script the page shows the same, in the order it was written.
+// Sorting and filtering of the table of checks, and the way to it from a plot. Without this script the page shows the same, in the order it was written.
 {
   const table = document.getElementById("all-checks");
   const body = table.tBodies[0];
@@ -51,7 +51,8 @@
     shown.textContent = filter.value.trim() ? `${count} of ${written.length}` : "";
   });
 
-  // A mark in a plot leads to its row even where the filter hides it.
+  // A mark in a plot leads to its row, even where the filter hides it. (No links: a picture has none for those who cannot see it.)
+  document.querySelectorAll("[data-row]").forEach((mark) => mark.addEventListener("click", () => (location.hash = mark.dataset.row)));
   addEventListener("hashchange", () => {
     const row = document.getElementById(location.hash.slice(1));
     if (row && row.hidden) {

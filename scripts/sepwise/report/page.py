@@ -227,7 +227,7 @@ def _kernels(checks: Sequence[Check]) -> Markup | None:
     )
     caption = (
         "Largest error over tolerance, kernel by kernel. A circle passed, a diamond failed, a square was skipped. What lies "
-        "in the shaded area is wrong. Point at a mark for its numbers, follow it to its row in the table."
+        "in the shaded area is wrong. Point at a mark for its numbers, click it for its row in the table."
     )
     plot = ratio_plot(points, axis="number of the check, in the order of execution", label=label)
     figure = element("figure", _scrolling(plot, "Plot of error over tolerance"), element("figcaption", caption))
@@ -263,16 +263,16 @@ def _strategies(kernels: Sequence[Check]) -> Markup:
         ]
         rows.append(element("tr", cells))
     heads = ["Strategy", "Kernels", "Not passed", "Largest error / tolerance"]
-    return _scrolling(_grid(heads, rows, "Kernels by strategy", class_="compact"), "Kernels by strategy")
+    return _scrolling(_grid(heads, rows, "Kernels by strategy", class_="compact"), "Table of kernels by strategy")
 
 
 # Elements --------------------------------------------------------------------------------------------------------------
 
 _ELEMENTS: Final = {
-    "kernel": ("Elements of all kernels", "Each is set against its own bound.", True),
-    "model": ("Elements of the model's outputs", "Each is set against 16 times its own deviation.", True),
+    "kernel": ("Outputs of all kernels", "Each is set against its own bound.", True),
+    "model": ("Outputs of the model", "Each is set against 16 times its own deviation.", True),
     "graph": (
-        "Elements of the rewritten graphs' outputs",
+        "Outputs of the rewritten graphs",
         "Each is set against the tolerance of the root mean square, which single elements of a right rewrite may exceed.",
         False,
     ),
@@ -324,7 +324,7 @@ def _passes(verdict: Verification) -> Markup | None:
     heads = ["Pass", "Rewrites", "Verdict", "Largest error / tolerance", "Refused"]
     text = "In the order in which they ran. A pass refuses a place where its rewrite would be wrong; the reason says why."
     intro = element("p", text)
-    return _section("passes", "What the passes did", intro, _scrolling(_grid(heads, rows, "Passes"), "Passes"))
+    return _section("passes", "What the passes did", intro, _scrolling(_grid(heads, rows, "Passes"), "Table of passes"))
 
 
 def _pass_row(outcome: PassReport, checks: Sequence[Check]) -> Markup:
@@ -370,7 +370,7 @@ def _table(checks: Sequence[Check]) -> Markup:
         "What did not pass comes first. The bound is that of the worst element, the one with the largest ratio of error to "
         "bound; in scope graph it is that of the root mean square."
     )
-    grid = _scrolling(_grid(heads, rows, "All checks", id="all-checks"), "All checks")
+    grid = _scrolling(_grid(heads, rows, "All checks", id="all-checks"), "Table of all checks")
     return _section("checks", "All checks", element("p", text), search, grid)
 
 

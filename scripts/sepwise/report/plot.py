@@ -40,7 +40,7 @@ class Point:
         ratio: Largest error over its tolerance; None where there is none or it is not finite.
         status: `passed`, `failed` or `skipped`.
         title: What shows when the pointer rests on it.
-        anchor: Identifier of the element that says more.
+        anchor: Identifier of the table row that the page's script leads to.
     """
 
     number: int
@@ -155,7 +155,7 @@ def ratio_plot(points: Sequence[Point], *, axis: str, label: str) -> Markup:
             parts.append(_line(x, bottom, x, at, f"stem {point.status}"))
         title = element("title", point.title)
         mark = _mark(x, at, point.status)
-        parts.append(element("a", title, mark, href=f"#{point.anchor}", tabindex="-1", class_=point.status))
+        parts.append(element("g", title, mark, data_row=point.anchor, class_=f"mark {point.status}"))
         if point.status == "failed" and len(labels) < _LABELS:
             labels.append(_free_label(point.name, x, at, labels))
     parts += [_text(label.x, label.y, label.text, anchor=label.anchor, class_="point-label") for label in labels]
