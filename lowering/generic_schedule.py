@@ -765,11 +765,7 @@ class _Scheduler:
         points = math.prod(axis.extent for axis in (*nest.loops, *stage.reduced))
         if nest.body is not None:
             return 2 * VECTOR_NS * points * (self._lanes if nest.tiled else 1)
-        calls: list[Call] = []
-        for expression in stage.expressions:
-            tvm_ffi.structural_walk(expression, (Call, calls.append), order="pre")
-        names = [getattr(call.op, "name", "") for call in calls]
-        expensive = float(sum(name in EXPENSIVE_CALLS for name in names))
+        expensive = _expensive_calls(stage)
         if nest.vector is None:
             return points * (SCALAR_NS + expensive * EXPENSIVE_NS)
         vectors = points * nest.vector.extent / self._lanes
@@ -1017,7 +1013,8 @@ class _Estimate(_Scheduler):
                 parts += SHUFFLED_PARTS
             else:
                 parts += 1 if self._slope(load.indices, load.source, vectors) in (0, 1) else channels / vectors.extent
-        return math.prod(axis.extent for axis in nest.loops) * (VECTOR_NS + parts * PART_NS)
+        each = VECTOR_NS + parts * PART_NS + _expensive_calls(nest.stage) * EXPENSIVE_NS
+        return math.prod(axis.extent for axis in nest.loops) * each
 
 
 _VECTORIZE = tvm.ir.transform.Sequential(
@@ -1060,6 +1057,14 @@ def _vectorized(variable: Var, width: int, body: tirx.Stmt) -> tirx.Stmt:
     fresh = Var(variable.name, variable.ty)
     body = substitute(body, [(variable, fresh)])
     return tirx.For(fresh, tirx.const(0, dtype), tirx.const(width, dtype), tirx.ForKind.VECTORIZED, body)
+
+
+def _expensive_calls(stage: Stage) -> int:
+    """How often a stage calls a function of many operations, in all its expressions."""
+    calls: list[Call] = []
+    for expression in stage.expressions:
+        tvm_ffi.structural_walk(expression, (Call, calls.append), order="pre")
+    return sum(getattr(call.op, "name", "") in EXPENSIVE_CALLS for call in calls)
 
 
 def _tasks(nanoseconds: float, points: int) -> int:
