@@ -84,6 +84,9 @@ SHUFFLED_PARTS: Final = 2
 CYCLES_PER_NS: Final = 3.0
 """Clock of the machines on which the times above were seen."""
 
+MOST_PERMUTED: Final = 2048
+"""Channels that may move between lanes; each is looked at when the kernel is built."""
+
 JAM: Final = 4
 """Outputs, or vectors of one output, that a reduction computes at once."""
 
@@ -570,7 +573,7 @@ class _Scheduler:
         self, stage: Stage, channel: Axis, first: int, lanes: int, buffer: _Buffer
     ) -> list[_Nest]:
         """One nest for each vector of the output, written out; empty where the value is not alike in all lanes."""
-        if stage.combiner is not None:
+        if stage.combiner is not None or channel.extent > MOST_PERMUTED:
             return []
         axes = [axis for axis in stage.axes if axis is not channel]
         analyzer = analyzer_of(axes)
@@ -996,7 +999,7 @@ class _Estimate(_Scheduler):
     ) -> list[_Nest]:
         """One nest that stands for all, its first loop over the vectors of channels."""
         del first, buffer
-        if stage.combiner is not None:
+        if stage.combiner is not None or channel.extent > MOST_PERMUTED:
             return []
         vectors = Axis(channel.var, math.ceil(channel.extent / lanes))
         loops = [vectors, *(axis for axis in stage.axes if axis is not channel)]
