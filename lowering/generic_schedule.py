@@ -16,8 +16,9 @@ a concatenation, the outputs of a split) stand beside each other, each shared ou
 
 Channels that move between lanes (a concatenation at 58 channels of 16 lanes, a channel shuffle) are
 resolved when the kernel is built: for each vector written it is known which runs of which vectors it is made from.
-A copy that reads along one axis and writes along another goes through tiles of `lanes * lanes` that are
-transposed in registers.
+Rows of a plain output that are channels across blocks (the 7 or 85 numbers of a detection head's anchors) are made the same way.
+Values that are read along one axis and written along another go through tiles of `lanes * lanes` that are
+transposed in registers; what is computed of them is computed on vectors of the transposed tile.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from sepwise.lowering.generic_stages import (
     parse,
     restricted,
     simplify_stages,
+    split_digits,
     substitute,
 )
 from sepwise.lowering.graph import Layout
@@ -83,6 +85,9 @@ SHUFFLED_PARTS: Final = 2
 
 CYCLES_PER_NS: Final = 3.0
 """Clock of the machines on which the times above were seen."""
+
+LONGEST_WRITTEN_OUT: Final = 512
+"""Elements of rows whose vectors are written out one by one."""
 
 MOST_PERMUTED: Final = 2048
 """Channels that may move between lanes; each is looked at when the kernel is built."""
@@ -337,10 +342,11 @@ class _Scheduler:
         if reducing is not None:
             return [reducing]
         if not buffer.layout.packed:
+            stage = split_digits(stage)
             nest = self._unpacking_nest(stage, buffer)
             if nest is not None:
                 return [nest]
-            return self._transposing_nests(stage) or [self._plain_nest(stage)]
+            return self._transposing_nests(stage) or self._gathering_nests(stage, buffer) or [self._plain_nest(stage)]
         channel = next((a for a in stage.axes if _mentions(stage.indices[1], a)), None)
         lanes = buffer.layout.lanes
         if channel is None:
@@ -352,8 +358,11 @@ class _Scheduler:
             nest = self._packed_nest(stage, channel, first, lanes, buffer)
             if nest is not None:
                 return [nest]
-        written_out = self._permuted_nests(stage, channel, first, lanes, buffer)
-        return written_out if written_out else [self._plain_nest(stage, vector=False)]
+        return (
+            self._transposing_nests(stage)
+            or self._permuted_nests(stage, channel, first, lanes, buffer)
+            or [self._plain_nest(stage, vector=False)]
+        )
 
     def _physical(self, stage: Stage, extra: Sequence[Axis] = ()) -> Stage:
         """The stage on physical indices, simplified."""
@@ -406,92 +415,158 @@ class _Scheduler:
         return _Nest(list(stage.axes), inner, tail, physical, last_block=last_block)
 
     def _transposing_nests(self, stage: Stage) -> list[_Nest]:
-        """A copy that reads along one axis and writes along another: square tiles, transposed in registers.
+        """Values read along one axis and written along another: square tiles, transposed in registers.
 
-        A packed source is read along the lanes of whole blocks of channels; the channels behind them are a nest of their
-        own. Empty where the stage is no such copy, or too small for a tile.
+        The channels of packed tensors are blocks and lanes; those behind the last whole block are a nest of their own.
+        Empty where nothing has to be transposed, or the stage is too small for a tile.
         """
-        if stage.combiner is not None or not isinstance(stage.value, TensorLoad):
+        copies = isinstance(stage.value, TensorLoad)
+        if stage.combiner is not None or not (copies or all(buffer.parameter for buffer in self._buffers)):
             return []
-        source = self._find(stage.value.source)
-        lanes = self._lanes
-        rest: list[_Nest] = []
-        along: Axis | None = None
-        if source.layout.packed:
-            index = stage.value.indices[1]
-            channel = next((axis for axis in stage.axes if _mentions(index, axis)), None)
-            if channel is None or source.layout.lanes != lanes or channel.extent < lanes:
-                return []
-            if _constant_offset(index, channel) != 0:
-                return []
-            whole = channel.extent // lanes
-            if channel.extent % lanes:
-                rest = [self._plain_nest(restricted(stage, channel, whole * lanes, channel.extent))]
-                stage = restricted(stage, channel, 0, whole * lanes)
-                channel = next(axis for axis in stage.axes if _mentions(stage.value.indices[1], axis))
-            outer = Axis(Var(f"{channel.var.name}_o", channel.var.ty), whole)
-            along = Axis(Var(f"{channel.var.name}_v", channel.var.ty), lanes)
-            split = outer.var * tirx.const(lanes, channel.var.ty.dtype) + along.var
-            position = _position(stage.axes, channel)
-            axes = [*stage.axes[:position], outer, along, *stage.axes[position + 1 :]]
-            stage = replace(stage.mapped(lambda e: substitute(e, [(channel.var, split)])), axes=axes)
-        nest = self._fused(_Nest(list(stage.axes), None, 0, self._physical(stage)))
-        load = nest.stage.value
-        slopes = {
-            id(axis): (
-                self._slope(load.indices, load.source, axis),
-                self._slope(nest.stage.indices, nest.stage.buffer, axis),
-            )
-            for axis in nest.loops
-        }
-        read = next((axis for axis in nest.loops if slopes[id(axis)][0] == 1 and slopes[id(axis)][1] not in (None, 1)), None)
-        written = next((axis for axis in nest.loops if slopes[id(axis)][1] == 1 and slopes[id(axis)][0] not in (None, 1)), None)
-        if read is None or written is None or min(read.extent, written.extent) < lanes:
+        parts = self._split_by_lanes(stage)
+        nests = [self._transposing_nest(part) for part in parts]
+        if nests[0] is None:
             return []
-        return [self._transposing_nest(nest, read, written), *rest]
+        vector = not self._find(stage.buffer).layout.packed
+        return [nest or self._plain_nest(part, vector=vector) for nest, part in zip(nests, parts, strict=True)]
 
-    def _transposing_nest(self, nest: _Nest, read: Axis, written: Axis) -> _Nest:
-        """`lanes` vectors along `read`, log2(lanes) rounds of interleaving halves, `lanes` vectors along `written`."""
-        lanes, stage = self._lanes, nest.stage
+    def _split_by_lanes(self, stage: Stage) -> list[Stage]:
+        """The stage over blocks and lanes of every packed tensor, then over the channels that are behind whole blocks."""
+        accesses = [(stage.indices, stage.buffer), *((load.indices, load.source) for load in loads(stage.value))]
+        for indices, logical in accesses:
+            lanes = self._find(logical).layout.lanes
+            channel = next((axis for axis in stage.axes if lanes and _mentions(indices[1], axis)), None)
+            first = _constant_offset(indices[1], channel) if channel is not None else None
+            if channel is None or first is None or first % lanes or channel.extent <= lanes:
+                continue
+            whole = channel.extent // lanes
+            blocks = restricted(stage, channel, 0, whole * lanes)
+            parts = [restricted(stage, channel, whole * lanes, channel.extent)] if channel.extent % lanes else []
+            position = _position(stage.axes, channel)
+            axis = blocks.axes[position]
+            outer = Axis(Var(f"{axis.var.name}_o", axis.var.ty), whole)
+            inner = Axis(Var(f"{axis.var.name}_v", axis.var.ty), lanes)
+            split = [(axis.var, outer.var * tirx.const(lanes, axis.var.ty.dtype) + inner.var)]
+            axes = [*blocks.axes[:position], outer, inner, *blocks.axes[position + 1 :]]
+            parts.insert(0, replace(blocks.mapped(functools.partial(substitute, values=split)), axes=axes))
+            return [part for half in parts for part in self._split_by_lanes(half)]
+        return [stage]
+
+    def _transposing_nest(self, stage: Stage) -> _Nest | None:
+        """`lanes` vectors along one axis, log2(lanes) rounds of interleaving halves, `lanes` vectors along the other."""
+        nest = self._fused(_Nest(list(stage.axes), None, 0, self._physical(stage)))
+        stage, lanes = nest.stage, self._lanes
+        written = next((a for a in nest.loops if self._slope(stage.indices, stage.buffer, a) == 1), None)
+        if written is None:
+            return None
+        across: list[TensorLoad] = []
+        for load in loads(stage.value):
+            slope = self._slope(load.indices, load.source, written)
+            if slope is None:
+                return None
+            if slope not in (0, 1) and not any(tvm_ffi.structural_equal(load, other) for other in across):
+                across.append(load)
+        others = [axis for axis in nest.loops if axis is not written]
+        read = next((a for a in others if all(self._slope(x.indices, x.source, a) == 1 for x in across)), None)
+        if not across or read is None or any(_condition_depends(stage.value, axis) for axis in (read, written)):
+            return None
+        if not (self._whole_vectors(stage, written) and all(self._readable_beyond(load, read) for load in across)):
+            return None
         dtype = read.var.ty.dtype
         tiles, starts = [], {}
         for axis in (read, written):
-            tile = Axis(Var(f"{axis.var.name}_t", axis.var.ty), math.ceil(axis.extent / lanes))
-            start = tile.var * tirx.const(lanes, dtype)
-            if axis.extent % lanes:  # the last tile is moved back into range
-                start = tirx.min(start, tirx.const(axis.extent - lanes, dtype))
-            tiles.append(tile)
+            start: Expr = tirx.const(0, dtype)
+            if axis.extent > lanes:
+                tile = Axis(Var(f"{axis.var.name}_t", axis.var.ty), math.ceil(axis.extent / lanes))
+                start = tile.var * tirx.const(lanes, dtype)
+                if axis.extent % lanes:  # the last tile is moved back into range
+                    start = tirx.min(start, tirx.const(axis.extent - lanes, dtype))
+                tiles.append(tile)
             starts[id(axis)] = start
-        load = stage.value
-        source, target = self._owner(load.source), self._owner(stage.buffer)
 
-        def at(expression: Expr, along_read: int, along_written: int) -> Expr:
-            pairs = [
-                (read.var, starts[id(read)] + tirx.const(along_read, dtype)),
-                (written.var, starts[id(written)] + tirx.const(along_written, dtype)),
-            ]
+        def at(expression: Expr, along_read: Expr, along_written: Expr) -> Expr:
+            pairs = [(read.var, starts[id(read)] + along_read), (written.var, starts[id(written)] + along_written)]
             return substitute(expression, pairs)
 
-        offset = _flat(load.indices, source.strides())
+        body = self._transposed_tile(stage, across, min(read.extent, lanes), min(written.extent, lanes), at)
+        return _Nest([*(axis for axis in others if axis is not read), *tiles], None, 0, stage, body=body, tiled=True)
+
+    def _transposed_tile(
+        self, stage: Stage, across: list[TensorLoad], height: int, width: int, at: Callable[[Expr, Expr, Expr], Expr]
+    ) -> tirx.Stmt:
+        """One tile: `height` vectors of the output out of `width` vectors of each load that has to be transposed."""
+        lanes, target = self._lanes, self._owner(stage.buffer)
+        dtype = stage.indices[0].ty.dtype
+        zero = tirx.const(0, dtype)
+        everything = _ramp(zero, lanes)
         store = _flat(stage.indices, target.strides())
         statements: list[tirx.Stmt] = []
-        everything = _ramp(tirx.const(0, dtype), lanes)
 
-        def kept(vector: Expr) -> Expr:
-            local = tirx.decl_buffer((lanes,), stage.buffer.ty.dtype, "row", scope="local")
+        def kept(vector: Expr, element: Any) -> Expr:
+            local = tirx.decl_buffer((lanes,), element, "row", scope="local")
             statements.extend([tirx.AllocBuffer(local), tirx.BufferStore(local, vector, [everything])])
             return tirx.BufferLoad(local, [everything])
 
-        rows = [kept(tirx.BufferLoad(source.declare(), [_ramp(at(offset, 0, i), lanes)])) for i in range(lanes)]
-        for _ in range(lanes.bit_length() - 1):
-            rows = [
-                kept(_interleaved(rows[i // 2], rows[i // 2 + lanes // 2], lanes, upper=i % 2 == 1)) for i in range(lanes)
+        tiles: list[tuple[TensorLoad, Var]] = []
+        for load in across:
+            source, element = self._owner(load.source), load.source.ty.dtype
+            offset = _flat(load.indices, source.strides())
+            columns = [at(offset, zero, tirx.const(min(i, width - 1), dtype)) for i in range(lanes)]
+            rows = [kept(tirx.BufferLoad(source.declare(), [_ramp(column, lanes)]), element) for column in columns]
+            for _ in range(lanes.bit_length() - 1):
+                rows = [
+                    kept(_interleaved(rows[i // 2], rows[i // 2 + lanes // 2], lanes, upper=i % 2 == 1), element)
+                    for i in range(lanes)
+                ]
+            if isinstance(stage.value, TensorLoad):
+                starts = [at(store, tirx.const(i, dtype), zero) for i in range(height)]
+                writes = [
+                    tirx.BufferStore(target.declare(), row, [_ramp(start, lanes)])
+                    for row, start in zip(rows, starts, strict=False)
+                ]
+                return tirx.SeqStmt([*statements, *writes])
+            tile = tirx.decl_buffer((lanes * lanes,), element, "tile", scope="local")
+            statements.append(tirx.AllocBuffer(tile))
+            statements += [
+                tirx.BufferStore(tile, row, [_ramp(tirx.const(i * lanes, dtype), lanes)]) for i, row in enumerate(rows)
             ]
-        statements += [
-            tirx.BufferStore(target.declare(), row, [_ramp(at(store, i, 0), lanes)]) for i, row in enumerate(rows)
-        ]
-        loops = [axis for axis in nest.loops if axis is not read and axis is not written]
-        return _Nest([*loops, *tiles], None, 0, stage, body=tirx.SeqStmt(statements), tiled=True)
+            tiles.append((load, tile))
+        row, lane = Axis(Var("row", dtype), height), Var("v", dtype)
+
+        def on_load(load: TensorLoad) -> Expr:
+            tile = next((tile for other, tile in tiles if tvm_ffi.structural_equal(load, other)), None)
+            if tile is None:
+                return load
+            return tirx.BufferLoad(tile, [row.var * tirx.const(lanes, dtype) + lane])
+
+        def flattened(load: TensorLoad) -> Expr:
+            if any(load.source.same_as(tile) for _, tile in tiles):
+                return load
+            owner = self._owner(load.source)
+            return tirx.BufferLoad(owner.declare(), [_flat(load.indices, owner.strides())])
+
+        value = at(tvm_ffi.structural_map(stage.value, (TensorLoad, on_load)), row.var, lane)
+        value = tvm_ffi.structural_map(value, (TensorLoad, flattened))
+        write = tirx.BufferStore(target.declare(), value, [at(store, row.var, lane)])
+        return tirx.SeqStmt([*statements, _for(row, _vectorized(lane, lanes, write))])
+
+    def _whole_vectors(self, stage: Stage, written: Axis) -> bool:
+        """Whether whole vectors may be written along an axis: it has so many elements, or pad lanes are behind them."""
+        if written.extent >= self._lanes:
+            return True
+        target = self._owner(stage.buffer)
+        if not target.layout.packed or not isinstance(stage.indices[1], tirx.IntImm):
+            return False
+        last = int(stage.indices[1]) * target.layout.lanes + written.extent == int(target.logical.ty.shape[1])
+        lane = _constant_offset(stage.indices[-1], written) == 0
+        direct = [load for load in loads(stage.value) if self._slope(load.indices, load.source, written) == 1]
+        return last and lane and all(self._readable_beyond(load, written) for load in direct)
+
+    def _readable_beyond(self, load: TensorLoad, axis: Axis) -> bool:
+        """Whether a whole vector may be read along an axis: it has so many elements, or pad lanes or slack are behind them."""
+        owner = self._owner(load.source)
+        lane = owner.layout.packed and _constant_offset(load.indices[-1], axis) == 0
+        return axis.extent >= self._lanes or lane or owner.constant
 
     def _packed_nest(
         self, stage: Stage, channel: Axis, first: int, lanes: int, buffer: _Buffer
@@ -569,6 +644,27 @@ class _Scheduler:
 
     # --- channels that change lanes ---------------------------------------------------------------------
 
+    def _gathering_nests(self, stage: Stage, buffer: _Buffer) -> list[_Nest]:
+        """A plain output whose rows are channels of packed inputs that lie across their blocks; empty for any other.
+
+        Axes that choose where a row begins (the anchors of a detection head) are written out.
+        """
+        row = next((axis for axis in reversed(stage.axes) if axis.extent > 1), None)
+        packed = [load for load in loads(stage.value) if self._find(load.source).layout.packed]
+        if row is None or stage.combiner is not None or row.extent > LONGEST_WRITTEN_OUT:
+            return []
+        if not any(_mentions(load.indices[1], row) for load in packed):
+            return []
+        parts = [stage]
+        for axis in stage.axes:
+            if axis is row or axis.extent == 1 or not any(_mentions(load.indices[1], axis) for load in packed):
+                continue
+            if len(parts) * axis.extent * row.extent > LONGEST_WRITTEN_OUT:
+                return []
+            parts = [restricted(part, axis, i, i + 1) for part in parts for i in range(axis.extent)]
+        nests = [self._permuted_nests(part, row, 0, self._lanes, buffer) for part in parts]
+        return [nest for found in nests for nest in found] if all(nests) else []
+
     def _permuted_nests(
         self, stage: Stage, channel: Axis, first: int, lanes: int, buffer: _Buffer
     ) -> list[_Nest]:
@@ -587,8 +683,7 @@ class _Scheduler:
         while start < channel.extent:
             lane = (first + start) % lanes
             end = min(channel.extent, start + lanes - lane)
-            indices = list(stage.indices)
-            indices[1] = tirx.const(first + start, dtype)
+            indices = [substitute(index, [(channel.var, tirx.const(start, dtype))]) for index in stage.indices]
             store = analyzer.simplify(_flat(physical_indices(indices, buffer.layout), buffer.strides()))
             block = _block(forms[start:end], store, analyzer)
             if block is None:
@@ -617,28 +712,40 @@ class _Scheduler:
         along = Axis(Var("block", block.store.ty), run.count)
         store = block.store + along.var * tirx.const(run.store_step, dtype)
         statements: list[tirx.Stmt] = []
+        copies = isinstance(block.template, Var)
+        # LLVM cuts arithmetic on 7 lanes into 4, 2 and 1: what is computed, is computed in 8.
+        width = block.width if copies else 1 << (block.width - 1).bit_length()
         vectors = []
         for gather, steps in zip(block.gathers, run.steps, strict=True):
             bases = [
                 (source, offset + along.var * tirx.const(step, dtype))
                 for (source, offset), step in zip(gather.bases, steps, strict=True)
             ]
-            vectors.append(_gathered(bases, gather.places))
-        if isinstance(block.template, Var):
-            statements.append(tirx.BufferStore(buffer.declare(), vectors[0], [_ramp(store, block.width)]))
+            vectors.append(_widened(_gathered(bases, gather.places), block.width, width))
+        if copies:
+            statements.append(tirx.BufferStore(buffer.declare(), vectors[0], [_ramp(store, width)]))
         else:
             inner = Var("c_v", block.store.ty)
             values: list[tuple[Var, Expr]] = []
             zero = tirx.const(0, dtype)
+
+            def local(name: str, element: Any) -> Var:
+                lanes = tirx.decl_buffer((width,), element, name, scope="local")
+                statements.append(tirx.AllocBuffer(lanes))
+                return lanes
+
             for number, vector in enumerate(vectors):
                 name = _load_variable(block.template, number)
                 if name is None:
                     continue
-                local = tirx.decl_buffer((block.width,), name.ty, f"{name.name}_lanes", scope="local")
-                statements += [tirx.AllocBuffer(local), tirx.BufferStore(local, vector, [_ramp(zero, block.width)])]
-                values.append((name, tirx.BufferLoad(local, [inner])))
-            write = tirx.BufferStore(buffer.declare(), substitute(block.template, values), [store + inner])
-            statements.append(_vectorized(inner, block.width, write))
+                loaded = local(f"{name.name}_lanes", name.ty)
+                statements.append(tirx.BufferStore(loaded, vector, [_ramp(zero, width)]))
+                values.append((name, tirx.BufferLoad(loaded, [inner])))
+            result = local("lanes", buffer.logical.ty.dtype)
+            write = tirx.BufferStore(result, substitute(block.template, values), [inner])
+            statements.append(_vectorized(inner, width, write))
+            written = _widened(tirx.BufferLoad(result, [_ramp(zero, width)]), width, block.width)
+            statements.append(tirx.BufferStore(buffer.declare(), written, [_ramp(store, block.width)]))
         body = tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
         return _Nest([along, *axes], None, 0, stage, body=body)
 
@@ -766,9 +873,9 @@ class _Scheduler:
         """A guess at a nest's time, good enough to count tasks."""
         stage = nest.stage
         points = math.prod(axis.extent for axis in (*nest.loops, *stage.reduced))
-        if nest.body is not None:
-            return 2 * VECTOR_NS * points * (self._lanes if nest.tiled else 1)
         expensive = _expensive_calls(stage)
+        if nest.body is not None:
+            return points * (self._lanes if nest.tiled else 1) * (2 * VECTOR_NS + expensive * EXPENSIVE_NS)
         if nest.vector is None:
             return points * (SCALAR_NS + expensive * EXPENSIVE_NS)
         vectors = points * nest.vector.extent / self._lanes
@@ -994,6 +1101,27 @@ class _Estimate(_Scheduler):
         """Predicts the time of all nests."""
         return sum(self._nanoseconds(nest) for stage in self._stages for nest in self._nests(stage))
 
+    def _gathering_nests(self, stage: Stage, buffer: _Buffer) -> list[_Nest]:
+        """A plain output whose rows are channels of packed inputs that lie across their blocks; empty for any other.
+
+        Axes that choose where a row begins (the anchors of a detection head) are written out.
+        """
+        row = next((axis for axis in reversed(stage.axes) if axis.extent > 1), None)
+        packed = [load for load in loads(stage.value) if self._find(load.source).layout.packed]
+        if row is None or stage.combiner is not None or row.extent > LONGEST_WRITTEN_OUT:
+            return []
+        if not any(_mentions(load.indices[1], row) for load in packed):
+            return []
+        parts = [stage]
+        for axis in stage.axes:
+            if axis is row or axis.extent == 1 or not any(_mentions(load.indices[1], axis) for load in packed):
+                continue
+            if len(parts) * axis.extent * row.extent > LONGEST_WRITTEN_OUT:
+                return []
+            parts = [restricted(part, axis, i, i + 1) for part in parts for i in range(axis.extent)]
+        nests = [self._permuted_nests(part, row, 0, self._lanes, buffer) for part in parts]
+        return [nest for found in nests for nest in found] if all(nests) else []
+
     def _permuted_nests(
         self, stage: Stage, channel: Axis, first: int, lanes: int, buffer: _Buffer
     ) -> list[_Nest]:
@@ -1185,6 +1313,13 @@ def _ramp(base: Expr, width: int) -> Expr:
     return base if width == 1 else tirx.Ramp(base, tirx.const(1, base.ty.dtype), width)
 
 
+def _widened(vector: Expr, lanes: int, width: int) -> Expr:
+    """A vector of `lanes` in `width` lanes: its first ones, or its last one again at the end; at most twice as many."""
+    if lanes == width:
+        return vector
+    return tirx.Shuffle([vector, vector], [tirx.const(min(i, lanes - 1), "int32") for i in range(width)])
+
+
 def _interleaved(first: Expr, second: Expr, lanes: int, *, upper: bool) -> Expr:
     """The lower or the upper halves of two vectors, element by element."""
     start = lanes // 2 if upper else 0
@@ -1265,26 +1400,36 @@ def _runs(blocks: Sequence[_Block], analyzer: Any) -> list[_Run]:
 
 
 def _gathered(bases: Sequence[tuple[_Buffer, Expr]], places: Sequence[tuple[int, int]]) -> Expr:
-    """One vector of elements of several buffers: runs of consecutive elements, shuffled."""
+    """One vector of elements of several buffers: whole blocks of packed ones and runs of others, shuffled."""
     vectors: list[Expr] = []
     lane_of: dict[tuple[int, int], int] = {}
-    lane = 0
+    lanes = 0
     for number, (buffer, base) in enumerate(bases):
         wanted = sorted({distance for other, distance in places if other == number})
-        start = 0
-        while start < len(wanted):
-            end = start + 1
-            while end < len(wanted) and wanted[end] == wanted[end - 1] + 1:
-                end += 1
-            first = base + tirx.const(wanted[start], base.ty.dtype)
-            vectors.append(tirx.BufferLoad(buffer.declare(), [_ramp(first, end - start)]))
-            for distance in wanted[start:end]:
-                lane_of[number, distance] = lane
-                lane += 1
-            start = end
+        for start, count in _pieces(buffer, base, wanted):
+            first = tvm.sym.Analyzer().simplify(base + tirx.const(start, base.ty.dtype))
+            vectors.append(tirx.BufferLoad(buffer.declare(), [_ramp(first, count)]))
+            lane_of |= {(number, start + i): lanes + i for i in range(count)}
+            lanes += count
     order = [lane_of[place] for place in places]
-    if len(vectors) == 1 and order == list(range(lane)):
+    if len(vectors) == 1 and order == list(range(lanes)):
         return vectors[0]
-    if lane == 1:
+    if lanes == 1:
         return tirx.Broadcast(vectors[0], len(order)) if len(order) > 1 else vectors[0]
     return tirx.Shuffle(vectors, [tirx.const(i, "int32") for i in order])
+
+
+def _pieces(buffer: _Buffer, base: Expr, wanted: Sequence[int]) -> list[tuple[int, int]]:
+    """Where to load from to get elements at distances from `base`: first distance and elements of each load."""
+    lanes = buffer.layout.lanes
+    lane = tvm.sym.Analyzer().simplify(tirx.floormod(base, tirx.const(lanes, base.ty.dtype))) if lanes else None
+    if isinstance(lane, tirx.IntImm) and len(wanted) > 1:
+        blocks = sorted({(int(lane) + distance) // lanes for distance in wanted})
+        return [(block * lanes - int(lane), lanes) for block in blocks]
+    pieces: list[tuple[int, int]] = []
+    for distance in wanted:
+        if pieces and sum(pieces[-1]) == distance:
+            pieces[-1] = (pieces[-1][0], pieces[-1][1] + 1)
+        else:
+            pieces.append((distance, 1))
+    return pieces

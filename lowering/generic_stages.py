@@ -45,6 +45,9 @@ __all__ = [
 LARGEST_INLINED: Final = 12
 """A value of more operations than that is computed once where several stages read it."""
 
+MOST_COMPUTED_AGAIN: Final = 1.5
+"""Such a value is computed in its one reader if that evaluates it at most so often for each of its elements."""
+
 LARGEST_SEGMENTED: Final = 64
 """An axis is cut into at most so many segments."""
 
@@ -370,7 +373,8 @@ def _size(expression: Expr) -> int:
         arguments = expression.args[1:] if name == "prim.if_then_else" else expression.args
         return own + sum(_size(argument) for argument in arguments)
     children = [getattr(expression, name, None) for name in ("a", "b", "true_value", "false_value", "value")]
-    return 1 + sum(_size(child) for child in children if isinstance(child, tvm.ir.Expr))
+    own = LARGEST_INLINED if isinstance(expression, tirx.Mod) and "float" in str(expression.ty.dtype) else 1
+    return own + sum(_size(child) for child in children if isinstance(child, tvm.ir.Expr))
 
 
 def _inlined(stage: Stage, readers: Sequence[Stage]) -> list[Stage] | None:
@@ -379,15 +383,20 @@ def _inlined(stage: Stage, readers: Sequence[Stage]) -> list[Stage] | None:
         return None
     uses = sum(_count(reader, stage.buffer) for reader in readers)
     size = _size(stage.value)
-    reread = max(reader.points / max(stage.points, 1) for reader in readers)
-    expensive = size >= LARGEST_INLINED
-    if (uses > 1 and size > LARGEST_INLINED // 2) or (expensive and (uses > 1 or reread > 1.5)):
+    if uses > 1 and size > LARGEST_INLINED // 2:
+        return None
+    if size >= LARGEST_INLINED and (uses > 1 or _evaluations(stage, readers[0]) > MOST_COMPUTED_AGAIN * stage.points):
         return None
 
     def on_load(load: TensorLoad) -> Expr:
         return substitute(stage.value, _at(stage, load.indices)) if load.source.same_as(stage.buffer) else load
 
     return [simplify(reader.mapped(lambda e: tvm_ffi.structural_map(e, (TensorLoad, on_load)))) for reader in readers]
+
+
+def _evaluations(stage: Stage, reader: Stage) -> int:
+    """How often a reader would evaluate the stage's value: a concatenation only where it takes this input."""
+    return sum(part.points for part in _segments(reader) if _reads(part, stage.buffer))
 
 
 def _merged(stage: Stage, readers: Sequence[Stage]) -> list[Stage] | None:

@@ -82,6 +82,23 @@ GRAPHS = {
         {"scales": np.array([1, 1, 2, 2], np.float32)},
         64,
     ),
+    "transposed_sum": (
+        "(float[1,24,5,18] x, float[1,5,18,24] z, float[1,24,1,1] s) => (float[1,5,18,24] y) "
+        "{ m = Mul(x, s) t = Transpose<perm=[0,2,3,1]>(m) h = Sigmoid(t) y = Add(h, z) }",
+        {},
+        16,
+    ),
+    "anchors": (
+        "(float[1,21,4,5] x) => (float[1,60,7] y) "
+        "{ f = Reshape(x, five) t = Transpose<perm=[0,1,3,4,2]>(f) h = Sigmoid(t) y = Reshape(h, rows) }",
+        {"five": np.array([1, 3, 7, 4, 5]), "rows": np.array([1, 60, 7])},
+        16,
+    ),
+    "reshaped_transpose": (
+        "(float[2,6,4,35] x) => (float[2,35,24] y) { f = Reshape(x, three) y = Transpose<perm=[0,2,1]>(f) }",
+        {"three": np.array([2, 24, 35])},
+        0,
+    ),
     "pad": ("(float[1,18,3,4] x) => (float[1,18,5,7] y) { y = Pad(x, pads) }", {"pads": np.array([0, 0, 1, 2, 0, 0, 1, 1])}, 0),
     "pad_channels": ("(float[1,18,3,4] x) => (float[1,23,3,4] y) { y = Pad(x, pads) }", {"pads": np.array([0, 2, 0, 0, 0, 3, 0, 0])}, 0),
     "slice_channels": (

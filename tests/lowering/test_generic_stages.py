@@ -132,3 +132,23 @@ def test_all_that_addresses_memory_has_one_type():
         assert {axis.var.ty.dtype for axis in stage.axes} == {gs.INDEX_TYPE}
         assert all(index.ty.dtype == gs.INDEX_TYPE for load in gs.loads(stage.value) for index in load.indices)
         assert all(index.ty.dtype == gs.INDEX_TYPE for index in stage.indices)
+
+
+def test_costly_value_is_computed_where_a_concatenation_takes_it():
+    x = te.placeholder(extents(4), name="x")
+    z = te.placeholder(extents(16), name="z")
+    a = te.compute(extents(4), lambda i: tirx.exp(x[i]), name="a")
+    y = te.compute(extents(20), lambda i: tirx.if_then_else(i < 4, a[i], z[i - 4]), name="y")
+    found = stages_of(x, z, y)
+    assert found.intermediates == []
+    assert ["exp" in str(stage.value) for stage in found.stages] == [True, False]
+
+
+def test_digits_of_an_axis_become_axes():
+    x = te.placeholder(extents(3, 5, 8), name="x")
+    y = te.compute(extents(120), lambda i: x[i // 40, i % 40 // 8, i % 8], name="y")
+    (stage,) = stages_of(x, y).stages
+    split = gs.split_digits(stage)
+    assert [axis.extent for axis in split.axes] == [3, 5, 8]
+    assert [str(index) for index in gs.loads(split.value)[0].indices] == [axis.var.name for axis in split.axes]
+    assert gs.split_digits(split) is split
