@@ -22,7 +22,7 @@ __all__ = ["Array", "Attribute", "Graph", "Model", "Operation", "Port", "as_prot
 
 Array: TypeAlias = npt.NDArray[Any]
 Attribute: TypeAlias = "int | float | str | Array | Graph | list[int] | list[float] | list[str]"
-Model: TypeAlias = "onnx.ModelProto | ir.Model"
+Model: TypeAlias = "onnx.ModelProto | ir.Model | Graph"
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 NEWEST_OPSET = 28
@@ -162,7 +162,7 @@ def read_graph(model: Model) -> Graph:
     """Reads a model: functions expanded, constants in float64.
 
     Args:
-        model: an `onnx.ModelProto` or an `onnx_ir.Model`.
+        model: an `onnx.ModelProto` or an `onnx_ir.Model`; a graph that was read before is returned as it is.
 
     Returns:
         The flat graph. Values of the main graph keep their names; those inside an expanded function are
@@ -171,6 +171,8 @@ def read_graph(model: Model) -> Graph:
     Raises:
         UnsupportedError: if an operator is of a domain that is neither ONNX nor a function of the model.
     """
+    if isinstance(model, Graph):
+        return model
     proto = as_proto(model)
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     functions = {(f.domain, f.name, f.overload): f for f in proto.functions}
