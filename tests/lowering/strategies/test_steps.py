@@ -1,0 +1,74 @@
+"""What the shared steps make of a loop nest: a matrix product of 4 rows, over packed channels."""
+
+import pytest
+from tvm import s_tir, te, tirx
+
+from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows
+
+ROWS, CHANNELS, LANES = 4, 24, 8
+
+
+def product() -> s_tir.Schedule:
+    """for row, lane: for channel: total += data * weight;  output = max(total, 0)."""
+    data = te.placeholder((ROWS, CHANNELS), name="data")
+    weight = te.placeholder((CHANNELS, LANES), name="weight")
+    padded = te.compute((ROWS + 1, CHANNELS), lambda i, c: te.if_then_else(i < ROWS, data[i, c], 0.0), name="padded")
+    channel = te.reduce_axis((0, CHANNELS), "channel")
+    total = te.compute((ROWS, LANES), lambda i, v: te.sum(padded[i + 1, channel] * weight[channel, v], channel), name="total")
+    output = te.compute((ROWS, LANES), lambda i, v: te.max(total[i, v], 0.0), name="output")
+    return s_tir.Schedule(te.create_prim_func([data, weight, output]))
+
+
+def extents(sch: s_tir.Schedule, block: str) -> list[int]:
+    return [int(sch.get(loop).extent) for loop in sch.get_loops(sch.get_sblock(block))]
+
+
+def kinds(sch: s_tir.Schedule, block: str) -> list[str]:
+    return [tirx.ForKind(sch.get(loop).kind).name for loop in sch.get_loops(sch.get_sblock(block))]
+
+
+@pytest.mark.parametrize(
+    ("channels", "lanes", "inner"), [(24, 8, 8), (24, 16, 8), (24, 0, 24), (12, 8, 4), (5, 8, 1), (3, 4, 1), (16, 16, 16)]
+)
+def test_a_reductions_inner_part_stays_in_one_block(channels: int, lanes: int, inner: int) -> None:
+    sch = s_tir.Schedule(te.create_prim_func(_sum_of(channels)))
+    (_, loop) = sch.get_loops(sch.get_sblock("total"))
+    split_reduction(sch, loop, channels, lanes)
+    assert extents(sch, "total") == [1, channels // inner, inner]
+    if lanes:
+        for first in range(0, channels, inner):
+            assert first // lanes == (first + inner - 1) // lanes
+
+
+def _sum_of(channels: int) -> list[te.Tensor]:
+    data = te.placeholder((1, channels), name="data")
+    channel = te.reduce_axis((0, channels), "channel")
+    return [data, te.compute((1,), lambda i: te.sum(data[i, channel], channel), name="total")]
+
+
+def test_accumulators_are_zeroed_summed_and_written_in_registers() -> None:
+    sch = product()
+    total, output = sch.get_sblock("total"), sch.get_sblock("output")
+    rows, lanes = sch.get_loops(output)
+    outer, inner = sch.split(rows, [None, 2])
+    sch.compute_at(total, outer)
+    _, row, lane, channel = sch.get_loops(total)
+    accumulate_in_registers(
+        sch, total, output, [channel], unrolled=[row], vector=lane, output_loops=[inner, lanes]
+    )
+    assert sch.get(sch.get_sblock("total_update")).writes[0].source.scope() == "local"
+    assert extents(sch, "total_init") == [2, 2, LANES]
+    assert kinds(sch, "total_init") == ["SERIAL", "UNROLLED", "VECTORIZED"]
+    assert extents(sch, "total_update") == [2, CHANNELS, 2, LANES]
+    assert kinds(sch, "total_update") == ["SERIAL", "SERIAL", "UNROLLED", "VECTORIZED"]
+    assert kinds(sch, "output") == ["SERIAL", "UNROLLED", "VECTORIZED"]
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_rows_are_staged_where_they_are_read(vector: bool) -> None:
+    sch = product()
+    rows, _ = sch.get_loops(sch.get_sblock("output"))
+    sch.compute_at(sch.get_sblock("total"), rows)
+    stage_rows(sch, sch.get_sblock("padded"), rows, vector=vector)
+    assert extents(sch, "padded") == [ROWS, 1, CHANNELS]
+    assert kinds(sch, "padded") == ["SERIAL", "SERIAL", "VECTORIZED" if vector else "SERIAL"]
