@@ -27,7 +27,7 @@ from tvm.ir import PointerType, PrimType
 from tvm.ir.expr import Call, TensorLoad, Var
 
 from sepwise.lowering.tiling import TASK_LOOP
-from sepwise.lowering.vector_math import exact_remainders, replace_math
+from sepwise.lowering.vector_math import replace_math
 from sepwise.passes.errors import InputError
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ def lower_kernel(function: tirx.PrimFunc, symbol: str, target: tvm.target.Target
     Returns:
         The lowered kernel.
     """
-    exact = exact_remainders(function)
-    module = tvm.IRModule({symbol: exact.with_attr({"global_symbol": symbol, "target": target})})
+    module = tvm.IRModule({symbol: function.with_attr({"global_symbol": symbol, "target": target})})
     flat = replace_math(_FLATTEN(module)[symbol])
     body, tasks, task = _take_task_loops(flat.body)
     parameters = list(flat.params)

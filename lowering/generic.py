@@ -24,6 +24,7 @@ from tvm.relax.frontend.onnx import from_onnx
 
 from sepwise.lowering.generic_schedule import CONSTANT_SLACK, schedule
 from sepwise.lowering.graph import Kernel, Layout, TensorType
+from sepwise.lowering.legalization import LEGALIZE
 from sepwise.lowering.relayout import identity
 from sepwise.lowering.vector_math import activation
 from sepwise.passes import read_activation
@@ -602,7 +603,7 @@ def _extents(shape: Sequence[int]) -> tuple[Any, ...]:
 
 _FUSE = tvm.ir.transform.Sequential(
     [
-        relax.transform.LegalizeOps(),
+        LEGALIZE,
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
         relax.transform.FuseOps(),

@@ -21,6 +21,7 @@ from tvm.relax.frontend.onnx import from_onnx
 from sepwise.lowering import device as devices
 from sepwise.lowering.codegen import tvm_target
 from sepwise.lowering.generic import RUNTIME_ONLY
+from sepwise.lowering.legalization import LEGALIZE
 from sepwise.lowering.program import Tail
 from sepwise.passes.equivalence import extract
 from sepwise.passes.errors import UnsupportedError
@@ -135,7 +136,7 @@ def _compile(model: bytes, device_name: str) -> Any:
     """Compiles a tail for the VM."""
     proto = onnx.load_model_from_string(model)
     try:
-        module = from_onnx(proto, keep_params_in_input=False)
+        module = LEGALIZE(from_onnx(proto, keep_params_in_input=False))
         return tvm.compile(module, target=tvm_target(devices.get(device_name)))
     except Exception as error:  # TVM raises whatever comes to hand for what it does not take
         operators = ", ".join(dict.fromkeys(node.op_type for node in proto.graph.node))

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     Expr = Any  # tvm has no type stubs: a float32 expression
 
-__all__ = ["MAX_ULP", "activation", "call", "exact_remainders", "replace_math"]
+__all__ = ["MAX_ULP", "activation", "call", "replace_math"]
 
 MAX_ULP: Final[dict[str, float]] = {
     "exp": 1.5,
@@ -200,32 +200,6 @@ def replace_math(function: tirx.PrimFunc) -> tirx.PrimFunc:
         return tirx.SeqStmt([*block.statements, replaced]) if block.statements else replaced
 
     body = tvm_ffi.structural_map(function.body, (tirx.BufferStore, on_store))
-    return function if body.same_as(function.body) else function.with_body(body)
-
-
-def exact_remainders(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Writes floored remainders of floats by truncated ones, which are exact and know infinities.
-
-    TVM's own `floormod(x, y) = x - floor(x / y) * y` is NaN for an infinite y and loses digits where the quotient is large.
-
-    Args:
-        function: Not yet vectorised.
-
-    Returns:
-        `floormod(x, y)` -> `r = truncmod(x, y)`, plus y where it has the other sign; 0 gets the sign of y.
-    """
-
-    def on_remainder(remainder: tirx.FloorMod) -> Expr:
-        dtype = str(remainder.ty.dtype)
-        if not dtype.startswith("float"):
-            return remainder
-        zero, below_zero, divisor = tirx.const(0.0, dtype), tirx.const(-0.0, dtype), remainder.b
-        rest = tirx.Mod(remainder.a, divisor)
-        moved = rest + divisor
-        signed = tirx.Select(rest < zero, tirx.Select(divisor > zero, moved, rest), tirx.Select(divisor < zero, moved, rest))
-        return tirx.Select(tirx.EQ(rest, zero), tirx.Select(divisor < zero, below_zero, zero), signed)
-
-    body = tvm_ffi.structural_map(function.body, (tirx.FloorMod, on_remainder))
     return function if body.same_as(function.body) else function.with_body(body)
 
 

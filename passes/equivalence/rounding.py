@@ -61,9 +61,16 @@ class Allowance:
 ALLOWANCES: Mapping[str, Allowance] = {
     # Slopes are the largest |f'|; for gated operators that is at x = 2.40 (SiLU), sqrt 2 (GELU), 1.49 (Mish).
     "Abs": Allowance(0, 1),
+    "Acos": Allowance(4),
+    "Acosh": Allowance(4),
     "Add": Allowance(1),
+    "Asin": Allowance(5),
+    "Asinh": Allowance(4),
+    "Atan": Allowance(4),
+    "Atanh": Allowance(4),
     "Celu": Allowance(4, 1),
     "Cos": Allowance(2, 1, absolute=1),
+    "Cosh": Allowance(4),
     "Div": Allowance(1),
     "Elu": Allowance(4),
     "Erf": Allowance(4, 1.1284, absolute=4),
@@ -84,12 +91,14 @@ ALLOWANCES: Mapping[str, Allowance] = {
     "Selu": Allowance(6),
     "Sigmoid": Allowance(4, 0.25, absolute=4),
     "Sin": Allowance(2, 1, absolute=1),
+    "Sinh": Allowance(4),
     "Softplus": Allowance(6, 1, absolute=4),
     "Softsign": Allowance(3, 1),
     "Sqrt": Allowance(1),
     "Sub": Allowance(1),
     "Sum": Allowance(1),
     "Swish": Allowance(6, 1.0999, absolute=4, gated=True),
+    "Tan": Allowance(8),
     "Tanh": Allowance(4, 1, absolute=4),
 }
 

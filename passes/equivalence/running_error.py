@@ -447,6 +447,37 @@ def _smooth_rule(op: Operation, y: Array, x: Bounded) -> Array:
     return moved + UNIT * (allowance.ulps * (np.abs(y) + moved) + allowance.absolute * scale) + rounding
 
 
+def _monotone_rule(op: Operation, y: Array, x: Bounded) -> Array:
+    """Monotone functions by both ends of the interval; where one lies outside of the domain there is no bound."""
+    change = np.zeros(())
+    if not x.exact:
+        ends = [evaluate(op, [x.value + sign * x.error])[0] for sign in (-1, 1)]
+        change = np.maximum(np.abs(ends[0] - y), np.abs(ends[1] - y))
+    return change + ALLOWANCES[op.operator].ulps * UNIT * (np.abs(y) + change) + TINY
+
+
+def _tan_rule(op: Operation, y: Array, x: Bounded) -> Array:
+    """Monotone between its poles; an interval with a pole has no bound."""
+    branches = [np.floor((x.value + sign * x.error) / np.pi + 0.5) for sign in (-1, 1)]
+    return np.where(branches[0] == branches[1], _monotone_rule(op, y, x), np.inf)
+
+
+def _cosh_rule(op: Operation, y: Array, x: Bounded) -> Array:
+    """Steepest at the end that is farther from 0."""
+    change = np.sinh(x.size) * x.error
+    return change + ALLOWANCES[op.operator].ulps * UNIT * (y + change)
+
+
+def _mod_rule(op: Operation, y: Array, a: Bounded, b: Bounded) -> Array:
+    """A remainder moves as its dividend does, or by a whole divisor where the quotient may pass a whole number."""
+    if not b.exact:
+        raise UnsupportedError(f"{op}: its divisor is computed; a bound is known for a constant one only.")
+    whole = np.trunc if op.integer("fmod", 0) else np.floor
+    same = whole((a.value - a.error) / b.value) == whole((a.value + a.error) / b.value)
+    moved = np.where(same | (a.error == 0), a.error, np.abs(b.value))
+    return moved + ALLOWANCES[op.operator].ulps * UNIT * (np.abs(y) + moved)
+
+
 def _elu_rule(op: Operation, y: Array, x: Bounded) -> Array:
     alpha = abs(op.number("alpha", 1.67326319217681884765625 if op.operator == "Selu" else 1.0))
     outer = abs(op.number("gamma", 1.05070102214813232421875)) if op.operator == "Selu" else 1.0
@@ -569,6 +600,7 @@ RULES: Mapping[str, Rule] = {
     "Clip": _clip_rule,
     "Conv": _conv_rule,
     "ConvTranspose": _conv_transpose_rule,
+    "Cosh": _cosh_rule,
     "Div": _div_rule,
     "Equal": _comparison_rule,
     "Exp": _exp_rule,
@@ -592,6 +624,7 @@ RULES: Mapping[str, Rule] = {
     "MaxPool": _max_pool_rule,
     "Mean": _sum_rule,
     "Min": _largest_error_rule,
+    "Mod": _mod_rule,
     "Mul": _mul_rule,
     "Pow": _pow_rule,
     "PRelu": _slope_rule,
@@ -611,8 +644,10 @@ RULES: Mapping[str, Rule] = {
     "Sqrt": _sqrt_rule,
     "Sub": _add_rule,
     "Sum": _sum_rule,
+    "Tan": _tan_rule,
     "Upsample": _resize_rule,
     "Where": _where_rule,
+    **dict.fromkeys(["Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Sinh"], _monotone_rule),
     **dict.fromkeys(["Celu", "Elu", "Selu"], _elu_rule),
     **dict.fromkeys(
         ["Abs", "Cos", "Erf", "Gelu", "Mish", "Neg", "Sigmoid", "Sin", "Softplus", "Softsign", "Swish", "Tanh"], _smooth_rule
