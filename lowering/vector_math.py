@@ -324,7 +324,7 @@ def _guard_arguments(node: Call) -> Call:
                 else tirx.if_then_else(holds, argument, tirx.const(0, argument.ty.dtype))
                 for argument in inner.args
             ]
-            return Call(inner.ty, inner.op, arguments)
+            return Call(inner.op, arguments, ret_ty=inner.ty)
 
         return tvm_ffi.structural_map(branch, (Call, on_call))
 
