@@ -24,24 +24,20 @@ from sepwise.lowering.cost import (
     copy_cycles,
     micro_kernel_cycles,
     parallel_cycles,
-    register_tiles,
 )
 from sepwise.lowering.graph import Layout
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
 from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows
-from sepwise.lowering.strategies.tiles import RowTile
+from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, row_tiles
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
 if TYPE_CHECKING:
     from sepwise.lowering.device import Device
+    from sepwise.lowering.strategies.tiles import RowTile
     from sepwise.lowering.workload import ConvWorkload
 
 __all__ = ["DenseStrategy"]
-
-MOST_UNROLLED_FMAS = 256
-"""Multiply-adds of one tile and one row of taps up to which the input channels are unrolled."""
-
 
 class DenseStrategy:
     """Direct convolution with one input channel for all lanes."""
@@ -58,14 +54,13 @@ class DenseStrategy:
         return None
 
     def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[RowTile]:
-        """Register tiles that fit, times row counts."""
-        *_, height, width = workload.spatials[-1]
-        blocks = math.ceil(workload.stages[0].out_channels / workload.output_lanes)
-        found = [
-            RowTile(rows, pixels, oc_vectors)
-            for rows in sorted({r for r in (1, 2, 4, 7, 8, 14, 16, height) if r <= height})
-            for pixels, oc_vectors in register_tiles(device, width, min(blocks, 4))
-        ]
+        """Register tiles that fit, times row counts whose padded input fits the second-level cache."""
+        stage = workload.stages[0]
+        *outer, height, width = workload.spatials[-1]
+        blocks = math.ceil(stage.out_channels / workload.output_lanes)
+        *depth, _, in_width = compute.input_extents(stage, (1,) * len(outer) + (1, width))
+        row_bytes = 4.0 * stage.in_channels * math.prod(depth) * stage.strides[-2] * in_width
+        found = row_tiles(device, height, width, blocks, staged_row_bytes=row_bytes if stage.padded else 0)
         return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
 
     def predicted_cycles(
@@ -77,7 +72,7 @@ class DenseStrategy:
         blocks = math.ceil(stage.out_channels / workload.output_lanes)
         per_group = stage.in_channels_per_group
         reduction = per_group * math.prod(stage.kernel)
-        row_tiles, p_tiles = math.ceil(height / tile.rows), math.ceil(width / tile.pixels)
+        row_tasks, p_tiles = math.ceil(height / tile.rows), math.ceil(width / tile.pixels)
         oc_tiles = math.ceil(blocks / tile.oc_vectors)
         kernel = micro_kernel_cycles(device, tile.pixels, tile.oc_vectors, reduction)
         cycles = tile.rows * p_tiles * oc_tiles * kernel
@@ -91,7 +86,7 @@ class DenseStrategy:
         weights = copy_cycles(device, weight_tile * oc_tiles, footprint_bytes=weight_tile * oc_tiles + staged_bytes)
         rereads = weight_tile * oc_tiles * (tile.rows * p_tiles - 1)
         weights += copy_cycles(device, rereads, footprint_bytes=weight_tile)
-        tasks = workload.batch * math.prod(outer) * row_tiles
+        tasks = workload.batch * math.prod(outer) * row_tasks
         return parallel_cycles((cycles + (inputs + weights) / 2) * tasks, tasks, threads)
 
     def schedule(self, workload: ConvWorkload, device: Device, tile: RowTile) -> Implementation:

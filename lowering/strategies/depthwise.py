@@ -14,22 +14,22 @@ lane of the copy holds the channel that its output lane needs, and the arithmeti
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvm import s_tir
 
 from sepwise.lowering import compute
 from sepwise.lowering.cost import (
-    CACHE_SHARE,
     COPY_CYCLES,
     EPILOGUE_CYCLES,
     TILE_OVERHEAD_CYCLES,
+    copy_cycles,
     parallel_cycles,
 )
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, true_shapes
 from sepwise.lowering.strategies.steps import accumulate_in_registers, stage_rows
+from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, row_tiles
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
 if TYPE_CHECKING:
@@ -38,36 +38,13 @@ if TYPE_CHECKING:
     from tvm.s_tir.schedule import LoopRV
 
     from sepwise.lowering.device import Device
+    from sepwise.lowering.strategies.tiles import RowTile
     from sepwise.lowering.workload import ConvWorkload, Stage
 
-__all__ = ["DepthwiseStrategy", "DepthwiseTile", "depthwise_cycles", "pixel_tiles", "unrolled_taps"]
-
-MOST_UNROLLED_FMAS = 256
-"""Unrolled multiply-adds of one tile: beyond, the code of a row of taps stays a loop."""
+__all__ = ["DepthwiseStrategy", "depthwise_cycles", "unrolled_taps"]
 
 GATHER_CYCLES = 16.0
 """Cycles to gather one vector of channels, lane by lane."""
-
-
-@dataclass(frozen=True, slots=True)
-class DepthwiseTile:
-    """Sizes of a depthwise kernel.
-
-    Attributes:
-        rows: Output rows of one task.
-        pixels: Output pixels in registers.
-    """
-
-    rows: int
-    pixels: int
-
-    def __post_init__(self) -> None:
-        """Checks that every size is positive."""
-        assert min(self.rows, self.pixels) >= 1
-
-    def fits(self, device: Device) -> bool:
-        """Whether accumulators leave registers for a weight and inputs."""
-        return self.pixels <= device.vector_registers - 4
 
 
 class DepthwiseStrategy:
@@ -87,32 +64,32 @@ class DepthwiseStrategy:
             return Refusal("input and output are packed differently")
         return None
 
-    def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[DepthwiseTile]:
-        """Row counts whose input stays in the first-level cache, times register tiles."""
-        *_, height, width = workload.spatials[-1]
-        found = [
-            DepthwiseTile(rows, pixels)
-            for rows in sorted({r for r in (1, 2, 3, 4, 6, 7, 8, 14, 16, 28, 32, 56, height) if r <= height})
-            for pixels in pixel_tiles(device, width)
-        ]
+    def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[RowTile]:
+        """Register tiles of one vector, times row counts whose copied input fits the second-level cache."""
+        stage = workload.stages[0]
+        *outer, height, width = workload.spatials[-1]
+        *depth, _, in_width = compute.input_extents(stage, (1,) * len(outer) + (1, width))
+        row_vectors = math.prod(depth) * stage.strides[-2] * in_width * stage.in_channels_per_group
+        row_bytes = row_vectors * device.vector_bytes if _copies(workload) else 0
+        found = row_tiles(device, height, width, 1, staged_row_bytes=row_bytes)
         return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
 
     def predicted_cycles(
-        self, workload: ConvWorkload, device: Device, threads: int, tile: DepthwiseTile
+        self, workload: ConvWorkload, device: Device, threads: int, tile: RowTile
     ) -> float:
         """The copy of the padded rows and the register tiles."""
         stage = workload.stages[0]
         *outer, height, width = workload.spatials[-1]
         blocks = math.ceil(stage.out_channels / workload.output_lanes)
-        row_tiles = math.ceil(height / tile.rows)
-        gathered = compute.lane_source(stage, workload.output_lanes) is compute.LaneSource.GATHER
+        row_tasks = math.ceil(height / tile.rows)
+        gathered = _gathers(workload)
         cycles = depthwise_cycles(
-            stage, device, tile.rows, width, tile.pixels, staged=stage.padded or gathered, gathered=gathered
+            stage, device, tile.rows, width, tile.pixels, staged=_copies(workload), gathered=gathered
         )
-        tasks = workload.batch * blocks * math.prod(outer) * row_tiles
+        tasks = workload.batch * blocks * math.prod(outer) * row_tasks
         return parallel_cycles(tasks * cycles, tasks, threads)
 
-    def schedule(self, workload: ConvWorkload, device: Device, tile: DepthwiseTile) -> Implementation:
+    def schedule(self, workload: ConvWorkload, device: Device, tile: RowTile) -> Implementation:
         """Builds the loop nest at the head of this file."""
         del device
         stage = workload.stages[0]
@@ -145,17 +122,14 @@ class DepthwiseStrategy:
         return Implementation(function, conv_packer(workload, (1,)))
 
 
-def pixel_tiles(device: Device, width: int) -> list[int]:
-    """Lists the pixels of a row that a register tile may hold.
+def _gathers(workload: ConvWorkload) -> bool:
+    """Whether the lanes of a vector read channels that are not its own."""
+    return compute.lane_source(workload.stages[0], workload.output_lanes) is compute.LaneSource.GATHER
 
-    Args:
-        device: Gives the number of vector registers.
-        width: Output pixels of a row.
 
-    Returns:
-        Counts from 1 to half the registers, at most the width.
-    """
-    return list(range(1, min(width, device.vector_registers // 2) + 1))
+def _copies(workload: ConvWorkload) -> bool:
+    """Whether the input rows of a task are copied first."""
+    return workload.stages[0].padded or _gathers(workload)
 
 
 def unrolled_taps(taps: Sequence[LoopRV], stage: Stage, pixels: int) -> Sequence[LoopRV]:
@@ -204,6 +178,5 @@ def depthwise_cycles(
         vectors = math.prod(depth) * in_rows * in_width * stage.in_channels_per_group
         cycles += vectors * (GATHER_CYCLES if gathered else COPY_CYCLES)
         staged_bytes = vectors * device.vector_bytes
-        if staged_bytes > device.l1d_bytes * CACHE_SHARE:
-            cycles += staged_bytes / 16
+        cycles += copy_cycles(device, 2 * staged_bytes, footprint_bytes=staged_bytes)  # written, and read
     return cycles

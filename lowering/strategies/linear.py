@@ -82,7 +82,7 @@ class LinearStrategy:
                 for rows, _ in register_tiles(device, workload.rows, 1)
             ]
         else:
-            most = min(workload.out_features // device.lanes, 8)
+            most = workload.out_features // device.lanes
             found = [
                 LinearTile(rows, vectors * device.lanes, vectors)
                 for rows, vectors in register_tiles(device, workload.rows, most)

@@ -78,7 +78,7 @@ class PointwiseStrategy:
         """All register tiles that fit, each with the pixel tiles of an image in one task or shared out."""
         pixels, blocks = _pixels(workload), _blocks(workload)
         found: list[PointwiseTile] = []
-        for tile_pixels, oc_vectors in register_tiles(device, pixels, min(blocks, 8)):
+        for tile_pixels, oc_vectors in register_tiles(device, pixels, blocks):
             tiles = math.ceil(pixels / tile_pixels)
             shares = {1, threads, 2 * threads, 4 * threads}
             grains = {math.ceil(tiles / share) for share in shares if share <= tiles}

@@ -24,17 +24,17 @@ from sepwise.lowering.cost import (
     copy_cycles,
     micro_kernel_cycles,
     parallel_cycles,
-    register_tiles,
 )
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.depthwise import depthwise_cycles, unrolled_taps
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
 from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows
-from sepwise.lowering.strategies.tiles import RowTile
+from sepwise.lowering.strategies.tiles import row_tiles
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
 if TYPE_CHECKING:
     from sepwise.lowering.device import Device
+    from sepwise.lowering.strategies.tiles import RowTile
     from sepwise.lowering.workload import ConvWorkload
 
 __all__ = ["SeparableStrategy"]
@@ -65,12 +65,8 @@ class SeparableStrategy:
         depthwise, pointwise = workload.stages
         blocks = math.ceil(pointwise.out_channels / workload.output_lanes)
         in_blocks = math.ceil(depthwise.out_channels / workload.output_lanes)
-        found = []
-        for rows in sorted({r for r in (1, 2, 4, 7, 8, 14, height) if r <= height}):
-            if rows > 1 and in_blocks * rows * width * device.vector_bytes > device.l2_bytes / 2:
-                continue
-            for pixels, oc_vectors in register_tiles(device, width, min(blocks, 6)):
-                found.append(RowTile(rows, pixels, oc_vectors))
+        row_bytes = in_blocks * width * device.vector_bytes
+        found = row_tiles(device, height, width, blocks, staged_row_bytes=row_bytes)
         return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
 
     def predicted_cycles(
@@ -82,7 +78,7 @@ class SeparableStrategy:
         lanes = workload.output_lanes
         in_blocks = math.ceil(depthwise.out_channels / lanes)
         oc_tiles = math.ceil(pointwise.out_channels / lanes / tile.oc_vectors)
-        row_tiles, p_tiles = math.ceil(height / tile.rows), math.ceil(width / tile.pixels)
+        row_tasks, p_tiles = math.ceil(height / tile.rows), math.ceil(width / tile.pixels)
         staged = depthwise.padded or width % tile.pixels != 0
         first = in_blocks * depthwise_cycles(
             depthwise, device, tile.rows, p_tiles * tile.pixels, tile.pixels, staged=staged
@@ -98,7 +94,7 @@ class SeparableStrategy:
         weights = copy_cycles(device, weight_tile * oc_tiles, footprint_bytes=weight_tile * oc_tiles + rows_bytes)
         rereads = weight_tile * oc_tiles * (tile.rows * p_tiles - 1)
         weights += copy_cycles(device, rereads, footprint_bytes=weight_tile)
-        tasks = workload.batch * math.prod(outer) * row_tiles
+        tasks = workload.batch * math.prod(outer) * row_tasks
         return parallel_cycles((first + second + (inputs + weights) / 2) * tasks, tasks, threads)
 
     def schedule(self, workload: ConvWorkload, device: Device, tile: RowTile) -> Implementation:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sepwise.lowering.cost import register_tile_fits
+from sepwise.lowering.cost import CACHE_SHARE, register_tile_fits, register_tiles
 
 if TYPE_CHECKING:
     from sepwise.lowering.device import Device
 
-__all__ = ["RowTile"]
+__all__ = ["MOST_UNROLLED_FMAS", "RowTile", "row_tiles"]
+
+MOST_UNROLLED_FMAS = 256
+"""Multiply-adds of one tile that are written out one by one: beyond, its taps or channels stay a loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowTile:
-    """Sizes of a kernel that computes some rows of all output channels in one task.
+    """Sizes of a kernel that computes some rows of all its output channels in one task.
 
     Attributes:
         rows: Output rows of one task.
@@ -34,3 +38,28 @@ class RowTile:
     def fits(self, device: Device) -> bool:
         """Whether the register tile compiles without spills."""
         return register_tile_fits(device, self.pixels, self.oc_vectors)
+
+
+def row_tiles(
+    device: Device, height: int, width: int, blocks: int, *, staged_row_bytes: float
+) -> list[RowTile]:
+    """Lists the tiles of a kernel over rows: every register tile that fits, times the even shares of the height.
+
+    Args:
+        device: Gives registers and caches.
+        height: Output rows.
+        width: Output pixels of a row.
+        blocks: Output channel vectors that one task computes side by side.
+        staged_row_bytes: What a task stages for each of its rows, 0 for nothing.
+
+    Returns:
+        Tiles whose staged rows fit the second-level cache; a single row is always among them.
+    """
+    most_rows = CACHE_SHARE * device.l2_bytes / staged_row_bytes if staged_row_bytes else height
+    shares = sorted({math.ceil(height / tasks) for tasks in range(1, height + 1)})
+    return [
+        RowTile(rows, pixels, oc_vectors)
+        for rows in shares
+        if rows <= max(most_rows, 1)
+        for pixels, oc_vectors in register_tiles(device, width, blocks)
+    ]

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from sepwise.lowering import device
 from sepwise.lowering.strategies.base import Refusal
 from sepwise.lowering.strategies.dense import DenseStrategy
-from sepwise.lowering.strategies.tiles import RowTile
 from sepwise.lowering.workload import ConvWorkload, Stage
 from sepwise.passes.vocabulary import Activation
 
@@ -92,17 +91,6 @@ def test_tiles_fit_every_device(every_device: dict[str, device.Device], check_ti
     for each in every_device.values():
         for spatial, in_channels, out_channels in (((112, 112), 3, 32), ((7, 7), 512, 512), ((5, 1), 7, 5), ((3, 9, 9), 24, 24)):
             check_tiles(STRATEGY, dense(spatial, in_channels, out_channels, each.lanes), each)
-
-
-def test_a_tile_is_positive() -> None:
-    for sizes in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
-        with pytest.raises(AssertionError):
-            RowTile(*sizes)
-
-
-def test_a_tile_that_spills_does_not_fit() -> None:
-    assert RowTile(1, 3, 3).fits(device.get("x86-64-v2"))
-    assert not RowTile(1, 4, 3).fits(device.get("x86-64-v2"))
 
 
 def test_refuses_groups_within_a_vector() -> None:

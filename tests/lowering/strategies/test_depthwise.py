@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from sepwise.lowering import device
 from sepwise.lowering.strategies.base import Refusal
-from sepwise.lowering.strategies.depthwise import DepthwiseStrategy, DepthwiseTile, depthwise_cycles, pixel_tiles
+from sepwise.lowering.strategies.depthwise import DepthwiseStrategy, depthwise_cycles
+from sepwise.lowering.strategies.tiles import RowTile
 from sepwise.lowering.workload import ConvWorkload, Stage
 from sepwise.passes.vocabulary import Activation
 
@@ -62,7 +63,8 @@ def test_every_tile(
     tiles = STRATEGY.tiles(workload, target, 1)
     *_, height, width = workload.spatials[-1]
     assert {tile.rows for tile in tiles} >= {1, 2, height}
-    assert {tile.pixels for tile in tiles} == set(pixel_tiles(target, width))
+    assert {tile.pixels for tile in tiles} == {p for p in range(1, width + 1) if RowTile(1, p, 1).fits(target)}
+    assert {tile.oc_vectors for tile in tiles} == {1}
     check_native([make_case(workload, STRATEGY, tile) for tile in drawn_tiles(tiles)], target)
 
 
@@ -82,8 +84,8 @@ def test_a_large_kernel_keeps_its_loops(
     lanes = target.lanes
     wide: dict[str, Any] = {"kernel": (9, 11), "pads_begin": (4, 5), "pads_end": (4, 5)}
     cases = [
-        make_case(depthwise((12, 13), lanes + 1, lanes, **wide), STRATEGY, DepthwiseTile(3, 5)),
-        make_case(depthwise((6, 13), 5, lanes, multiplier=multiplier, **wide), STRATEGY, DepthwiseTile(4, 7)),
+        make_case(depthwise((12, 13), lanes + 1, lanes, **wide), STRATEGY, RowTile(3, 5, 1)),
+        make_case(depthwise((6, 13), 5, lanes, multiplier=multiplier, **wide), STRATEGY, RowTile(4, 7, 1)),
     ]
     check_native(cases, target)
 
@@ -101,18 +103,6 @@ def test_tiles_fit_every_device(every_device: dict[str, device.Device], check_ti
     for each in every_device.values():
         for spatial, channels, multiplier in (((112, 112), 32, 1), ((7, 7), 960, 1), ((14, 15), 5, 4), ((3, 9, 9), 24, 1)):
             check_tiles(STRATEGY, depthwise(spatial, channels, each.lanes, multiplier=multiplier), each)
-
-
-def test_a_tile_is_positive() -> None:
-    for sizes in ((0, 1), (1, 0)):
-        with pytest.raises(AssertionError):
-            DepthwiseTile(*sizes)
-
-
-def test_a_tile_that_spills_does_not_fit() -> None:
-    assert DepthwiseTile(1, 12).fits(device.get("x86-64-v3"))
-    assert not DepthwiseTile(1, 13).fits(device.get("x86-64-v3"))
-    assert DepthwiseTile(1, 28).fits(device.get("cortex-a72"))
 
 
 def test_a_copy_costs() -> None:

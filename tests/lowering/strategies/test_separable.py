@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from sepwise.lowering import device
+from sepwise.lowering.cost import CACHE_SHARE
 from sepwise.lowering.strategies.base import Refusal
 from sepwise.lowering.strategies.separable import SeparableStrategy
 from sepwise.lowering.strategies.tiles import RowTile
@@ -88,9 +89,8 @@ def test_rows_stay_in_the_second_level_cache(every_device: dict[str, device.Devi
     for each in every_device.values():
         channels = 64 * each.lanes
         tiles = STRATEGY.tiles(separable((64, 64), channels, channels, each.lanes), each, 1)
-        assert {tile.rows for tile in tiles} <= {1} | {
-            rows for rows in range(2, 65) if channels * 4 * rows * 64 <= each.l2_bytes / 2
-        }
+        rows = {tile.rows for tile in tiles}
+        assert rows <= {1} | {count for count in range(2, 65) if channels * 4 * count * 64 <= each.l2_bytes * CACHE_SHARE}
 
 
 def test_a_tile_is_positive() -> None:
