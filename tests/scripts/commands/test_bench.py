@@ -1,0 +1,55 @@
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sepwise import api
+from sepwise.lowering.bench import Benchmark, RuntimeCount, RuntimeTime
+
+TIMED = Benchmark(
+    "net", "host", "native", 2, 1_000_000, 0.995,
+    (RuntimeTime("sepwise", "1.0", 1200.0, 1100.0, 1300.0, 50), RuntimeTime("onnxruntime", "1.2", 2500.0, 2400.0, 2600.0, 40)),
+    {"onnxruntime": 2.08}, (),
+)  # fmt: skip
+COUNTED = Benchmark(
+    "net", "cortex-a72", "emulated", 1, 1_000_000, 1.0, (RuntimeCount("sepwise", "1.0", 512_345, 0.512),), {}, ()
+)
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, result: Benchmark) -> dict[str, Any]:
+    asked: dict[str, Any] = {}
+
+    def bench(model: str, **options: Any) -> Benchmark:
+        asked.update(model=model, **options)
+        return result
+
+    monkeypatch.setattr(api, "bench", bench)
+    return asked
+
+
+def test_times_beside_a_peer(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = answer_with(monkeypatch, TIMED)
+    status, out, _ = command("bench", "net.onnx", "--threads", "2", "--against", "onnxruntime, stock-tvm", "--shape", "1,3")
+    assert status == 0
+    assert asked == {
+        "model": "net.onnx", "target": "host", "threads": 2, "against": ("onnxruntime", "stock-tvm"), "shapes": (1, 3),
+    }  # fmt: skip
+    ours, peer = (next(line for line in out.splitlines() if name in line) for name in ("sepwise 1.0", "onnxruntime 1.2"))
+    assert [word for word in ours.split() if word[0].isdigit() or word == "-"][1:] == ["1,200", "1,100", "1,300", "50", "-"]
+    assert "2.08" in peer
+    assert out.splitlines()[-1] == "99.50 % of 1,000,000 MACs on strategies"
+
+
+def test_counts_of_an_emulated_target_are_no_times(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, COUNTED)
+    status, out, _ = command("bench", "net.onnx", "--target", "cortex-a72")
+    assert status == 0
+    assert " us" not in out
+    assert any("512,345" in line and "0.512" in line for line in out.splitlines())
+
+
+@pytest.mark.parametrize("result", [TIMED, COUNTED])
+def test_json(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, result: Benchmark) -> None:
+    answer_with(monkeypatch, result)
+    assert json.loads(command("bench", "net.onnx", "--json").out) == json.loads(json.dumps(result.to_json()))

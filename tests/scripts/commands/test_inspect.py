@@ -1,0 +1,27 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def test_inspect(command: Callable[..., Any], network: Path) -> None:
+    """A 3x3 layer from 3 to 4 channels: 27 + 12 parameters separable, 108 standard."""
+    status, out, _ = command("inspect", network, "--shape", "1,3,6,6", "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert [(layer["name"], layer["kind"], layer["parameters"]) for layer in found["layers"]] == [
+        ("dw", "depthwise", 27),
+        ("pw", "pointwise", 12),
+    ]
+    (pair,) = found["separable"]
+    assert (pair["layers"], pair["parameters"], pair["standard_parameters"]) == (["dw", "pw"], 39, 108)
+    assert (found["parameters"], found["macs"]) == (39, 36 * 39)
+
+
+def test_the_tables(command: Callable[..., Any], network: Path) -> None:
+    status, out, _ = command("inspect", network, "--shape", "1,3,6,6")
+    assert status == 0
+    lines = out.splitlines()
+    assert any("dw" in line and "depthwise" in line and "1x3x6x6" in line and "27" in line for line in lines)
+    assert any("dw" in line and "pw" in line and "39" in line and "108" in line for line in lines)
+    assert any(line.startswith("MACs") and "1,404" in line for line in lines)
