@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 __all__ = ["Child", "Markup", "clean", "element", "join"]
 
-_VOID: Final = frozenset({"br", "input", "link", "meta"})
+_VOID: Final = frozenset({"br", "input", "link", "meta", "wbr"})
 _UNWRITABLE: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that neither XML 1.0 nor UTF-8 can hold: control characters and lone surrogates."""
 

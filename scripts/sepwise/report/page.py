@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections import Counter
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final
@@ -184,7 +185,7 @@ def _card(check: Check, anchor: str) -> Markup:
         facts.append(("Right is", element("code", _value(check.expected))))
     if check.reproducer:
         facts.append(("Reproducer", element("code", check.reproducer)))
-    heading = element("h3", _status(check.status), " ", element("a", check.name, href=f"#{anchor}"))
+    heading = element("h3", _status(check.status), " ", element("a", _breakable(check.name), href=f"#{anchor}"))
     scope = element("p", f"{check.scope}: {check.reason}", class_="reason")
     return element("article", heading, scope, _definitions(facts, "facts"), class_=f"card {check.status}")
 
@@ -201,7 +202,7 @@ def _scopes(checks: Sequence[Check]) -> Markup:
         worst = max(found, key=_rank)
         counts = Counter(str(check.status) for check in found)
         told = ", ".join(f"{counts[status]} {status}" for status in _ORDER if counts[status])
-        ratio = [meter(worst.worst_ratio, worst.status), element("strong", _ratio_text(worst)), " largest error / tolerance"]
+        ratio = [meter(worst.worst_ratio, worst.status), element("strong", _ratio_text(worst)), " error / tolerance"]
         source = element("p", element("cite", "docs/verification.md"), f', section "{section}"', class_="source")
         heading = element("h3", scope.capitalize(), " ", element("small", told))
         cards.append(element("article", heading, element("p", ratio), element("p", sentence), source, class_="card"))
@@ -358,7 +359,7 @@ def _refusals(refused: Sequence[tuple[str, str]]) -> Markup:
 def _table(checks: Sequence[Check]) -> Markup:
     ordered = sorted(enumerate(checks), key=lambda item: _ORDER[item[1].status])
     rows = [_row(check, f"check-{index}") for index, check in ordered]
-    heads = ["#", "Check", "Scope", "Status", "Error / tolerance", "Largest error", "Bound", "Worst element"]
+    heads = ["#", "Status", "Check", "Scope", "Error / tolerance", "Largest error", "Bound", "Worst element"]
     search = element(
         "p",
         element("label", "Show only rows with ", element("input", type="search", id="filter", autocomplete="off")),
@@ -376,7 +377,7 @@ def _table(checks: Sequence[Check]) -> Markup:
 
 def _row(check: Check, anchor: str) -> Markup:
     below = [check.strategy, " · " if check.strategy and check.nodes else None, _folded_nodes(check.nodes)]
-    head = [element("span", check.name, class_="name")]
+    head = [_breakable(check.name)]
     if check.strategy or check.nodes:
         head.append(element("div", below, class_="quiet"))
     if check.reason:
@@ -385,9 +386,9 @@ def _row(check: Check, anchor: str) -> Markup:
     number = int(anchor.rpartition("-")[2]) + 1
     cells = [
         _number_cell(number, str(number)),
+        element("td", _status(check.status), data_value=-_ORDER[check.status]),
         element("th", head, scope="row"),
         element("td", check.scope),
-        element("td", _status(check.status), data_value=-_ORDER[check.status]),
         _ratio_cell(check),
         _number_cell(check.max_abs_error if judged else None, _spell(check.max_abs_error) if judged else ""),
         _number_cell(check.bound if judged else None, _spell(check.bound) if judged else ""),
@@ -399,7 +400,7 @@ def _row(check: Check, anchor: str) -> Markup:
 def _worst_element(check: Check) -> Markup | None:
     if check.worst_index is None:
         return None
-    place = element("code", _place(check))
+    place = element("code", _breakable(_place(check)))
     if check.computed is None or check.expected is None:
         return place
     values = element("div", f"computed {_value(check.computed)}, right is {_value(check.expected)}", class_="quiet")
@@ -459,7 +460,12 @@ def _folded_nodes(names: Sequence[str]) -> Markup:
     """Names of nodes for a table: one by itself, several folded away."""
     if len(names) < 2:
         return join(names)
-    return element("details", element("summary", _several(len(names), "node")), element("div", ", ".join(names)))
+    return element("details", element("summary", _several(len(names), "node")), element("div", _breakable(", ".join(names))))
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken behind its parts, which HTML does at spaces only."""
+    return join([[part, element("wbr") if part in "_./" else None] for part in re.split("([_./])", name) if part])
 
 
 def _anchor(checks: Sequence[Check], check: Check) -> str:

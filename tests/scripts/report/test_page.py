@@ -17,7 +17,7 @@ from sepwise.report.page import SCOPES, render
 from sepwise.report.provenance import Provenance
 
 NAMES = ["passing", "failing", "skipping", "comparing", "hostile", "nothing"]
-VOID = {"br", "input", "link", "meta"}
+VOID = {"br", "input", "link", "meta", "wbr"}
 CONTRAST = 4.5
 """What the Web Content Accessibility Guidelines (2.1, level AA) ask of text."""
 
