@@ -640,7 +640,7 @@ def _phases(stage: Stage) -> list[Stage]:
 
 
 def _period(stage: Stage, axis: Axis) -> int:
-    """The divisor of an axis' remainder in an index of channels, 1 where there is none."""
+    """The divisor of an axis' remainder in an index of channels or in a condition, 1 where there is none."""
     periods = [1]
 
     def on_remainder(remainder: tirx.FloorMod) -> None:
@@ -648,9 +648,14 @@ def _period(stage: Stage, axis: Axis) -> int:
         if isinstance(remainder.b, tirx.IntImm) and len(linear) == 2 and all(isinstance(x, tirx.IntImm) for x in linear):
             periods.append(int(remainder.b) if int(linear[0]) else 1)
 
+    def on_call(call: Call) -> None:
+        if getattr(call.op, "name", "") == "prim.if_then_else":
+            tvm_ffi.structural_walk(call.args[0], (tirx.FloorMod, on_remainder))
+
     for load in loads(stage.value):
         if len(load.indices) > CHANNEL_AXIS:
             tvm_ffi.structural_walk(load.indices[CHANNEL_AXIS], (tirx.FloorMod, on_remainder))
+    tvm_ffi.structural_walk(stage.value, (Call, on_call))
     return max(periods)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from sepwise.lowering.generic import constant_block, conversion, import_generic, tensor_type
 from sepwise.lowering.graph import Kernel, KernelGraph
 from sepwise.lowering.selection import Selector
-from sepwise.lowering.subpixel import Transposed
+from sepwise.lowering.subpixel import Transposed, crop_begins
 from sepwise.lowering.workload import ConvWorkload, DTypes, LinearWorkload, Stage
 from sepwise.passes import read_activation, read_chain
 
@@ -27,15 +27,13 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.device import Device
     from sepwise.lowering.graph import TensorType
+    from sepwise.lowering.subpixel import PhaseConv
     from sepwise.passes.vocabulary import Activation, ConvStage, FusedChain
 
 __all__ = ["ImportedGraph", "import_graph"]
 
-TRANSPOSED_RANK = 4
-"""Rank of the weight of a 2-D transposed convolution."""
-
-TRANSPOSED_BIAS = 2
-"""Input of a transposed convolution that is its bias."""
+TRANSPOSED_RANKS = range(1, 4)
+"""Spatial axes of a transposed convolution."""
 
 FIRST_LAYER_CHANNELS = 4
 """A network's input of up to so many channels is read as it is, not packed."""
@@ -109,8 +107,8 @@ class _Importer:
                 self._import_chain(node, chain)
                 continue
             transposed = self._match_transposed(node)
-            if transposed is not None:
-                absorbed.update(id(other) for other in transposed)
+            if transposed is not None and self._import_transposed(transposed):
+                absorbed.update(id(other) for other in transposed.nodes)
                 continue
             linear = self._match_linear(node)
             if linear is None:
@@ -258,59 +256,77 @@ class _Importer:
             bias = np.zeros(weight.shape[0], weight.dtype)
         return weight.astype(np.float32), bias.astype(np.float32)
 
-    def _match_transposed(self, node: ir.Node) -> list[ir.Node] | None:
-        """Two kernels for a transposed convolution and the activation behind it; the nodes taken, or None."""
-        if node.domain != "" or node.op_type != "ConvTranspose":
+    def _match_transposed(self, node: ir.Node) -> _TransposedMatch | None:
+        """A transposed convolution with constant weights and the activation behind it."""
+        if node.domain != "" or node.op_type != "ConvTranspose" or not _is_float32(node):
             return None
-        data, weight_value = node.inputs[0], node.inputs[1]
+        data, weight_value, *rest = node.inputs
         weight = self._array(weight_value.name) if weight_value is not None else None
-        if data is None or weight is None or weight.ndim != TRANSPOSED_RANK or not _is_float32(node):
+        if data is None or weight is None or weight.ndim - 2 not in TRANSPOSED_RANKS:
             return None
-        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-        rank = weight.ndim - 2
-        if attributes.get("group", 1) != 1 or any(d != 1 for d in attributes.get("dilations", (1,))):
+        groups = node.attributes.get_int("group", 1)
+        bias: np.ndarray | None = np.zeros(weight.shape[1] * groups, np.float32)
+        if rest and rest[0] is not None:
+            bias = self._array(rest[0].name)
+        if bias is None:
             return None
-        if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-            return None
-        bias: np.ndarray | None = np.zeros(weight.shape[1], np.float32)
-        if len(node.inputs) > TRANSPOSED_BIAS and (bias_value := node.inputs[TRANSPOSED_BIAS]) is not None:
-            bias = self._array(bias_value.name)
-            if bias is None:
-                return None
-        assert bias is not None
-        taken, output = [node], node.outputs[0]
+        nodes, output = [node], node.outputs[0]
         follower = self._only_consumer(output)
         activation = read_activation(self._model, follower) if follower is not None else None
         if follower is not None and activation is not None:
-            taken.append(follower)
+            nodes.append(follower)
             output = follower.outputs[0]
-        source = tensor_type(data)
+        ones = (1,) * (weight.ndim - 2)
         transposed = Transposed(
-            input_shape=source.shape,
+            input_shape=tensor_type(data).shape,
             output_shape=tensor_type(output).shape,
             kernel=tuple(weight.shape[2:]),
-            strides=tuple(attributes.get("strides", (1,) * rank)),
-            pads_begin=tuple(attributes.get("pads", (0,) * rank)[:rank]),
+            strides=tuple(node.attributes.get_ints("strides", ones)),
+            dilations=tuple(node.attributes.get_ints("dilations", ones)),
+            pads_begin=_pads_begin(node, tensor_type(data).shape[2:], tensor_type(output).shape[2:], weight.shape[2:]),
+            groups=groups,
             activation=activation,
         )
-        lanes = self._device.lanes
-        workload = ConvWorkload(
-            source.shape[0], source.shape[2:], (transposed.stage(),), False, None, lanes, lanes
-        )
-        if isinstance(self._selector.choose(workload), list):
-            return None
-        nodes = tuple(_name(other) for other in taken)
-        self._values.setdefault(_name(data), source)
-        between = f"{_name(output)}.subpixels"
-        self._values[between] = transposed.subpixels()
-        self._declare(output)
-        name = self._kernel_name(workload.kind, nodes)
-        constants = (f"{name}.weight0", f"{name}.bias0")
-        self._kernels.append(Kernel(name, workload, (_name(data),), constants, (between,), nodes))
-        self._weights[name] = [transposed.weights(weight, bias)]
-        moved = self._kernel_name("subpixel", nodes)
-        self._kernels.append(Kernel(moved, transposed.rearrangement(), (between,), (), (_name(output),), nodes))
-        return taken
+        return _TransposedMatch(nodes, data, output, weight, bias, transposed)
+
+    def _import_transposed(self, match: _TransposedMatch) -> bool:
+        """A kernel for each convolution of the plan that is predicted fastest, and one that puts the pixels in their places.
+
+        Returns:
+            Whether some plan can be computed.
+        """
+        transposed, lanes = match.transposed, self._device.lanes
+        batch, _, *spatial = transposed.input_shape
+        lifted = tuple(spatial) if len(spatial) > 1 else (1, *spatial)
+        best: tuple[float, list[ConvWorkload], tuple[PhaseConv, ...]] | None = None
+        for plan in transposed.plans():
+            workloads = [ConvWorkload(batch, lifted, (conv.stage(),), False, None, lanes, lanes) for conv in plan]
+            choices = [self._selector.choose(workload) for workload in workloads]
+            if any(isinstance(choice, list) for choice in choices):
+                continue
+            cycles = sum(choice.cycles for choice in choices if not isinstance(choice, list))
+            if best is None or cycles < best[0]:
+                best = cycles, workloads, plan
+        if best is None:
+            return False
+        _, workloads, plan = best
+        nodes = tuple(_name(node) for node in match.nodes)
+        self._values.setdefault(_name(match.data), tensor_type(match.data))
+        self._declare(match.output)
+        between: list[str] = []
+        for workload, conv in zip(workloads, plan, strict=True):
+            between.append(f"{_name(match.output)}.subpixels{len(between)}")
+            self._values[between[-1]] = conv.output()
+            name = self._kernel_name(workload.kind, nodes)
+            constants = (f"{name}.weight0", f"{name}.bias0")
+            self._kernels.append(Kernel(name, workload, (_name(match.data),), constants, (between[-1],), nodes))
+            self._weights[name] = [conv.weights(match.weight, match.bias)]
+        name = self._kernel_name("subpixel", nodes)
+        moved = transposed.rearrangement(plan)
+        constants = (f"{name}.bias",) * moved.constant_count
+        self._constants |= dict.fromkeys(constants, constant_block(match.bias))
+        self._kernels.append(Kernel(name, moved, tuple(between), constants, (_name(match.output),), nodes))
+        return True
 
     def _match_linear(self, node: ir.Node) -> _Linear | None:
         """A Gemm or MatMul with constant weights, with the bias and activation behind it."""
@@ -398,6 +414,38 @@ class _Importer:
         first = "".join(c if c.isalnum() else "_" for c in nodes[0]) if nodes else ""
         kind = kind.replace("+", "_")
         return f"k{len(self._kernels)}_{kind}_{first}"[:96]
+
+
+@dataclass(frozen=True)
+class _TransposedMatch:
+    """A transposed convolution with what follows it."""
+
+    nodes: list[ir.Node]
+    data: ir.Value
+    output: ir.Value
+    weight: np.ndarray
+    bias: np.ndarray
+    transposed: Transposed
+
+
+def _pads_begin(
+    node: ir.Node, source: Sequence[int], output: Sequence[int], kernel: Sequence[int]
+) -> tuple[int, ...]:
+    """What a ConvTranspose cuts off before its output: its pads, or half of what its given size leaves over."""
+    attributes, rank = node.attributes, len(kernel)
+    mode = attributes.get_string("auto_pad", "NOTSET")
+    if mode == "VALID":
+        return (0,) * rank
+    if mode == "NOTSET" and "output_shape" not in attributes:
+        return tuple(attributes.get_ints("pads", (0,) * rank))[:rank]
+    ones = (1,) * rank
+    strides, dilations = attributes.get_ints("strides", ones), attributes.get_ints("dilations", ones)
+    full = [
+        (size - 1) * stride + dilation * (taps - 1) + 1
+        for size, stride, dilation, taps in zip(source, strides, dilations, kernel, strict=True)
+    ]
+    padding = attributes.get_ints("output_padding", (0,) * rank)
+    return crop_begins(output, full, padding, upper=mode == "SAME_UPPER")
 
 
 @dataclass
