@@ -6,7 +6,7 @@ from sepwise.models.building import lay_out
 from sepwise.models.layers import SqueezeExcite
 from sepwise.models.mobilenet_v2 import InvertedResidual
 
-# The papers' tables 1 and 2: kernel, channels inside, squeeze-and-excite, hard-swish, stride.
+# The paper's tables 1 and 2: kernel, channels inside, squeeze-and-excite, hard-swish, stride.
 LARGE = """3 16 - RE 1, 3 64 - RE 2, 3 72 - RE 1, 5 72 SE RE 2, 5 120 SE RE 1, 5 120 SE RE 1, 3 240 - HS 2, 3 200 - HS 1,
     3 184 - HS 1, 3 184 - HS 1, 3 480 SE HS 1, 3 672 SE HS 1, 5 672 SE HS 2, 5 960 SE HS 1, 5 960 SE HS 1"""
 SMALL = """3 16 SE RE 2, 3 72 - RE 2, 3 88 - RE 1, 5 96 SE HS 2, 5 240 SE HS 1, 5 240 SE HS 1, 5 120 SE HS 1, 5 144 SE HS 1,
@@ -30,9 +30,10 @@ def test_rows_of_the_paper(name: str, table: str) -> None:
 
 
 def test_expansions_stay_where_the_network_is_narrow() -> None:
-    """At width 1/4 the first 24 channels are 8 and expanded by 72 / 24, rounded to a multiple of 8."""
-    third = blocks("mobilenet_v3_large", 0.25)[2]
-    assert (third.expand.get_submodule("conv").in_channels, third.expand.get_submodule("conv").out_channels) == (8, 24)
+    """At width 1/4 the first 16 channels are 8, which the second block expands by 64 / 16 as at width 1."""
+    conv = blocks("mobilenet_v3_large", 0.25)[1].expand.get_submodule("conv")
+    assert isinstance(conv, nn.Conv2d)
+    assert (conv.in_channels, conv.out_channels) == (8, 32)
 
 
 @pytest.mark.parametrize(("width", "hidden"), [(0.25, 1280), (1.0, 1280), (1.25, 1600)])
