@@ -188,7 +188,7 @@ def _build(
     selector = Selector(device, threads)
     imported = import_graph(model, device, selector, value_names=value_names)
     graph = imported.graph
-    assign_layouts(graph, imported.views, device)
+    assign_layouts(graph, imported.views, selector)
     compiled, strategies = _compile_kernels(graph, imported.weights, device, selector)
     objects = _build_objects(graph, compiled, device)
     return _assemble(graph, imported, device, compiled, strategies, objects), graph

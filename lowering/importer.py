@@ -35,9 +35,6 @@ __all__ = ["ImportedGraph", "import_graph"]
 TRANSPOSED_RANKS = range(1, 4)
 """Spatial axes of a transposed convolution."""
 
-FIRST_LAYER_CHANNELS = 4
-"""A network's input of up to so many channels is read as it is, not packed."""
-
 
 @dataclass(frozen=True)
 class ImportedGraph:
@@ -210,18 +207,13 @@ class _Importer:
         )
         lanes = self._device.lanes
         # A 1-D network is a 2-D one of height 1.
-        plain_input = (
-            chain.input in self._graph_inputs
-            and stages[0].groups == 1
-            and stages[0].in_channels <= FIRST_LAYER_CHANNELS
-        )
         workload = ConvWorkload(
             batch=batch,
             spatial=tuple(spatial) if len(spatial) > 1 else (1, *spatial),
             stages=stages,
             residual=chain.residual is not None,
             post_activation=chain.post_activation,
-            input_lanes=0 if plain_input else lanes,
+            input_lanes=lanes,
             output_lanes=lanes,
             dtypes=DTypes(),
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sepwise.lowering.cost import stream_cycles
+from sepwise.lowering.graph import Layout
 from sepwise.lowering.strategies import Refusal, strategies_for
 from sepwise.lowering.workload import ConvWorkload
 from sepwise.passes.errors import UnsupportedError
@@ -47,6 +48,16 @@ class Selector:
         self._device = device
         self._threads = threads
         self._choices: dict[str, Choice | list[Refusal]] = {}
+
+    @property
+    def device(self) -> Device:
+        """The target."""
+        return self._device
+
+    @property
+    def threads(self) -> int:
+        """Workers."""
+        return self._threads
 
     def choose(self, workload: ConvWorkload | LinearWorkload) -> Choice | list[Refusal]:
         """Chooses strategy and tile.
@@ -129,12 +140,7 @@ def _boundary_cycles(workload: ConvWorkload | LinearWorkload, device: Device) ->
     """Cycles to read the inputs from where their producer left them, and to write the output."""
     if not isinstance(workload, ConvWorkload):
         return 0.0
-    channels = [workload.stages[0].in_channels, workload.stages[-1].out_channels]
-    spatials = [workload.spatials[0], workload.spatials[-1]]
-    tensors = [
-        4.0 * workload.batch * math.ceil(c / device.lanes) * device.lanes * math.prod(spatial)
-        for c, spatial in zip(channels, spatials, strict=True)
-    ]
-    if workload.residual:
-        tensors.append(tensors[1])
-    return stream_cycles(device, sum(tensors))
+    first = (workload.batch, workload.stages[0].in_channels, *workload.spatial)
+    output = 4.0 * math.prod(Layout(workload.output_lanes).physical_shape(workload.output_shape))
+    nbytes = 4.0 * math.prod(Layout(workload.input_lanes).physical_shape(first)) + output
+    return stream_cycles(device, nbytes + (output if workload.residual else 0.0))

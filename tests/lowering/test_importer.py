@@ -201,26 +201,6 @@ def test_three_axes_stay_three(network: Callable[..., ir.Model]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "groups", "lanes"), [(1, 1, 0), (3, 1, 0), (4, 1, 0), (5, 1, 8), (4, 4, 8), (4, 2, 8)]
-)
-def test_few_channels_of_an_input_are_read_as_they_are(
-    channels: int, groups: int, lanes: int, network: Callable[..., ir.Model]
-) -> None:
-    found = imported(network(HEAD + f"""
-    first (float[1,{channels},6,7] x) => (float[1,8,4,5] y) <float[8,{channels // groups},3,3] w, float[8,8,1,1] v>
-    {{
-      a = Conv <group = {groups}> (x, w)
-      y = Conv (a, v)
-    }}
-    """), selector=Apart)
-    first, second = (kernel.workload for kernel in kernels(found.graph, ConvWorkload))
-    assert isinstance(first, ConvWorkload)
-    assert isinstance(second, ConvWorkload)
-    assert first.input_lanes == lanes
-    assert second.input_lanes == 8
-
-
-@pytest.mark.parametrize(
     ("body", "weight", "bias"),
     [
         ("Gemm (x, w)", lambda w, b: w.T, lambda w, b: 0 * w[0]),
@@ -291,7 +271,6 @@ def test_what_is_no_bias_stays_apart(body: str, network: Callable[..., ir.Model]
     [
         ("y = MatMul (x, x2)", "MatMul"),
         ("y = Gemm <transA = 1> (x3, w)", "Gemm"),
-        ("y = Gemm (x, w, x2)", "Gemm"),
     ],
 )
 def test_other_products_are_generic(body: str, operator: str, network: Callable[..., ir.Model]) -> None:
@@ -367,6 +346,25 @@ def test_a_reshape_is_a_view(network: Callable[..., ir.Model]) -> None:
     assert not kernels(found.graph, GenericWorkload)
 
 
-def test_a_bias_of_the_rows_is_no_bias_of_the_columns(network: Callable[..., ir.Model]) -> None:
-    model = network(HEAD + "g (float[4,3] x) => (float[4,4] y) <float[3,4] w, float[4,1] c> { [fc] y = Gemm (x, w, c) }")
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Gemm (x, w, column)",
+        "a = Gemm <beta = 0.5, alpha = 2.0> (x, w, full) y = Sigmoid (a)",
+        "a = Gemm <beta = 0.5> (x, w, x2) y = Relu (a)",
+        "a = Neg (row) y = Gemm (x, w, a)",
+        "a = Neg (scalar) y = Gemm <transB = 1> (x, w, a)",
+    ],
+)
+def test_what_a_gemm_adds_and_is_no_row_of_constants_is_added_apart(body: str, network: Callable[..., ir.Model]) -> None:
+    model = network(HEAD + f"""
+    g (float[5,5] x, float[5,5] x2, float[5] row, float scalar) => (float[5,5] y)
+    <float[5,5] w, float[5,1] column, float[5,5] full> {{ {body} }}
+    """)
+    found = imported(model)
+    assert only(found.graph, LinearWorkload).workload == LinearWorkload(5, 5, 5)
+    ((_, bias),) = found.weights[only(found.graph, LinearWorkload).name]
+    np.testing.assert_array_equal(bias, 0)
+    assert ("Add",) in [operators(kernel) for kernel in kernels(found.graph, GenericWorkload)]
     assert verify_model(model, device.get("host")).passed
+

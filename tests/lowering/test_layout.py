@@ -1,16 +1,21 @@
 """Layout assignment: every kernel reads what it can read, and few conversions do it."""
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 import pytest
 
-from sepwise.lowering import device
+from sepwise.lowering import device, layout
 from sepwise.lowering.generic import GenericWorkload
+from sepwise.lowering.generic_stages import StageFunction
 from sepwise.lowering.graph import KernelGraph, Layout
 from sepwise.lowering.importer import import_graph
-from sepwise.lowering.layout import assign_layouts
-from sepwise.lowering.selection import Selector
+from sepwise.lowering.layout import MOST_MIXED, assign_layouts
+from sepwise.lowering.selection import Choice, Selector
+from sepwise.lowering.strategies import Refusal
 from sepwise.lowering.workload import ConvWorkload, LinearWorkload
 from sepwise.passes import canonicalize, fuse
 
@@ -18,11 +23,27 @@ HEAD = '<ir_version: 10, opset_import: ["" : 18]>\n'
 PLAIN = Layout()
 
 
-def assigned(model: ir.Model, target: device.Device) -> tuple[KernelGraph, dict[str, str]]:
+class Priced(Selector):
+    """A selector for which convolutions of plain inputs, or of packed ones, cost so many cycles more."""
+
+    plain = 0.0
+    packed = 0.0
+
+    def choose(self, workload: ConvWorkload | LinearWorkload) -> Choice | list[Refusal]:
+        choice = super().choose(workload)
+        if isinstance(choice, list) or not isinstance(workload, ConvWorkload):
+            return choice
+        return replace(choice, cycles=choice.cycles + (self.packed if workload.input_lanes else self.plain))
+
+
+def assigned(
+    model: ir.Model, target: device.Device, selector: Selector | None = None
+) -> tuple[KernelGraph, dict[str, str]]:
     canonical = canonicalize(model)
     names = {str(node.name): str(node.outputs[0].name) for node in canonical.graph if node.name}
-    found = import_graph(fuse(canonical).model, target, Selector(target, 1), value_names=names)
-    assign_layouts(found.graph, found.views, target)
+    selector = selector or Selector(target, 1)
+    found = import_graph(fuse(canonical).model, target, selector, value_names=names)
+    assign_layouts(found.graph, found.views, selector)
     return found.graph, found.views
 
 
@@ -142,8 +163,6 @@ def test_an_output_that_is_also_read_packed(target: device.Device, network: Call
     """), target)
     check(graph, views, target)
     assert sorted(copy for _, copy in conversions(graph)) == ["a", "y"]
-    second = next(k for k in graph.kernels if isinstance(k.workload, ConvWorkload) and k.inputs != ("x",))
-    assert graph.values[second.inputs[0]].layout == Layout(target.lanes)
 
 
 def test_a_value_that_is_wanted_both_ways(target: device.Device, network: Callable[..., ir.Model]) -> None:
@@ -176,5 +195,130 @@ def test_other_types_and_small_ranks_stay_plain(target: device.Device, network: 
 def test_a_network_of_generic_kernels_alone(target: device.Device, network: Callable[..., ir.Model]) -> None:
     graph, views = assigned(network(HEAD + "plain (float[1,9,4,4] x) => (float[1,9,4,4] y) { a = Exp (x) y = Softmax <axis = 1> (a) }"), target)
     check(graph, views, target)
-    assert conversions(graph) == []
-    assert all(not value.layout.packed for value in graph.values.values())
+    assert graph.values["y"].layout == PLAIN
+
+
+TWO_READERS = HEAD + """
+    wide (float[1,32,9,9] x) => (float[1,9,9,9] y) <float[9,32,1,1] w, float[9,32,1,1] v>
+    {
+      a = Conv (x, w)
+      b = Conv (x, v)
+      y = Mul (a, b)
+    }
+    """
+
+
+def test_an_input_is_packed_where_that_is_cheaper_and_once(target: device.Device, network: Callable[..., ir.Model]) -> None:
+    dear, cheap = Priced(target, 1), Priced(target, 1)
+    dear.plain, cheap.packed = 1e9, 1e9
+    graph, views = assigned(network(TWO_READERS), target, dear)
+    check(graph, views, target)
+    assert [source for source, _ in conversions(graph)].count("x") == 1
+    graph, views = assigned(network(TWO_READERS), target, cheap)
+    check(graph, views, target)
+    assert "x" not in [source for source, _ in conversions(graph)]
+    assert all(k.workload.input_lanes == 0 for k in graph.kernels if isinstance(k.workload, ConvWorkload))
+
+
+def test_the_first_layer_reads_the_image_as_it_is(target: device.Device, network: Callable[..., ir.Model]) -> None:
+    """Also behind an operator: three channels would fill a vector with pad lanes."""
+    graph, views = assigned(network(HEAD + """
+    image (float[1,3,64,64] x) => (float[1,16,31,31] y) <float[16,3,3,3] w>
+    {
+      a = Sqrt (x)
+      y = Conv <strides = [2,2]> (a, w)
+    }
+    """), target)
+    check(graph, views, target)
+    assert graph.values["a"].layout == PLAIN
+    assert [copy for _, copy in conversions(graph)] == ["y"]
+
+
+def test_a_strategy_that_takes_no_plain_input_gets_none(target: device.Device, network: Callable[..., ir.Model]) -> None:
+    graph, views = assigned(network(HEAD + """
+    direct (float[1,20,9,9] x) => (float[1,20,7,7] y) <float[20,1,3,3] w> { y = Conv <group = 20> (x, w) }
+    """), target)
+    check(graph, views, target)
+    assert [source for source, _ in conversions(graph)].count("x") == 1
+
+
+REGION = HEAD + """
+    region (float[1,3,9,9] x) => (float[1,9,7,7] y)
+    <float[9,3,3,3] w, float[9,9,1,1] v, float[9,9,1,1] u>
+    {
+      a = Conv (x, w)
+      b = Softmax <axis = 1> (a)
+      c = Softmax <axis = 2> (b)
+      d = Softmax <axis = 3> (c)
+      e = Conv (d, v)
+      f = Softmax <axis = 3> (b)
+      g = Conv (f, u)
+      y = Add (e, g)
+    }
+    """
+
+
+@pytest.mark.parametrize("mixed", [0.0, 1.0, 100.0])
+@pytest.mark.parametrize("packed", [0.0, 30.0, 1000.0])
+def test_no_other_assignment_costs_less(
+    network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch, mixed: float, packed: float
+) -> None:
+    """With invented costs that every kernel has by its own layouts alone, against every assignment of a region of values."""
+    target = device.get("x86-64-v3")
+
+    def cycles(
+        function: StageFunction, device: device.Device, layouts: Sequence[Layout], constants: Collection[int] = (), *, threads: int = 1
+    ) -> float:
+        return kernel_cycles([tensor.packed for tensor in layouts])
+
+    def kernel_cycles(tensors: Sequence[bool]) -> float:
+        return mixed * (len(set(tensors)) - 1) + packed * sum(tensors) + 7.0 * (not any(tensors))
+
+    monkeypatch.setattr(layout, "predicted_cycles", cycles)
+    monkeypatch.setattr(layout, "stream_cycles", lambda device, nbytes: 0.0)
+    monkeypatch.setattr(layout, "CALL_CYCLES", 1.0)
+    prices = Priced(target, 1)
+    prices.plain = 20.0
+    graph, views = assigned(network(REGION), target, prices)
+    check(graph, views, target)
+
+    def total(kernels: Sequence[tuple[Sequence[bool], bool]]) -> float:
+        return sum(kernel_cycles(tensors) + (1.0 if conversion else 0.0) for tensors, conversion in kernels)
+
+    region = [k for k in graph.kernels if isinstance(k.workload, GenericWorkload) and not {"x", "y"} & {*k.inputs, *k.outputs}]
+    found = total([
+        ([graph.values[n].layout.packed for n in (*k.inputs, *k.outputs)], k.workload.kind == "Layout") for k in region
+    ])
+    readers = [k.workload for k in graph.kernels if isinstance(k.workload, ConvWorkload) and "x" not in k.inputs]
+    found += sum(reads(prices, workload, workload.input_lanes > 0) for workload in readers)
+    best = math.inf
+    for held in itertools.product([True, False], repeat=4):  # b, c, d, f as they are written
+        for copied in itertools.product([False, True], repeat=5):  # and a
+            have = [{first} | ({not first} if copy else set()) for first, copy in zip((True, *held), copied, strict=True)]
+            both = total([((first, not first), True) for first, copy in zip((True, *held), copied, strict=True) if copy])
+            edges = [(0, 1), (1, 2), (2, 3), (1, 4)]
+            kernels = sum(min(total([((r, held[to - 1]), False)]) for r in have[source]) for source, to in edges)
+            convolutions = sum(min(reads(prices, w, r) for r in have[at]) for w, at in zip(readers, (3, 4), strict=True))
+            best = min(best, both + kernels + convolutions)
+    assert found == pytest.approx(best, rel=1e-12)
+
+
+def reads(prices: Priced, workload: ConvWorkload, packed: bool) -> float:
+    """Cycles of a convolution of a packed or a plain input."""
+    choice = prices.choose(replace(workload, input_lanes=workload.output_lanes if packed else 0))
+    assert isinstance(choice, Choice)
+    return choice.cycles
+
+
+def test_many_tensors_of_one_kernel_are_alike(target: device.Device, network: Callable[..., ir.Model]) -> None:
+    count = MOST_MIXED + 2
+    convolutions = "\n".join(f"c{i} = Conv (x, w{i})" for i in range(count))
+    weights = ", ".join(f"float[20,3,3,3] w{i}" for i in range(count))
+    names = ", ".join(f"c{i}" for i in range(count))
+    graph, views = assigned(network(HEAD + f"""
+    many (float[1,3,9,9] x) => (float[1,8,7,7] y) <{weights}, float[8,20,1,1] v>
+    {{ {convolutions} s = Sum ({names}) y = Conv (s, v) }}
+    """), target)
+    check(graph, views, target)
+    summed = next(k for k in graph.kernels if isinstance(k.workload, GenericWorkload) and len(k.inputs) == count)
+    assert len({graph.values[name].layout for name in (*summed.inputs, *summed.outputs)}) == 1
