@@ -154,7 +154,9 @@ class _KernelChecker:
         self._program = program
         self._runner = runner
         self._model = model
-        self._tensors = tensors
+        kinds = [np.dtype(value.type.dtype) for value in (*program.inputs, *program.values, *program.outputs)]
+        self._single = any(kind.kind == "f" and kind != np.float64 for kind in kinds)
+        self._tensors = {name: self._as_stored(array) for name, array in tensors.items()}
         self._unnamed: dict[str, tuple[np.ndarray, list[str]]] = {}
 
     def check(self, index: int) -> list[Check]:
@@ -166,7 +168,7 @@ class _KernelChecker:
             onnx_name = _onnx_name(self._program, name)
             if onnx_name in self._tensors:
                 sources.append(onnx_name)
-                arrays.append(_as_stored(self._tensors[onnx_name]))
+                arrays.append(_as_typed(self._tensors[onnx_name], self._program.find_value(name).type.dtype))
             else:
                 array, before = self._unnamed[onnx_name]
                 sources += before
@@ -179,16 +181,19 @@ class _KernelChecker:
         named = {target: written[name] for target, name in targets.items() if target in self._tensors}
         return [self._compare(call, sources, named)] if named else []
 
+    def _as_stored(self, array: np.ndarray) -> np.ndarray:
+        """What a kernel is fed of the oracle's tensor: float32, unless the whole Program is in float64."""
+        return array.astype(np.float32) if self._single and array.dtype == np.float64 else array
+
     def _compare(self, call: KernelCall, sources: Sequence[str], written: Mapping[str, np.ndarray]) -> Check:
         """What a kernel wrote against the nodes between `sources` and it; the worst of its outputs."""
         if set(sources) == set(written):  # a change of layout computes nothing
-            exact = {name: _as_stored(self._tensors[name]) for name in written}
-            bounds = {name: (array, np.zeros(array.shape)) for name, array in exact.items()}
+            bounds = {name: (self._tensors[name], np.zeros(self._tensors[name].shape)) for name in written}
         else:
-            feeds = {name: _as_stored(self._tensors[name]) for name in sources}
+            feeds = {name: self._tensors[name] for name in sources}
             try:
                 part = extract(self._model, list(feeds), list(written))
-                bounds = run_with_bounds(part, feeds)
+                bounds = run_with_bounds(part, feeds, single=self._single)
             except SepwiseError as error:
                 skipped = Check("kernel", call.name, call.nodes, "skipped", 0.0, 0.0, None, None, reason=str(error))
                 return replace(skipped, strategy=call.strategy)
@@ -217,6 +222,6 @@ def _onnx_name(program: Program, name: str) -> str:
     return name.removesuffix(suffix)
 
 
-def _as_stored(array: np.ndarray) -> np.ndarray:
-    """What a kernel is fed: float32 where the oracle computes in float64."""
-    return array.astype(np.float32) if array.dtype == np.float64 else array
+def _as_typed(array: np.ndarray, dtype: str) -> np.ndarray:
+    """A floating-point tensor in the type that a kernel reads."""
+    return array.astype(dtype) if array.dtype.kind == "f" else array

@@ -505,6 +505,12 @@ def _space_to_depth(op: Operation, x: Array) -> Array:
     return np.ascontiguousarray(y).reshape(n, c * block**2, h // block, w // block)
 
 
+def _non_max_suppression(op: Operation, boxes: Array, scores: Array, *limits: Array | None) -> Array:
+    """ONNX's own implementation takes the limits as vectors only, of one element; scalars are common."""
+    vectors = [None if limit is None else limit.reshape(-1) for limit in limits]
+    return evaluate_by_reference(op, [boxes, scores, *vectors])[0]
+
+
 def _dropout(op: Operation, x: Array, ratio: Array | None = None, training: Array | None = None) -> tuple[Array, ...]:
     if training is not None and training.all() and (ratio is None or ratio.any()):
         raise UnsupportedError(f"{op}: runs in training mode; only inference is supported. Export the model in evaluation mode.")
@@ -613,6 +619,7 @@ OPERATORS: dict[str, Evaluate] = {
     "Flatten": _flatten,
     "Gather": _gather,
     "GatherElements": _gather_elements,
+    "NonMaxSuppression": _non_max_suppression,
     "NonZero": lambda _, x: np.asarray(np.nonzero(x), np.int64),
     "Pad": _pad,
     "Range": lambda _, start, limit, step: np.arange(start.item(), limit.item(), step.item(), dtype=start.dtype),

@@ -82,7 +82,7 @@ Rule: TypeAlias = Callable[..., Array]
 
 
 def run_with_bounds(
-    model: "Model | Oracle", inputs: Mapping[str, Array], *, keep: Collection[str] = ()
+    model: "Model | Oracle", inputs: Mapping[str, Array], *, keep: Collection[str] = (), single: bool = True
 ) -> dict[str, tuple[Array, Array]]:
     """Computes the outputs of a model and how far any float32 execution may be from them.
 
@@ -97,6 +97,8 @@ def run_with_bounds(
         model: a model, usually the few nodes that one kernel covers (`extract`).
         inputs: tensors by input name. They are rounded to float32 first, as the kernel is fed; so their error is 0.
         keep: names of intermediate values to return as well.
+        single: whether inputs and constants are float32; those of a model in float64 are taken as they are. The bound
+            is that of float32 arithmetic in both cases: the reference has no digits beyond float64.
 
     Returns:
         (value, bound) of each output, then of what was to be kept; both float64 and of one shape. The bound is
@@ -107,12 +109,12 @@ def run_with_bounds(
         InputError: if inputs do not fit the model.
     """
     graph = as_graph(model)
-    feeds = read_inputs(graph, inputs, single=True)
+    feeds = read_inputs(graph, inputs, single=single)
     with np.errstate(all="ignore"):
         results = interpret(
             graph,
             {name: Bounded(array, EXACT) for name, array in feeds.items()},
-            constant=lambda _, array: Bounded(_as_stored(array), EXACT),
+            constant=lambda _, array: Bounded(_as_stored(array) if single else array, EXACT),
             step=_step,
             truth=_truth,
             keep=keep,

@@ -161,5 +161,8 @@ def _deviation(exact: Mapping[str, Array], runs: Iterable[Mapping[str, Array]], 
     with np.errstate(all="ignore"):
         for run in runs:
             for name, value in run.items():
+                if value.shape != exact[name].shape:  # rounding decides how many elements there are
+                    squares[name] += np.inf
+                    continue
                 squares[name] += np.nan_to_num((value.astype(np.float64) - exact[name].astype(np.float64)) ** 2, posinf=np.inf)
         return {name: np.sqrt(total / seeds) for name, total in squares.items()}

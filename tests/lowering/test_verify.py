@@ -67,6 +67,41 @@ def test_a_right_network_passes(right: Verification) -> None:
     assert (right.model, right.target) == ("small", "host")
 
 
+WIDE = {
+    "kernels alone": """wide (double[1,3,9,9] x) => (double[1,8,9,9] y) <double[8,3,3,3] w, double[8] b, double low = {0.1}, double high = {0.7}> {
+      c = Conv <pads = [1,1,1,1]> (x, w, b)
+      y = Clip (c, low, high)
+    }""",
+    "kernels and a tail": """wide (double[2,30] x) => (double[2,8] y) <double[30,8] w> {
+      m = MatMul (x, w)
+      y = Softmax (m)
+    }""",
+    "both types": """wide (float[2,30] x) => (double[2,30] y, float[2,30] z) <double low = {0.1}> {
+      z = Relu (x)
+      d = Cast <to = 11> (z)
+      y = Add (d, d)
+    }""",
+    "scalar limits": """boxes (float[1,6,4] b, float[1,2,6] x) => (int64[n,3] i, float[1,2,6] s)
+    <int64 most = {3}, float iou = {0.5}, float least = {0.4}> {
+      s = Sigmoid (x)
+      i = NonMaxSuppression (b, s, most, iou, least)
+    }""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_other_types_pass(name: str) -> None:
+    proto = onnx.parser.parse_model(HEAD + WIDE[name])
+    rng = np.random.default_rng(0)
+    for value in proto.graph.value_info:
+        shape = [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal(shape), value.name))
+    del proto.graph.value_info[:]
+    found = verify_model(ir.from_proto(proto), HOST)
+    assert found.passed, [check for check in found.checks if not check.passed]
+    assert {check.scope for check in found.checks} >= {"kernel", "model"}
+
+
 def test_every_scope_is_checked(right: Verification) -> None:
     assert {check.scope for check in right.checks} == {"graph", "kernel", "model"}
     covered = {node for check in right.checks if check.scope == "kernel" for node in check.nodes}

@@ -163,6 +163,12 @@ CASES: dict[str, tuple[int, str, str, str]] = {
     "arg max": (18, IMAGE, "", "y = ArgMax<axis=1>(x)"),
     "arg min": (18, IMAGE, "", "y = ArgMin<axis=-1,keepdims=0,select_last_index=1>(x)"),
     "top k": (18, IMAGE, "int64[1] k = {3}", "y, i = TopK<axis=1>(x, k)"),
+    "non max suppression": (
+        18,
+        "float[1,6,4] x, float[1,2,6] s",
+        "int64 most = {3}, float iou = {0.5}, float least = {0.4}",
+        "y = NonMaxSuppression(x, s, most, iou, least)",
+    ),
     "non zero": (18, "bool[3,4] x", "", "y = NonZero(x)"),
     # shapes and movement
     "concat": (18, IMAGE, "float[2,1,7,9] c", "y = Concat<axis=1>(x, c, x)"),

@@ -98,6 +98,13 @@ def test_inputs_are_rounded_as_they_are_fed(parse) -> None:
     assert bound[0] == 0
 
 
+def test_a_float64_model_keeps_its_digits(parse) -> None:
+    model = parse('<ir_version: 8, opset_import: ["" : 18]> g (double[1] x) => (double y) <double c = {0.1}> { y = Max(x, c) }')
+    for single, constant in ((True, float(np.float32(0.1))), (False, 0.1)):
+        value, bound = run_with_bounds(model, {"x": np.zeros(1)}, single=single)["y"]
+        assert (value[0], bound[0]) == (constant, 0)
+
+
 def test_intermediate_values_can_be_kept(parse) -> None:
     model = parse('<ir_version: 8, opset_import: ["" : 18]> g (float[1] x) => (float y) { t = Exp(x) y = Log(t) }')
     results = run_with_bounds(model, {"x": np.ones(1, np.float32)}, keep=["t"])
