@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sepwise.lowering.device import Device
+    from sepwise.passes.vocabulary import Activation
 
 __all__ = [
     "RUNTIME_ONLY",
     "GenericGraph",
     "GenericWorkload",
     "NeedsRuntimeError",
+    "addition",
     "constant_block",
     "conversion",
     "import_generic",
@@ -253,6 +255,37 @@ def conversion(source: TensorType, layout: Layout) -> GenericWorkload:
     function = identity(source.shape, source.dtype)
     signature = f"copy{source.shape}{source.dtype}"
     return GenericWorkload(function, ("Layout",), 0, signature, (source.layout,), (layout,))
+
+
+def addition(
+    product: TensorType, addend: TensorType, factor: float, act: Activation | None, *, constant: bool
+) -> GenericWorkload:
+    """Makes the workload that adds a tensor to another one: `act(product + factor * addend)`.
+
+    Args:
+        product: Type of the first input and of the output.
+        addend: Type of the second one, which broadcasts to it.
+        factor: What the second one is multiplied by.
+        act: Applied to the sum, or None.
+        constant: Whether the second one is a constant.
+
+    Returns:
+        A workload of two inputs, or of an input and a constant.
+    """
+    first = te.placeholder(_extents(product.shape), product.dtype, name="product")
+    second = te.placeholder(_extents(addend.shape), addend.dtype, name="addend")
+
+    def total(*index: tirx.Var) -> tirx.PrimExpr:
+        own = index[len(index) - len(addend.shape) :]
+        places = [i if extent > 1 else tirx.const(0, i.ty.dtype) for i, extent in zip(own, addend.shape, strict=True)]
+        added = second(*places) if factor == 1.0 else second(*places) * tirx.const(factor, addend.dtype)
+        value = first(*index) + added
+        return value if act is None else activation(act.kind, act.parameters, value)
+
+    function = te.create_prim_func([first, second, te.compute(_extents(product.shape), total, name="total")])
+    signature = f"add{product.shape}{addend.shape}{factor}{act}"
+    inputs = 1 if constant else 2
+    return GenericWorkload(function, ("Add",), 0, signature, (Layout(),) * inputs, (Layout(),), 2 - inputs)
 
 
 def constant_block(array: np.ndarray) -> np.ndarray:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sepwise.lowering.generic import constant_block, conversion, import_generic, tensor_type
-from sepwise.lowering.graph import Kernel, KernelGraph
+from sepwise.lowering.generic import addition, constant_block, conversion, import_generic, tensor_type
+from sepwise.lowering.graph import Kernel, KernelGraph, TensorType
 from sepwise.lowering.selection import Selector
 from sepwise.lowering.subpixel import Transposed, crop_begins
 from sepwise.lowering.workload import ConvWorkload, DTypes, LinearWorkload, Stage
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from sepwise.lowering.device import Device
-    from sepwise.lowering.graph import TensorType
     from sepwise.lowering.subpixel import PhaseConv
     from sepwise.passes.vocabulary import Activation, ConvStage, FusedChain
 
 __all__ = ["ImportedGraph", "import_graph"]
+
+GEMM_ADDEND = 2
+"""Input of a Gemm that is added to the product."""
 
 TRANSPOSED_RANKS = range(1, 4)
 """Spatial axes of a transposed convolution."""
@@ -315,9 +317,9 @@ class _Importer:
             self._weights[name] = [conv.weights(match.weight, match.bias)]
         name = self._kernel_name("subpixel", nodes)
         moved = transposed.rearrangement(plan)
-        constants = (f"{name}.bias",) * moved.constant_count
-        self._constants |= dict.fromkeys(constants, constant_block(match.bias))
-        self._kernels.append(Kernel(name, moved, tuple(between), constants, (_name(match.output),), nodes))
+        biases = (f"{name}.bias",) * moved.constant_count
+        self._constants |= dict.fromkeys(biases, constant_block(match.bias))
+        self._kernels.append(Kernel(name, moved, tuple(between), biases, (_name(match.output),), nodes))
         return True
 
     def _match_linear(self, node: ir.Node) -> _Linear | None:
@@ -328,39 +330,36 @@ class _Importer:
         weight = self._array(weight_value.name) if weight_value is not None else None
         if data is None or weight is None or weight.ndim != 2 or data.name in self._model.graph.initializers:
             return None
-        if tensor_type(data).dtype != "float32":
+        if tensor_type(data).dtype != "float32" or node.attributes.get_int("transA", 0) != 0:
             return None
-        bias: np.ndarray | None = None
-        scale = 1.0
+        linear = _Linear([node], node.outputs[0], weight.T)
         if node.op_type == "Gemm":
-            attributes = node.attributes
-            scale = attributes["alpha"].as_float() if "alpha" in attributes else 1.0
-            if "transA" in attributes and attributes["transA"].as_int():
-                return None
-            if not ("transB" in attributes and attributes["transB"].as_int()):
-                weight = weight.T
-            if len(node.inputs) > 2 and node.inputs[2] is not None:
-                bias = self._array(node.inputs[2].name)
-                if bias is None:
-                    return None
-                beta = attributes["beta"].as_float() if "beta" in attributes else 1.0
-                bias = bias * np.float32(beta)
-                if bias.size != 1 and bias.shape[-1:] != (bias.size,):
-                    return None  # one value a row: no bias of the columns
-                bias = np.broadcast_to(bias.reshape(-1), (weight.shape[0],))
-        else:
-            weight = weight.T
-        if scale != 1.0:
-            weight = weight * np.float32(scale)
-        linear = _Linear([node], node.outputs[0], weight, bias, None)
+            self._read_gemm(node, linear)
         self._absorb_bias(linear)
         self._absorb_activation(linear)
         return linear
 
+    def _read_gemm(self, node: ir.Node, linear: _Linear) -> None:
+        """`alpha * x * w + beta * c`: alpha goes into the weight; c is the bias where it is a constant row, else added apart."""
+        if node.attributes.get_int("transB", 0):
+            linear.weight = linear.weight.T
+        linear.weight = linear.weight * np.float32(node.attributes.get_float("alpha", 1.0))
+        addend = node.inputs[GEMM_ADDEND] if len(node.inputs) > GEMM_ADDEND else None
+        if addend is None:
+            return
+        beta = node.attributes.get_float("beta", 1.0)
+        row = self._array(addend.name)
+        if row is not None and (row.size == 1 or row.shape[-1:] == (row.size,)):
+            linear.bias = np.broadcast_to(row.reshape(-1) * np.float32(beta), linear.weight.shape[:1])
+        else:
+            linear.addend, linear.factor = addend, beta
+
     def _absorb_bias(self, linear: _Linear) -> None:
         """`MatMul; Add(constant vector)` -> one product with bias."""
         follower = self._only_consumer(linear.output)
-        if linear.bias is not None or follower is None or follower.op_type != "Add" or follower.domain != "":
+        if linear.bias is not None or linear.addend is not None:
+            return
+        if follower is None or follower.op_type != "Add" or follower.domain != "":
             return
         other = next((v for v in follower.inputs if v is not linear.output), None)
         bias = self._array(other.name) if other is not None else None
@@ -391,15 +390,34 @@ class _Importer:
         self._declare(linear.output)
         features, reduction = linear.weight.shape
         rows = math.prod(source.shape[:-1])
-        workload = LinearWorkload(rows, reduction, features, linear.activation)
         nodes = tuple(_name(node) for node in linear.nodes)
+        output, activation = _name(linear.output), linear.activation
+        if linear.addend is not None:
+            output, activation = f"{output}.product", None
+            self._values[output] = TensorType((rows, features))
+            self._import_addition(linear, linear.addend, output, nodes)
+        workload = LinearWorkload(rows, reduction, features, activation)
         name = self._kernel_name("linear", nodes)
         bias = linear.bias if linear.bias is not None else np.zeros(features, np.float32)
         constants = (f"{name}.weight0", f"{name}.bias0")
-        self._kernels.append(
-            Kernel(name, workload, (_name(data),), constants, (_name(linear.output),), nodes)
-        )
+        self._kernels.append(Kernel(name, workload, (_name(data),), constants, (output,), nodes))
         self._weights[name] = [(linear.weight.astype(np.float32), bias.astype(np.float32))]
+
+    def _import_addition(self, linear: _Linear, addend: ir.Value, product: str, nodes: Sequence[str]) -> None:
+        """A kernel that adds what is no row of constants to a matrix product, and applies the activation."""
+        name = self._kernel_name("addition", nodes)
+        array = self._array(addend.name)
+        added = tensor_type(addend)
+        workload = addition(self._values[product], added, linear.factor, linear.activation, constant=array is not None)
+        inputs: tuple[str, ...] = (product,)
+        constants: tuple[str, ...] = ()
+        if array is None:
+            inputs += (_name(addend),)
+            self._values.setdefault(_name(addend), added)
+        else:
+            constants = (f"{name}.addend",)
+            self._constants[constants[0]] = constant_block(array)
+        self._kernels.append(Kernel(name, workload, inputs, constants, (_name(linear.output),), tuple(nodes)))
 
     def _kernel_name(self, kind: str, nodes: Sequence[str]) -> str:
         """A C identifier out of the place in the graph and the first node."""
@@ -442,13 +460,15 @@ def _pads_begin(
 
 @dataclass
 class _Linear:
-    """A matrix product with what follows it."""
+    """A matrix product with what follows it: `activation(x * weight + bias)`, or `... + factor * addend` where that is no row."""
 
     nodes: list[ir.Node]
     output: ir.Value
     weight: np.ndarray
-    bias: np.ndarray | None
-    activation: Activation | None
+    bias: np.ndarray | None = None
+    addend: ir.Value | None = None
+    factor: float = 1.0
+    activation: Activation | None = None
 
     def extend(self, node: ir.Node) -> None:
         """Takes in a node behind it."""

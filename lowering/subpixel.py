@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import te, tirx
@@ -146,8 +146,9 @@ class PhaseConv:
         for index, phase in enumerate(itertools.product(*(axis.taps for axis in self.axes))):
             for reads in itertools.product(*(axis_taps.items() for axis_taps in phase)):
                 places = tuple(axis.place(distance) for axis, (distance, _) in zip(self.axes, reads, strict=True))
-                tap = tuple(tap for _, tap in reads)
-                result[(slice(None), index, ..., *places)] = np.swapaxes(by_group[(..., *tap)], 1, 2)
+                source: tuple[Any, ...] = (..., *(tap for _, tap in reads))
+                target: tuple[Any, ...] = (slice(None), index, ..., *places)
+                result[target] = np.swapaxes(by_group[source], 1, 2)
         lifted = (1,) * (rank == 1) + taps
         many = np.broadcast_to(bias.reshape(groups, 1, outputs), (groups, self.phases, outputs))
         return result.reshape(groups * self.phases * outputs, inputs, *lifted), many.reshape(-1)
