@@ -26,6 +26,7 @@ from tvm import s_tir, tirx
 from tvm.ir import PointerType, PrimType
 from tvm.ir.expr import Call, TensorLoad, Var
 
+from sepwise.lowering.lane_loads import permute_loads
 from sepwise.lowering.tiling import TASK_LOOP
 from sepwise.lowering.vector_math import replace_math
 from sepwise.passes.errors import InputError
@@ -164,6 +165,7 @@ _FINISH = tvm.ir.transform.Sequential(
     [
         s_tir.transform.HoistIfThenElse(),
         tirx.transform.UnrollLoop(),
+        tirx.transform.prim_func_pass(permute_loads, opt_level=0),
         s_tir.transform.RenormalizeSplitPattern(),
         tirx.transform.StmtSimplify(),
         tirx.transform.RemoveNoOp(),

@@ -17,14 +17,24 @@ from tvm import te, tirx
 from sepwise.lowering.vector_math import activation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from tvm.ir import PrimExpr
 
     from sepwise.lowering.workload import ConvWorkload, LinearWorkload, Stage
     from sepwise.passes.vocabulary import Activation
 
-__all__ = ["ConvCompute", "LaneSource", "StageTensors", "conv", "input_extents", "lane_source", "linear"]
+__all__ = [
+    "ConvCompute",
+    "LaneSource",
+    "StageTensors",
+    "conv",
+    "groups_of_block",
+    "input_extents",
+    "lane_source",
+    "linear",
+    "permuted_channels",
+]
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class StageTensors:
     """The tensors of one stage, by the names of their blocks.
 
     Attributes:
-        pad: Name of the block that stages the padded (or gathered) input, or None.
+        pad: Name of the block that stages the padded input, or None.
         accumulator: Name of the reduction block.
         output: Name of the epilogue block.
     """
@@ -56,7 +66,13 @@ class ConvCompute:
 
 
 def conv(
-    workload: ConvWorkload, domain: Sequence[int], oc_blocks: int, oc_pack: Sequence[int], *, flat: bool = False
+    workload: ConvWorkload,
+    domain: Sequence[int],
+    oc_blocks: int,
+    oc_pack: Sequence[int],
+    *,
+    flat: bool = False,
+    permuted: bool = False,
 ) -> ConvCompute:
     """Builds the compute of a chain of convolutions.
 
@@ -68,6 +84,7 @@ def conv(
         oc_pack: For each stage the output blocks that lie together in its weights,
             `[oc_o / pack, kh, kw, ic, oc_o % pack, oc_v]`.
         flat: Whether the spatial axes are one; every stage must be flat.
+        permuted: Whether lanes of several groups are written as a permutation of `permuted_channels`, not as a selection.
 
     Returns:
         The PrimFunc and the names of its blocks.
@@ -81,7 +98,7 @@ def conv(
         stage = workload.stages[index]
         # A chain computes whole rows of its intermediates, so its input must be readable past its end.
         beyond = last > 0 and rounded and index == 0
-        staged.insert(0, stage.padded or lane_source(stage, lanes) is LaneSource.GATHER or beyond)
+        staged.insert(0, stage.padded or beyond)
         if flat:
             domains.insert(0, domains[0])
         else:
@@ -96,7 +113,7 @@ def conv(
     names = []
     for index, stage in enumerate(workload.stages):
         blocks = oc_blocks if index == last else math.ceil(stage.out_channels / lanes)
-        form = _Form(stage, index, lanes, blocks, oc_pack[index], domains[index + 1], flat)
+        form = _Form(stage, index, lanes, blocks, oc_pack[index], domains[index + 1], flat, permuted)
         pad = form.stage_input(source, true_spatials[index]) if staged[index] else None
         total, weight = form.accumulate(pad or source)
         bias = te.placeholder((blocks, lanes), name=f"bias{index}")
@@ -180,6 +197,38 @@ def lane_source(stage: Stage, lanes: int) -> LaneSource:
     return LaneSource.GATHER
 
 
+def groups_of_block(stage: Stage, lanes: int) -> int:
+    """Counts the groups that the lanes of one output block belong to.
+
+    Args:
+        stage: The convolution.
+        lanes: Lanes of its output.
+
+    Returns:
+        The most that any block has, 1 where groups fill whole blocks.
+    """
+    per_group = stage.out_channels_per_group
+    return min(stage.groups, math.ceil((lanes - math.gcd(lanes, per_group)) / per_group) + 1)
+
+
+def permuted_channels(stage: Stage, input_lanes: int, lanes: int) -> int:
+    """Tells from how many consecutive input channels each step of an output block is one constant permutation.
+
+    Args:
+        stage: The convolution.
+        input_lanes: Lanes of its input, 0 for a plain one.
+        lanes: Lanes of its output.
+
+    Returns:
+        The input channels of a block's groups, which divide the input's blocks or are whole ones; 0 where they do
+        neither, or where groups do not fill the output's blocks.
+    """
+    if input_lanes != lanes or lanes % stage.out_channels_per_group:
+        return 0
+    channels = lanes // stage.out_channels_per_group * stage.in_channels_per_group
+    return channels if lanes % channels == 0 or channels % lanes == 0 else 0
+
+
 def _activate(act: Activation | None, value: PrimExpr) -> PrimExpr:
     """`act(value)`."""
     return value if act is None else activation(act.kind, act.parameters, value)
@@ -220,61 +269,72 @@ class _Form:
     pack: int
     domain: tuple[int, ...]
     flat: bool
+    permuted: bool
 
     @property
     def source(self) -> LaneSource:
         """Which input channels the lanes read."""
         return lane_source(self.stage, self.lanes)
 
-    def channel(self, oc_o: PrimExpr, oc_v: PrimExpr, ic: PrimExpr) -> PrimExpr:
-        """The input channel that lane `oc_v` of block `oc_o` reads at step `ic` of its reduction."""
-        per_group = self.stage.in_channels_per_group
-        if self.stage.groups == 1:
-            return ic
-        first = oc_o * self.lanes
-        if self.source is not LaneSource.BROADCAST:
-            first = tirx.min(first + oc_v, self.stage.out_channels - 1)
-        return tirx.floordiv(first, self.stage.out_channels_per_group) * per_group + ic
+    def read(
+        self, source: _Source, n: PrimExpr, oc_o: PrimExpr, oc_v: PrimExpr, ic: PrimExpr, position: Sequence[PrimExpr]
+    ) -> PrimExpr:
+        """What lane `oc_v` of block `oc_o` reads at step `ic` of its reduction."""
+        stage = self.stage
+        if stage.groups == 1:
+            return source.read(n, ic, position)
+        if self.source is LaneSource.LANE:
+            return source.tensor[(n, oc_o, *position, oc_v)]
+        if self.permuted:
+            return self.read_permuted(source, n, oc_o, oc_v, ic, position)
+        first = tirx.floordiv(oc_o * self.lanes, stage.out_channels_per_group)
+
+        def channel(group: int) -> PrimExpr:
+            """The channel of a group, counted from the block's first."""
+            number = tirx.min(first + group, stage.groups - 1) if group else first
+            return source.read(n, number * stage.in_channels_per_group + ic, position)
+
+        last = 0 if self.source is LaneSource.BROADCAST else groups_of_block(stage, self.lanes) - 1
+        value = channel(last)
+        for group in reversed(range(last)):
+            end = (first + group + 1) * stage.out_channels_per_group - oc_o * self.lanes
+            value = tirx.Select(oc_v < end, channel(group), value)
+        return value
+
+    def read_permuted(
+        self, source: _Source, n: PrimExpr, oc_o: PrimExpr, oc_v: PrimExpr, ic: PrimExpr, position: Sequence[PrimExpr]
+    ) -> PrimExpr:
+        """The same, by a lane of the input that is a constant beside those of the other lanes."""
+        channels = permuted_channels(self.stage, source.lanes, self.lanes)
+        inside = tirx.floordiv(oc_v, self.stage.out_channels_per_group) * self.stage.in_channels_per_group + ic
+        if channels <= self.lanes:
+            parts = self.lanes // channels
+            block, lane = tirx.floordiv(oc_o, parts), tirx.floormod(oc_o, parts) * channels + inside
+        else:
+            last = source.tensor.shape[1] - 1
+            block = tirx.min(oc_o * (channels // self.lanes) + tirx.floordiv(inside, self.lanes), last)
+            lane = tirx.floormod(inside, self.lanes)
+        return source.tensor[(n, block, *position, lane)]
 
     def stage_input(self, source: _Source, true_input: tuple[int, ...]) -> _Source:
-        """Copies the input with its borders, one channel for each lane where lanes gather.
-
-        `[n, ic_o, *padded, ic_v]`, plain `[n, ic, *padded]`, or gathered `[n, oc_o * ic, *padded, oc_v]`.
-        """
+        """Copies the input with its borders: `[n, ic_o, *padded, ic_v]` or plain `[n, ic, *padded]`."""
         name = f"pad{self.index}"
         extents = input_extents(self.stage, self.domain)
-        batch = source.tensor.shape[0]
+        rank = len(extents)
 
-        def guarded(read: Callable[[list[PrimExpr]], PrimExpr], padded: Sequence[PrimExpr]) -> PrimExpr:
-            """`read(position - begin)` inside the true input, 0 outside."""
+        def copy(n: PrimExpr, block: PrimExpr, *rest: PrimExpr) -> PrimExpr:
+            """The input inside, 0 outside."""
             inside, position = [], []
             for p, begin, extent, available in zip(
-                padded, self.stage.pads_begin, extents, true_input, strict=True
+                rest[:rank], self.stage.pads_begin, extents, true_input, strict=True
             ):
                 position.append(p - begin)
                 if begin:
                     inside.append(p >= begin)
                 if extent - begin > available:
                     inside.append(p < available + begin)
-            value = read(position)
+            value = source.tensor[(n, block, *position, *rest[rank:])]
             return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0.0, "float32")) if inside else value
-
-        if self.source is LaneSource.GATHER:
-            per_group = self.stage.in_channels_per_group
-            shape = (batch, self.blocks * per_group, *extents, self.lanes)
-
-            def gather(n: PrimExpr, row: PrimExpr, *rest: PrimExpr) -> PrimExpr:
-                oc_o, ic = tirx.floordiv(row, per_group), tirx.floormod(row, per_group)
-                channel = self.channel(oc_o, rest[-1], ic)
-                return guarded(lambda position: source.read(n, channel, position), rest[:-1])
-
-            return _Source(te.compute(shape, gather, name=name), self.lanes)
-        rank = len(extents)
-
-        def copy(n: PrimExpr, block: PrimExpr, *rest: PrimExpr) -> PrimExpr:
-            return guarded(
-                lambda position: source.tensor[(n, block, *position, *rest[rank:])], rest[:rank]
-            )
 
         shape = (*source.tensor.shape[:2], *extents, *source.tensor.shape[2 + rank :])
         return _Source(te.compute(shape, copy, name=name), source.lanes)
@@ -309,12 +369,7 @@ class _Form:
                         spatial, stage.strides, taps, stage.dilations, strict=True
                     )
                 ]
-            if self.source is LaneSource.BROADCAST:
-                value = source.read(n, self.channel(oc_o, oc_v, ic), position)
-            elif self.source is LaneSource.LANE:
-                value = source.tensor[(n, oc_o, *position, oc_v)]
-            else:
-                value = source.tensor[(n, oc_o * stage.in_channels_per_group + ic, *position, oc_v)]
+            value = self.read(source, n, oc_o, oc_v, ic, position)
             index = (tirx.floordiv(oc_o, pack), *taps, ic, tirx.floormod(oc_o, pack), oc_v)
             return te.sum(value * weight[index], axis=axes)
 

@@ -57,6 +57,7 @@ CONV_STRATEGIES: list[AnyStrategy] = load_strategies(
     "pointwise.PointwiseStrategy",
     "depthwise.DepthwiseStrategy",
     "dense.DenseStrategy",
+    "grouped.GroupedStrategy",
 )
 
 LINEAR_STRATEGIES: list[AnyStrategy] = load_strategies(

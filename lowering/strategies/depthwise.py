@@ -6,9 +6,6 @@
 #     for kh: unrolled kw, ow_i:              one step: ow_i loads, one weight, ow_i FMA
 #       vector oc_v FMA
 #     unrolled ow_i: epilogue, store          [n, oc_o, oh, ow, oc_v]
-
-Channel multipliers and groups that do not fill vectors read through a gather in the same copy: there each
-lane of the copy holds the channel that its output lane needs, and the arithmetic is the same.
 """
 
 from __future__ import annotations
@@ -43,24 +40,21 @@ if TYPE_CHECKING:
 
 __all__ = ["DepthwiseStrategy", "depthwise_cycles", "unrolled_taps"]
 
-GATHER_CYCLES = 16.0
-"""Cycles to gather one vector of channels, lane by lane."""
-
 
 class DepthwiseStrategy:
-    """Lanes are channels; also multipliers and groups, through a gather."""
+    """Each lane is a channel."""
 
     name = "depthwise"
 
     def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
-        """Refuses what reads one input channel for all lanes, and plain inputs but for a gather."""
+        """Refuses lanes that share a channel, and plain inputs."""
         del device
         if len(workload.stages) != 1:
             return Refusal("one convolution at a time")
         source = compute.lane_source(workload.stages[0], workload.output_lanes)
-        if source is compute.LaneSource.BROADCAST:
-            return Refusal("all lanes of a vector read the same channel")
-        if source is compute.LaneSource.LANE and workload.input_lanes != workload.output_lanes:
+        if source is not compute.LaneSource.LANE:
+            return Refusal(f"a lane reads {source.value}")
+        if workload.input_lanes != workload.output_lanes:
             return Refusal("input and output are packed differently")
         return None
 
@@ -69,8 +63,8 @@ class DepthwiseStrategy:
         stage = workload.stages[0]
         *outer, height, width = workload.spatials[-1]
         *depth, _, in_width = compute.input_extents(stage, (1,) * len(outer) + (1, width))
-        row_vectors = math.prod(depth) * stage.strides[-2] * in_width * stage.in_channels_per_group
-        row_bytes = row_vectors * device.vector_bytes if _copies(workload) else 0
+        row_vectors = math.prod(depth) * stage.strides[-2] * in_width
+        row_bytes = row_vectors * device.vector_bytes if stage.padded else 0
         found = row_tiles(device, height, width, 1, staged_row_bytes=row_bytes)
         return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
 
@@ -82,10 +76,7 @@ class DepthwiseStrategy:
         *outer, height, width = workload.spatials[-1]
         blocks = math.ceil(stage.out_channels / workload.output_lanes)
         row_tasks = math.ceil(height / tile.rows)
-        gathered = _gathers(workload)
-        cycles = depthwise_cycles(
-            stage, device, tile.rows, width, tile.pixels, staged=_copies(workload), gathered=gathered
-        )
+        cycles = depthwise_cycles(stage, device, tile.rows, width, tile.pixels, staged=stage.padded)
         tasks = workload.batch * blocks * math.prod(outer) * row_tasks
         return parallel_cycles(tasks * cycles, tasks, threads)
 
@@ -122,28 +113,18 @@ class DepthwiseStrategy:
         return Implementation(function, conv_packer(workload, (1,)))
 
 
-def _gathers(workload: ConvWorkload) -> bool:
-    """Whether the lanes of a vector read channels that are not its own."""
-    return compute.lane_source(workload.stages[0], workload.output_lanes) is compute.LaneSource.GATHER
-
-
-def _copies(workload: ConvWorkload) -> bool:
-    """Whether the input rows of a task are copied first."""
-    return workload.stages[0].padded or _gathers(workload)
-
-
 def unrolled_taps(taps: Sequence[LoopRV], stage: Stage, pixels: int) -> Sequence[LoopRV]:
     """Chooses the loops over taps to unroll: all, or as many inner ones as keep the code small.
 
     Args:
-        taps: Loops over the kernel and the channels of a group, outer first.
+        taps: Loops over the kernel and the one channel of a group, outer first.
         stage: The convolution.
         pixels: Multiply-adds of one tap.
 
     Returns:
         The inner loops to unroll.
     """
-    extents = [*stage.kernel, stage.in_channels_per_group]
+    extents = [*stage.kernel, 1]
     fmas, first = pixels, len(taps)
     while first > 0 and fmas * extents[first - 1] <= MOST_UNROLLED_FMAS:
         first -= 1
@@ -151,9 +132,7 @@ def unrolled_taps(taps: Sequence[LoopRV], stage: Stage, pixels: int) -> Sequence
     return taps[first:]
 
 
-def depthwise_cycles(
-    stage: Stage, device: Device, rows: int, width: int, pixels: int, *, staged: bool, gathered: bool = False
-) -> float:
+def depthwise_cycles(stage: Stage, device: Device, rows: int, width: int, pixels: int, *, staged: bool) -> float:
     """Predicts the cycles of some rows of one vector of channels.
 
     Args:
@@ -163,20 +142,19 @@ def depthwise_cycles(
         width: Output pixels of a row.
         pixels: Pixels in registers.
         staged: Whether the input rows are copied first.
-        gathered: Whether that copy gathers lanes.
 
     Returns:
         Cycles for the copy and the register tiles.
     """
-    taps = math.prod(stage.kernel) * stage.in_channels_per_group
+    taps = math.prod(stage.kernel)
     *depth, in_rows, in_width = compute.input_extents(stage, (1,) * (len(stage.kernel) - 2) + (rows, width))
     step = max(pixels / device.fma_ports, (pixels + 1) / device.load_ports)
     chain = taps * device.fma_latency_cycles
     tile = max(taps * step, chain) + pixels * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
     cycles = rows * math.ceil(width / pixels) * tile
     if staged:
-        vectors = math.prod(depth) * in_rows * in_width * stage.in_channels_per_group
-        cycles += vectors * (GATHER_CYCLES if gathered else COPY_CYCLES)
+        vectors = math.prod(depth) * in_rows * in_width
+        cycles += vectors * COPY_CYCLES
         staged_bytes = vectors * device.vector_bytes
         cycles += copy_cycles(device, 2 * staged_bytes, footprint_bytes=staged_bytes)  # written, and read
     return cycles

@@ -11,7 +11,7 @@ from sepwise.lowering.cost import CACHE_SHARE, register_tile_fits, register_tile
 if TYPE_CHECKING:
     from sepwise.lowering.device import Device
 
-__all__ = ["MOST_UNROLLED_FMAS", "RowTile", "row_tiles"]
+__all__ = ["MOST_UNROLLED_FMAS", "RowTile", "row_shares", "row_tiles"]
 
 MOST_UNROLLED_FMAS = 256
 """Multiply-adds of one tile that are written out one by one: beyond, its taps or channels stay a loop."""
@@ -55,11 +55,24 @@ def row_tiles(
     Returns:
         Tiles whose staged rows fit the second-level cache; a single row is always among them.
     """
-    most_rows = CACHE_SHARE * device.l2_bytes / staged_row_bytes if staged_row_bytes else height
-    shares = sorted({math.ceil(height / tasks) for tasks in range(1, height + 1)})
     return [
         RowTile(rows, pixels, oc_vectors)
-        for rows in shares
-        if rows <= max(most_rows, 1)
+        for rows in row_shares(device, height, staged_row_bytes=staged_row_bytes)
         for pixels, oc_vectors in register_tiles(device, width, blocks)
     ]
+
+
+def row_shares(device: Device, height: int, *, staged_row_bytes: float) -> list[int]:
+    """Lists how many rows one task may compute: the even shares of the height.
+
+    Args:
+        device: Gives the caches.
+        height: Output rows.
+        staged_row_bytes: What a task stages for each of its rows, 0 for nothing.
+
+    Returns:
+        Ascending counts whose staged rows fit the second-level cache; 1 is always among them.
+    """
+    most_rows = CACHE_SHARE * device.l2_bytes / staged_row_bytes if staged_row_bytes else height
+    shares = {math.ceil(height / tasks) for tasks in range(1, height + 1)}
+    return [rows for rows in sorted(shares) if rows <= max(most_rows, 1)]

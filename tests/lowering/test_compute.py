@@ -90,7 +90,7 @@ def test_flat_joins_the_spatial_axes() -> None:
     [
         ((POINTWISE,), (6, 7), (False,)),
         ((DENSE,), (6, 7), (True,)),
-        ((replace(POINTWISE, groups=4),), (6, 7), (True,)),  # a gather
+        ((replace(POINTWISE, groups=4),), (6, 7), (False,)),  # lanes of several groups read the input itself
         ((replace(DEPTHWISE, pads_begin=(0, 0), pads_end=(0, 0)),), (4, 5), (False,)),
         ((replace(DEPTHWISE, pads_begin=(0, 0), pads_end=(0, 0)), POINTWISE), (4, 5), (False, False)),
         ((replace(DEPTHWISE, pads_begin=(0, 0), pads_end=(0, 0)), POINTWISE), (4, 6), (True, False)),  # reads past its end
@@ -111,12 +111,30 @@ def test_every_block_can_be_found(input_lanes: int) -> None:
             assert schedule.get_sblock(name) is not None
 
 
-def test_a_gather_has_one_channel_for_each_lane() -> None:
-    stage = replace(DENSE, in_channels=6, out_channels=9, groups=3)
-    built = compute.conv(workload(stage), (6, 7), 2, (1,))
-    schedule = s_tir.Schedule(built.function)
-    extents = [int(schedule.get(loop).extent) for loop in schedule.get_loops(schedule.get_sblock("pad0"))]
-    assert extents == [1, 2 * 2, 8, 9, LANES]
+@pytest.mark.parametrize(
+    ("groups", "in_channels", "out_channels", "most", "permuted"),
+    [
+        (1, 5, 12, 1, 0),
+        (4, 4, 32, 1, 8 // 8),  # groups fill blocks
+        (12, 12, 24, 4, 4),  # channel multiplier 2: half a block
+        (3, 12, 12, 2, 8),
+        (12, 24, 12, 8, 16),  # two blocks
+        (2, 24, 8, 2, 24),
+        (3, 9, 12, 2, 0),  # 6 channels divide no block
+        (3, 9, 9, 3, 0),
+        (4, 12, 12, 4, 0),
+        (2, 6, 18, 2, 0),  # a block has lanes of one group or of two
+        (3, 60, 60, 2, 0),
+    ],
+)
+def test_groups_of_a_block(groups: int, in_channels: int, out_channels: int, most: int, permuted: int) -> None:
+    stage = replace(DENSE, groups=groups, in_channels=in_channels, out_channels=out_channels)
+    per_group = out_channels // groups
+    blocks = [range(start, min(start + LANES, out_channels)) for start in range(0, out_channels, LANES)]
+    assert max(len({channel // per_group for channel in block}) for block in blocks) <= most
+    assert compute.groups_of_block(stage, LANES) == most
+    assert compute.permuted_channels(stage, LANES, LANES) == permuted
+    assert compute.permuted_channels(stage, 0, LANES) == 0
 
 
 def test_linear_pads_rows_and_features() -> None:

@@ -1,4 +1,4 @@
-"""Depthwise kernels, multipliers and small groups among them, against the bound in every tile; what they refuse."""
+"""Depthwise kernels against the bound in every tile; what they refuse."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -32,16 +32,9 @@ def depthwise(
 def workloads(draws: SimpleNamespace, lanes: int) -> st.SearchStrategy[ConvWorkload]:
     @st.composite
     def build(draw: st.DrawFn) -> ConvWorkload:
-        kind = draw(st.sampled_from(("depthwise", "depthwise", "multiplier", "grouped")))
-        if kind == "depthwise":
-            groups, per_group, multiplier = draw(draws.channels(lanes).filter(lambda count: count > 1)), 1, 1
-        elif kind == "multiplier":
-            groups, per_group, multiplier = draw(st.integers(2, lanes + 3)), 1, draw(st.integers(2, min(5, lanes - 1)))
-        else:
-            groups, per_group, multiplier = draw(st.integers(2, 7)), draw(st.integers(2, 5)), draw(st.integers(1, lanes - 1))
-        spatial, stage = draw(draws.spatial_stage(groups * per_group, groups * multiplier, groups))
-        lanes_of_input = (lanes,) if kind == "depthwise" else (lanes, lanes, 0)
-        workload: ConvWorkload = draw(draws.chain(spatial, [stage], lanes, input_lanes=lanes_of_input))
+        channels = draw(draws.channels(lanes).filter(lambda count: count > 1))
+        spatial, stage = draw(draws.spatial_stage(channels, channels, channels))
+        workload: ConvWorkload = draw(draws.chain(spatial, [stage], lanes))
         return workload
 
     return build()
@@ -68,26 +61,12 @@ def test_every_tile(
     check_native([make_case(workload, STRATEGY, tile) for tile in drawn_tiles(tiles)], target)
 
 
-def test_every_tile_of_a_gather(
-    make_case: Callable[..., Any], check_native: Callable[..., None], drawn_tiles: Callable[..., Any], target: device.Device
-) -> None:
-    lanes = target.lanes
-    workload = depthwise((5, 5), lanes - 1, lanes, multiplier=2, strides=(1, 2), pads_begin=(0, 2), batch=2)
-    tiles = STRATEGY.tiles(workload, target, 1)
-    check_native([make_case(workload, STRATEGY, tile) for tile in drawn_tiles(tiles)], target)
-
-
-@pytest.mark.parametrize("multiplier", [2, 3, 4])
 def test_a_large_kernel_keeps_its_loops(
-    multiplier: int, make_case: Callable[..., Any], check_native: Callable[..., None], target: device.Device
+    make_case: Callable[..., Any], check_native: Callable[..., None], target: device.Device
 ) -> None:
     lanes = target.lanes
     wide: dict[str, Any] = {"kernel": (9, 11), "pads_begin": (4, 5), "pads_end": (4, 5)}
-    cases = [
-        make_case(depthwise((12, 13), lanes + 1, lanes, **wide), STRATEGY, RowTile(3, 5, 1)),
-        make_case(depthwise((6, 13), 5, lanes, multiplier=multiplier, **wide), STRATEGY, RowTile(4, 7, 1)),
-    ]
-    check_native(cases, target)
+    check_native([make_case(depthwise((12, 13), lanes + 1, lanes, **wide), STRATEGY, RowTile(3, 5, 1))], target)
 
 
 def test_only_the_middle_reads_the_input(
@@ -101,26 +80,24 @@ def test_only_the_middle_reads_the_input(
 
 def test_tiles_fit_every_device(every_device: dict[str, device.Device], check_tiles: Callable[..., None]) -> None:
     for each in every_device.values():
-        for spatial, channels, multiplier in (((112, 112), 32, 1), ((7, 7), 960, 1), ((14, 15), 5, 4), ((3, 9, 9), 24, 1)):
-            check_tiles(STRATEGY, depthwise(spatial, channels, each.lanes, multiplier=multiplier), each)
+        for spatial, channels in (((112, 112), 32), ((7, 7), 960), ((14, 15), 5), ((3, 9, 9), 24)):
+            check_tiles(STRATEGY, depthwise(spatial, channels, each.lanes), each)
 
 
 def test_a_copy_costs() -> None:
     v3 = device.get("x86-64-v3")
     stage = depthwise((14, 14), 16, 8).stages[0]
-    plain, staged, gathered = (
-        depthwise_cycles(stage, v3, 2, 14, 7, staged=staged, gathered=gathered)
-        for staged, gathered in ((False, False), (True, False), (True, True))
-    )
-    assert plain < staged < gathered
+    plain, staged = (depthwise_cycles(stage, v3, 2, 14, 7, staged=staged) for staged in (False, True))
+    assert plain < staged
 
 
-def test_refuses_what_reads_one_channel_for_all_lanes() -> None:
+def test_refuses_lanes_that_share_a_channel() -> None:
     v3 = device.get("x86-64-v3")
-    reason = Refusal("all lanes of a vector read the same channel")
-    assert STRATEGY.applies(depthwise((5, 5), 8, 8, groups=1), v3) == reason
-    assert STRATEGY.applies(depthwise((5, 5), 4, 8, multiplier=8), v3) == reason
-    assert STRATEGY.applies(depthwise((5, 5), 4, 8, multiplier=4), v3) is None
+    same = Refusal("a lane reads the same channel for all lanes")
+    assert STRATEGY.applies(depthwise((5, 5), 8, 8, groups=1), v3) == same
+    assert STRATEGY.applies(depthwise((5, 5), 4, 8, multiplier=8), v3) == same
+    assert STRATEGY.applies(depthwise((5, 5), 4, 8, multiplier=4), v3) == Refusal("a lane reads a channel of its group")
+    assert STRATEGY.applies(depthwise((5, 5), 8, 8), v3) is None
 
 
 def test_refuses_another_packing() -> None:
@@ -128,7 +105,6 @@ def test_refuses_another_packing() -> None:
     reason = Refusal("input and output are packed differently")
     for input_lanes in (0, 4):
         assert STRATEGY.applies(depthwise((5, 5), 16, 8, input_lanes=input_lanes), v3) == reason
-    assert STRATEGY.applies(depthwise((5, 5), 16, 8, multiplier=2, input_lanes=0), v3) is None
 
 
 def test_refuses_chains() -> None:
@@ -147,8 +123,6 @@ def test_emulated_kernels(
         depthwise((9, 7), 8, 4, kernel=(5, 5), strides=(2, 2), pads_begin=(2, 1), pads_end=(1, 2)),
         depthwise((1, 9), 5, 4, kernel=(1, 3), pads_begin=(0, 2), pads_end=(0, 0), dilations=(1, 2)),
         depthwise((3, 4, 5), 6, 4),
-        depthwise((5, 5), 5, 4, multiplier=2),
-        depthwise((5, 5), 6, 4, groups=3, input_lanes=0),
     ]
     cases = []
     for workload in workloads:
