@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from sepwise.lowering import device as devices
 from sepwise.lowering.build import build_program
@@ -36,13 +37,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import onnx_ir as ir
-
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import KernelCall, Program
     from sepwise.lowering.runner import Runner
 
-__all__ = ["verify", "verify_model"]
+__all__ = ["KernelChecker", "onnx_name", "verify", "verify_model"]
 
 NATIVE_KINDS = ("normal", "uniform")
 """Inputs drawn for a device that this machine can run."""
@@ -61,6 +60,7 @@ def verify(
     inputs: Mapping[str, np.ndarray] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int = 1,
+    bisect: bool = False,
 ) -> Verification:
     """Verifies a model file on a target.
 
@@ -70,6 +70,7 @@ def verify(
         inputs: Arrays by input name; drawn where None.
         shapes: Shapes of inputs whose dimensions are symbolic, by name.
         threads: Workers.
+        bisect: Whether to narrow a failure down.
 
     Returns:
         Every check with its error and its bound.
@@ -78,12 +79,17 @@ def verify(
         InputError: The model, the target or the inputs cannot be used.
     """
     return verify_model(
-        load_model(path, shapes=shapes), devices.get(target), inputs=inputs, threads=threads
+        load_model(path, shapes=shapes), devices.get(target), inputs=inputs, threads=threads, bisect=bisect
     )
 
 
 def verify_model(
-    model: ir.Model, device: Device, *, inputs: Mapping[str, np.ndarray] | None = None, threads: int = 1
+    model: ir.Model,
+    device: Device,
+    *,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    threads: int = 1,
+    bisect: bool = False,
 ) -> Verification:
     """Verifies a loaded model on a device.
 
@@ -92,6 +98,7 @@ def verify_model(
         device: The target.
         inputs: Arrays by input name; drawn where None.
         threads: Workers.
+        bisect: Whether to narrow a failure down to a pass and its operators, to a kernel, or to a value.
 
     Returns:
         Every check with its error and its bound.
@@ -109,12 +116,24 @@ def verify_model(
         feeds = [sample_inputs(canonical, seed, kind) for seed, kind in enumerate(kinds)]
         described = kinds
     program, _ = build_program(model, device, threads=threads)
-    checks = list(_check_passes(canonical, report.stages[1:], feeds))
+    stages = report.stages
+    graph_checks = _check_passes(canonical, stages[1:], feeds)
     with open_runner(program, threads=threads) as runner:
-        ungrouped = [stage for name, stage in report.stages if name != GROUPING][-1]
-        checks += _check_kernels(program, runner, ungrouped, feeds[0])
-        checks.append(_check_model(runner, canonical, feeds, program.name))
-    return Verification(program.name, device.name, tuple(checks), passes=report.passes, inputs=described)
+        ungrouped = [stage for name, stage in stages if name != GROUPING][-1]
+        checker = KernelChecker(program, runner, ungrouped, feeds[0])
+        kernel_checks = [check for index in range(len(program.calls)) for check in checker.check(index)]
+        model_check = _check_model(runner, canonical, feeds, program.name)
+        checks = (*graph_checks, *kernel_checks, model_check)
+        found = Verification(program.name, device.name, checks, passes=report.passes, inputs=described)
+        if not bisect or all(check.status != "failed" for check in checks):
+            return found
+        from sepwise.lowering.bisect import bisect_kernels, bisect_passes, bisect_program
+
+        if any(check.status == "failed" for check in graph_checks):
+            return replace(found, reproducer=bisect_passes(stages, graph_checks, feeds))
+        if any(check.status == "failed" for check in kernel_checks):
+            return replace(found, reproducer=bisect_kernels(checker, kernel_checks, device, threads))
+        return replace(found, reproducer=bisect_program(checker, canonical, model_check, device, threads))
 
 
 def _check_passes(
@@ -129,56 +148,69 @@ def _check_passes(
     ]
 
 
-def _check_kernels(
-    program: Program, runner: Runner, model: ir.Model, feed: Mapping[str, np.ndarray]
-) -> list[Check]:
-    """Runs every kernel alone on the oracle's tensors."""
-    oracle = Oracle(model)
-    names = {_onnx_name(program, name) for call in program.calls for name in (*call.inputs, *call.outputs)}
-    known = {value for node in model.graph for value in (v.name for v in node.outputs)}
-    tensors = {**feed, **oracle.run(feed, keep=names & known)}
-    checker = _KernelChecker(program, runner, model, tensors)
-    return [check for index in range(len(program.calls)) for check in checker.check(index)]
-
-
-class _KernelChecker:
-    """Checks kernels one after the other.
+class KernelChecker:
+    """Checks kernels one after the other, each alone on the oracle's tensors.
 
     A value that the graph does not have (several kernels compute one node) cannot be checked by itself: the kernel that
     reads it is fed what was written, and checked against all nodes from the first of them on.
+
+    Attributes:
+        program: Holds the kernels.
+        runner: Runs them.
+        model: The graph whose nodes they cover.
+        tensors: The oracle's by ONNX name, as kernels are fed them.
+        covered: By kernel, the values between which its nodes lie: those fed, and those written.
     """
 
-    def __init__(
-        self, program: Program, runner: Runner, model: ir.Model, tensors: Mapping[str, np.ndarray]
-    ) -> None:
-        self._program = program
-        self._runner = runner
-        self._model = model
-        kinds = [np.dtype(value.type.dtype) for value in (*program.inputs, *program.values, *program.outputs)]
-        self._single = any(kind.kind == "f" and kind != np.float64 for kind in kinds)
-        self._tensors = {name: self._as_stored(array) for name, array in tensors.items()}
+    def __init__(self, program: Program, runner: Runner, model: ir.Model, feed: Mapping[str, np.ndarray]) -> None:
+        """Runs the oracle.
+
+        Args:
+            program: Holds the kernels.
+            runner: Runs them.
+            model: The graph whose nodes they cover, before stages were grouped into functions.
+            feed: The network's inputs.
+        """
+        names = {onnx_name(program, name) for call in program.calls for name in (*call.inputs, *call.outputs)}
+        known = {value for node in model.graph for value in (v.name for v in node.outputs)}
+        self.program = program
+        self.runner = runner
+        self.model = ir.to_proto(model)
+        typed = (*program.inputs, *program.values, *program.outputs)
+        self._single = any(value.type.dtype == "float32" for value in typed)
+        tensors = {**feed, **Oracle(self.model).run(feed, keep=names & known)}
+        self.tensors = {name: self._as_stored(array) for name, array in tensors.items()}
+        self.covered: dict[str, tuple[list[str], list[str]]] = {}
         self._unnamed: dict[str, tuple[np.ndarray, list[str]]] = {}
 
     def check(self, index: int) -> list[Check]:
-        """Runs one kernel; no check where all that it writes has no name in the graph."""
-        call = self._program.calls[index]
+        """Runs one kernel.
+
+        Args:
+            index: Which of the Program's calls; all before it have been checked.
+
+        Returns:
+            Its check; none where all that it writes has no name in the graph.
+        """
+        call = self.program.calls[index]
         sources: list[str] = []
         arrays: list[np.ndarray] = []
         for name in call.inputs:
-            onnx_name = _onnx_name(self._program, name)
-            if onnx_name in self._tensors:
-                sources.append(onnx_name)
-                arrays.append(_as_typed(self._tensors[onnx_name], self._program.find_value(name).type.dtype))
+            source = onnx_name(self.program, name)
+            if source in self.tensors:
+                sources.append(source)
+                arrays.append(_as_typed(self.tensors[source], self.program.find_value(name).type.dtype))
             else:
-                array, before = self._unnamed[onnx_name]
+                array, before = self._unnamed[source]
                 sources += before
                 arrays.append(array)
-        written = self._runner.run_kernel(index, arrays)
-        targets = {_onnx_name(self._program, name): name for name in call.outputs}
+        written = self.runner.run_kernel(index, arrays)
+        targets = {onnx_name(self.program, name): name for name in call.outputs}
         for target, name in targets.items():
-            if target not in self._tensors:
+            if target not in self.tensors:
                 self._unnamed[target] = (written[name], sources)
-        named = {target: written[name] for target, name in targets.items() if target in self._tensors}
+        named = {target: written[name] for target, name in targets.items() if target in self.tensors}
+        self.covered[call.name] = (sources, list(named))
         return [self._compare(call, sources, named)] if named else []
 
     def _as_stored(self, array: np.ndarray) -> np.ndarray:
@@ -188,11 +220,11 @@ class _KernelChecker:
     def _compare(self, call: KernelCall, sources: Sequence[str], written: Mapping[str, np.ndarray]) -> Check:
         """What a kernel wrote against the nodes between `sources` and it; the worst of its outputs."""
         if set(sources) == set(written):  # a change of layout computes nothing
-            bounds = {name: (self._tensors[name], np.zeros(self._tensors[name].shape)) for name in written}
+            bounds = {name: (self.tensors[name], np.zeros(self.tensors[name].shape)) for name in written}
         else:
-            feeds = {name: self._tensors[name] for name in sources}
+            feeds = {name: self.tensors[name] for name in sources}
             try:
-                part = extract(self._model, list(feeds), list(written))
+                part = extract(self.model, list(feeds), list(written))
                 bounds = run_with_bounds(part, feeds, single=self._single)
             except SepwiseError as error:
                 skipped = Check("kernel", call.name, call.nodes, "skipped", 0.0, 0.0, None, None, reason=str(error))
@@ -216,8 +248,16 @@ def _check_model(
     return compare_execution(outputs, expected, sigma, name=name)
 
 
-def _onnx_name(program: Program, name: str) -> str:
-    """The ONNX value that a Program's value is a copy of, in another layout."""
+def onnx_name(program: Program, name: str) -> str:
+    """Finds the ONNX value that a Program's value is a copy of, in another layout.
+
+    Args:
+        program: Knows the layouts.
+        name: The Program's name of the value.
+
+    Returns:
+        The ONNX name.
+    """
     suffix = f".{program.find_value(name).type.layout}"
     return name.removesuffix(suffix)
 

@@ -7,8 +7,10 @@ Needs neither TVM nor torch, and imports in a fraction of a second.
     execution_sigma          tolerance of a whole execution          -> compare_execution
     run_with_bounds          rigorous bound of one kernel's result   -> compare_kernel
     extract, sample_inputs   a kernel's nodes as a model, and what to feed it
+    bisect_graphs            the operators that two graphs differ in   -> Reproducer
 """
 
+from sepwise.passes.equivalence.bisection import bisect_graphs, reduce_inputs
 from sepwise.passes.equivalence.compare import (
     HISTOGRAM_EDGES,
     Check,
@@ -19,6 +21,7 @@ from sepwise.passes.equivalence.compare import (
 )
 from sepwise.passes.equivalence.extract import extract
 from sepwise.passes.equivalence.oracle import Oracle
+from sepwise.passes.equivalence.reproducer import Reproducer
 from sepwise.passes.equivalence.running_error import run_with_bounds
 from sepwise.passes.equivalence.sample import KINDS, sample_inputs
 from sepwise.passes.equivalence.tolerances import constant_rounding_sigma, execution_sigma
@@ -30,13 +33,16 @@ __all__ = [
     "Check",
     "GraphReference",
     "Oracle",
+    "Reproducer",
     "Verification",
+    "bisect_graphs",
     "compare_execution",
     "compare_graph",
     "compare_kernel",
     "constant_rounding_sigma",
     "execution_sigma",
     "extract",
+    "reduce_inputs",
     "run_with_bounds",
     "sample_inputs",
 ]

@@ -28,7 +28,7 @@ from sepwise.passes.equivalence.operators import evaluate
 from sepwise.passes.equivalence.oracle import Oracle
 from sepwise.passes.errors import InputError, SepwiseError
 
-__all__ = ["Fault", "find_faults"]
+__all__ = ["Fault", "find_faults", "spell_operation"]
 
 SCREEN = 2.0**-10
 """A value further than this share of its size from another is not worth the six runs that measure a tolerance."""
@@ -106,12 +106,9 @@ class _Side:
         self._digests: dict[str, str] = {}
 
     def digest(self, constant: str) -> str:
-        """Hashes a constant's type, shape and content."""
+        """Hashes a constant once."""
         if constant not in self._digests:
-            array = np.ascontiguousarray(self.graph.constants[constant])
-            content = array.tobytes() if array.dtype != object else repr(array.tolist()).encode()
-            text = f"{array.dtype}{array.shape}".encode()
-            self._digests[constant] = hashlib.sha256(text + content).hexdigest()
+            self._digests[constant] = _digest(self.graph.constants[constant])
         return self._digests[constant]
 
     def behind(self, output: str, cuts: Collection[str]) -> tuple[list[Operation], list[str]]:
@@ -363,10 +360,9 @@ class _Search:
         alike = [o for o in open_ops if o.operator == op.operator and read.intersection(o.inputs)]
         own = self._own.get(name)
         shape = None if own is None else own[0].shape
-        same_shape = (twin for o in open_ops for twin in o.outputs if twin in self._values and self._values[twin][0].shape == shape)
-        for twin in dict.fromkeys([*(twin for o in alike for twin in o.outputs), *same_shape]):
-            if twin in self._original.cuttable:
-                yield twin
+        known = [twin for o in open_ops for twin in o.outputs if twin in self._original.cuttable]
+        same_shape = (twin for twin in known if self._values[twin][0].shape == shape)
+        yield from dict.fromkeys([*(twin for o in alike for twin in o.outputs if twin in known), *same_shape])
 
 
 class _Nearest:
@@ -417,6 +413,26 @@ def _part_of(side: _Side, operations: Iterable[Operation], inputs: Sequence[str]
 def _interpret(part: Graph, scope: Mapping[str, Array]) -> dict[str, Array]:
     with np.errstate(all="ignore"):
         return interpret(part, scope, constant=lambda _, array: array, step=evaluate, truth=lambda value: bool(value.all()))
+
+
+def spell_operation(op: Operation, graph: Graph) -> Hashable:
+    """Spells what an operation does, apart from which tensors it reads: operator, attributes, constants.
+
+    Args:
+        op: the operation.
+        graph: holds its constants.
+
+    Returns:
+        A key that is equal for operations that do the same.
+    """
+    constants = [(place, name) for place, name in enumerate(op.inputs) if name in graph.constants]
+    return (op.operator, _spelled(op.attributes), tuple((place, _digest(graph.constants[name])) for place, name in constants))
+
+
+def _digest(array: Array) -> str:
+    """Hashes a constant's type, shape and content."""
+    content = repr(array.tolist()).encode() if array.dtype == object else np.ascontiguousarray(array).tobytes()
+    return hashlib.sha256(f"{array.dtype}{array.shape}".encode() + content).hexdigest()
 
 
 def _spelled(attributes: Mapping[str, Attribute]) -> Hashable:

@@ -1,6 +1,6 @@
 """Cuts a part out of a model: the nodes between given values, as a model of its own."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 from onnx import helper, shape_inference
@@ -8,16 +8,23 @@ from onnx import helper, shape_inference
 from sepwise.passes.equivalence.graph import Model, as_proto
 from sepwise.passes.errors import InputError
 
-__all__ = ["extract"]
+__all__ = ["declared_types", "extract", "extract_like"]
 
 
-def extract(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+def extract(
+    model: Model,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    types: Mapping[str, onnx.ValueInfoProto] | None = None,
+) -> onnx.ModelProto:
     """Cuts out the nodes that compute some values from others.
 
     Args:
         model: a model, best a canonical one: its intermediate values have types and shapes.
         inputs: values that become inputs of the part. Initializers need not be listed.
         outputs: values that become its outputs.
+        types: what inputs and outputs are declared as; as the model declares them, or as inferred, where None.
 
     Returns:
         A model of its own with the nodes in between in their order, under their names, the initializers and
@@ -31,7 +38,7 @@ def extract(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> onnx
     graph = proto.graph
     nodes = _between(graph, set(inputs), outputs)
     used = {name for node in nodes for name in _reads(node)} | set(outputs)
-    infos = _value_infos(proto, [*inputs, *outputs])
+    infos = declared_types(proto, [] if types else [*inputs, *outputs]) | dict(types or {})
 
     made = {name for node in nodes for name in node.output}
     part = helper.make_graph(
@@ -43,6 +50,59 @@ def extract(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> onnx
         value_info=[infos[name] for name in sorted(made - set(outputs)) if name in infos],
         sparse_initializer=[tensor for tensor in graph.sparse_initializer if tensor.values.name in used],
     )
+    return _as_model(part, proto)
+
+
+def extract_like(model: Model, sources: Mapping[str, str], output: tuple[str, str], pattern: onnx.ModelProto) -> onnx.ModelProto:
+    """Cuts out the nodes that stand in the place of another part, under the names of that part.
+
+    Args:
+        model: the model to cut.
+        sources: its values that become inputs, and the input of `pattern` that each of them is.
+        output: its value that becomes the output, and the output of `pattern` that it is.
+        pattern: the other part, of one output; it says names and types of inputs and output.
+
+    Returns:
+        A model of its own with the inputs and the output of `pattern`.
+
+    Raises:
+        InputError: if a value does not exist, or the output depends on more than `sources`.
+    """
+    proto = as_proto(model)
+    name, wanted = output
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in _between(proto.graph, set(sources), [name])]
+    used = {read for node in nodes for read in _reads(node)} | {name}
+    taken = {value.name for value in [*pattern.graph.input, *pattern.graph.output]}
+    own = used | {made for node in nodes for made in node.output}
+    names = {each: f"{each}.rewritten" for each in own & taken} | dict(sources) | {name: wanted}
+    _rename(nodes, names)
+    constants = []
+    for tensor in proto.graph.initializer:
+        if tensor.name in used and tensor.name not in sources:
+            copy = onnx.TensorProto.FromString(tensor.SerializeToString())
+            copy.name = names.get(tensor.name, tensor.name)
+            constants.append(copy)
+    (shown,) = pattern.graph.output
+    tensor = shown.type.tensor_type
+    anything = [None] * len(tensor.shape.dim)  # the shape may be what is wrong
+    made = helper.make_tensor_value_info(wanted, tensor.elem_type, anything)
+    return _as_model(helper.make_graph(nodes, proto.graph.name or "part", pattern.graph.input, [made], constants), proto)
+
+
+def _rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
+    """Renames values in nodes and their subgraphs."""
+    for node in nodes:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            _rename(attribute.g.node, names)
+            for value in attribute.g.output:
+                value.name = names.get(value.name, value.name)
+
+
+def _as_model(part: onnx.GraphProto, proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Makes a model of a part, with the operator sets and functions that it needs."""
+    nodes = part.node
     functions = _functions_of(nodes, proto)
     domains = {node.domain for node in nodes} | {""} | {o.domain for f in functions for o in f.opset_import}
     return helper.make_model(
@@ -90,8 +150,16 @@ def _between(graph: onnx.GraphProto, sources: set[str], targets: Sequence[str]) 
     return [node for node in graph.node if needed.intersection(node.output)]
 
 
-def _value_infos(proto: onnx.ModelProto, wanted: Sequence[str]) -> dict[str, onnx.ValueInfoProto]:
-    """Collects what is declared about values; infers it where something wanted is missing."""
+def declared_types(proto: onnx.ModelProto, wanted: Sequence[str]) -> dict[str, onnx.ValueInfoProto]:
+    """Collects what is declared about values; infers it where something wanted is missing.
+
+    Args:
+        proto: the model.
+        wanted: values whose types have to be complete.
+
+    Returns:
+        Declarations by value name, those of initializers included.
+    """
 
     def declared(graph: onnx.GraphProto) -> dict[str, onnx.ValueInfoProto]:
         infos = {value.name: value for value in [*graph.input, *graph.output, *graph.value_info]}

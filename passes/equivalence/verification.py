@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sepwise.passes.equivalence.compare import Check
+    from sepwise.passes.equivalence.reproducer import Reproducer
     from sepwise.passes.pipeline import PassReport
 
 __all__ = ["Verification"]
@@ -23,6 +26,8 @@ class Verification:
         against: The second file's name where two were compared.
         passes: What each pass fired on and refused; empty where two files were compared.
         inputs: What each input set was drawn as (see `sample_inputs`), or `given`.
+        notes: What a reader should know about how the checks were made.
+        reproducer: What a failure was narrowed down to, where that was asked for.
     """
 
     model: str
@@ -31,6 +36,8 @@ class Verification:
     against: str | None = None
     passes: tuple[PassReport, ...] = ()
     inputs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    reproducer: Reproducer | None = None
 
     @property
     def passed(self) -> bool:
@@ -44,6 +51,25 @@ class Verification:
         if not ratios or any(ratio is None for ratio in ratios):
             return None
         return max(ratio for ratio in ratios if ratio is not None)
+
+    def save_reproducer(self, folder: Path) -> Verification:
+        """Writes the reproducer, and names its folder in the checks whose failure it shows.
+
+        Args:
+            folder: Where to write.
+
+        Returns:
+            The verdict with the folder in it; itself where there is no reproducer.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        if self.reproducer is None:
+            return self
+        self.reproducer.save(folder)
+        shown = self.reproducer.checks
+        checks = (replace(check, reproducer=str(folder)) if check.name in shown else check for check in self.checks)
+        return replace(self, checks=tuple(checks), reproducer=replace(self.reproducer, folder=folder))
 
     def to_json(self) -> dict[str, object]:
         """The fields of the verify JSON."""
@@ -63,4 +89,6 @@ class Verification:
                 for each in self.passes
             ],
             "inputs": list(self.inputs),
+            "notes": list(self.notes),
+            "bisection": None if self.reproducer is None else self.reproducer.to_json(),
         }

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sepwise.files import new_file, require_writable, resolve
+from sepwise.files import new_file, require_empty, require_writable, resolve, save_reproducer
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from sepwise.files import ModelFile
     from sepwise.inspection import Inspection
     from sepwise.lowering.artifact import Artifact
     from sepwise.lowering.bench import Benchmark
@@ -305,6 +306,8 @@ def verify(
     inputs: Mapping[str, np.ndarray] | None = None,
     shapes: Shapes = None,
     threads: int = 1,
+    bisect: bool = False,
+    output: str | Path | None = None,
 ) -> Verification:
     """Checks that the numbers did not change: passes, kernels and the whole network on a target.
 
@@ -315,26 +318,47 @@ def verify(
         inputs: Arrays by input name; drawn where None.
         shapes: Shapes of inputs that the file leaves open.
         threads: Worker threads.
+        bisect: Narrow a failure down to a pass and its operators or to a kernel, and save what reproduces it.
+        output: Folder to save it in, new or empty; `<model>.bisect` in the current folder where None.
 
     Returns:
-        Every check with its error and its bound.
+        Every check with its error and its bound; with `bisect` also what a failure was narrowed down to.
 
     Raises:
-        InputError: The model or the target cannot be used.
+        InputError: The model, the target or the folder cannot be used.
     """
     source = resolve(model, shapes)
+    folder = None
+    if bisect:
+        folder = Path(f"{source.name}.bisect" if output is None else output)
+        require_empty(folder)
+    verdict = _verify(source, target, against, inputs, shapes, threads, bisect=bisect)
+    return verdict if folder is None else save_reproducer(verdict, folder)
+
+
+def _verify(
+    source: ModelFile,
+    target: str,
+    against: str | Path | None,
+    inputs: Mapping[str, np.ndarray] | None,
+    shapes: Shapes,
+    threads: int,
+    *,
+    bisect: bool,
+) -> Verification:
+    """Compares with a second file, or verifies on a target."""
     if against is not None:
         from sepwise.comparison import compare_files
         from sepwise.passes.errors import InputError
 
         if target != "host":
             raise InputError(f"Target '{target}': two files are compared without a target. Give one of --target and --against.")
-        return compare_files(source, resolve(against, shapes), inputs)
+        return compare_files(source, resolve(against, shapes), inputs, bisect=bisect)
     from sepwise.lowering import device
     from sepwise.lowering.verify import verify as verify_model
 
     device.get(target)
-    return verify_model(source.path, target=target, inputs=inputs, shapes=source.shapes, threads=threads)
+    return verify_model(source.path, target=target, inputs=inputs, shapes=source.shapes, threads=threads, bisect=bisect)
 
 
 def bench(

@@ -20,25 +20,84 @@ _KINDS: Final = ("normal", "uniform")
 
 
 def _run_unoptimised(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Runs a model in ONNX Runtime as it is spelled.
+
+    Raises:
+        CheckFailed: ONNX Runtime does not run it.
+    """
     import onnx_ir
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    from sepwise.passes.errors import CheckFailed
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     data = onnx_ir.to_proto(model).SerializeToString()
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    try:
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    except (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.NotImplemented, errors.RuntimeException) as error:
+        raise CheckFailed(f"ONNX Runtime does not run it: {' '.join(str(error).split())}") from error
 
 
-def compare_files(first: ModelFile, second: ModelFile, inputs: Mapping[str, np.ndarray] | None = None) -> Verification:
+def _match_names(first: ir.Model, second: ir.Model) -> str | None:
+    """Gives the inputs and outputs of the second model the names of the first's, by position where the names differ.
+
+    Returns:
+        What was matched, for the reader; None where the names agree.
+
+    Raises:
+        InputError: The models differ in the number, the shape or the type of inputs or outputs.
+    """
+    from sepwise.passes.errors import InputError
+
+    notes = []
+    for kind in ("inputs", "outputs"):
+        wanted, found = list(getattr(first.graph, kind)), list(getattr(second.graph, kind))
+        names, others = [value.name for value in wanted], [value.name for value in found]
+        if set(names) == set(others):
+            continue
+        fit = len(wanted) == len(found) and all(map(_alike, wanted, found))
+        if not fit:
+            spelled = (", ".join(f"{value.name} {value.shape or ''}".strip() for value in side) for side in (wanted, found))
+            raise InputError(
+                f"The {kind} of the two files do not fit: {' against '.join(spelled)}. They need the same names, or the same "
+                "number, order, types and shapes."
+            )
+        made = (value for node in second.graph for value in node.outputs)
+        taken = {value.name: value for value in (*made, *second.graph.inputs, *second.graph.initializers.values())}
+        for name, value in zip(names, found, strict=True):
+            other = taken.get(name)
+            if other is not None and other is not value:
+                other.name = f"{name}.{second.graph.name or 'second'}"
+            value.name = name
+        notes.append(f"{kind} matched by position: " + ", ".join(f"{b} is {a}" for a, b in zip(names, others, strict=True)))
+    return "; ".join(notes) or None
+
+
+def _alike(a: ir.Value, b: ir.Value) -> bool:
+    """Tells whether two declarations fit, as far as both are known."""
+    if a.dtype != b.dtype:
+        return False
+    return a.shape is None or b.shape is None or (
+        len(a.shape) == len(b.shape)
+        and all(x == y for x, y in zip(a.shape, b.shape, strict=True) if isinstance(x, int) and isinstance(y, int))
+    )
+
+
+def compare_files(
+    first: ModelFile, second: ModelFile, inputs: Mapping[str, np.ndarray] | None = None, *, bisect: bool = False
+) -> Verification:
     """Decides whether two files compute the same.
 
     Args:
         first: The reference.
-        second: What should compute the same, with inputs and outputs of the same names.
+        second: What should compute the same, with inputs and outputs of the same names, or as many in the same order.
         inputs: Arrays by input name; drawn where None.
+        bisect: Whether to narrow a difference down to operators.
 
     Returns:
         One graph check for each output, and one model check for each file.
@@ -46,17 +105,23 @@ def compare_files(first: ModelFile, second: ModelFile, inputs: Mapping[str, np.n
     Raises:
         InputError: A file cannot be used, or they differ in inputs or outputs.
     """
+    from dataclasses import replace
+
     from sepwise.passes import load_model
     from sepwise.passes.equivalence import (
+        Check,
         GraphReference,
         Verification,
+        bisect_graphs,
         compare_execution,
         compare_graph,
         execution_sigma,
         sample_inputs,
     )
+    from sepwise.passes.errors import CheckFailed
 
     models = [load_model(file.path, shapes=file.shapes) for file in (first, second)]
+    note = _match_names(models[0], models[1])
     described: tuple[str, ...]
     if inputs is not None:
         feeds, described = [dict(inputs)], ("given",)
@@ -64,8 +129,19 @@ def compare_files(first: ModelFile, second: ModelFile, inputs: Mapping[str, np.n
         feeds, described = [sample_inputs(models[0], seed, kind) for seed, kind in enumerate(_KINDS)], _KINDS
     reference = GraphReference(models[0], feeds)
     checks = compare_graph(reference, models[1])
+    wrong = tuple(check.name for check in checks if not check.passed)
     sigma = [execution_sigma(reference.oracle, feed) for feed in feeds]
     for file, model in zip((first, second), models, strict=True):
-        outputs = [_run_unoptimised(model, feed) for feed in feeds]
-        checks.append(compare_execution(outputs, reference.outputs, sigma, name=f"{file.path.name} in ONNX Runtime"))
-    return Verification(first.name, None, tuple(checks), against=second.name, inputs=described)
+        name = f"{file.path.name} in ONNX Runtime"
+        try:
+            outputs = [_run_unoptimised(model, feed) for feed in feeds]
+        except CheckFailed as error:
+            checks.append(Check("model", name, (), "skipped", 0.0, 0.0, None, None, reason=str(error)))
+        else:
+            checks.append(compare_execution(outputs, reference.outputs, sigma, name=name))
+    verdict = Verification(
+        first.name, None, tuple(checks), against=second.name, inputs=described, notes=() if note is None else (note,)
+    )
+    if not bisect or not wrong:
+        return verdict
+    return replace(verdict, reproducer=replace(bisect_graphs(models[0], models[1], feeds), checks=wrong))

@@ -16,9 +16,20 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from sepwise.passes.equivalence import Verification
+
     Shapes = Mapping[str, Sequence[int]] | Sequence[int] | None
 
-__all__ = ["ModelFile", "new_file", "read_arrays", "require_writable", "resolve", "write_arrays"]
+__all__ = [
+    "ModelFile",
+    "new_file",
+    "read_arrays",
+    "require_empty",
+    "require_writable",
+    "resolve",
+    "save_reproducer",
+    "write_arrays",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +144,43 @@ def require_writable(path: Path) -> None:
         raise InputError(f"{path}: the folder {parent} {found}; make it or choose another.")
     if not os.access(parent, os.W_OK):
         raise InputError(f"{path}: the folder {parent} is not writable; choose another.")
+
+
+def require_empty(folder: Path) -> None:
+    """Checks before the work that a folder is new or empty.
+
+    Args:
+        folder: Where the output will be.
+
+    Raises:
+        InputError: It holds something, is a file, or cannot be made.
+    """
+    from sepwise.passes.errors import InputError
+
+    require_writable(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: exists and is not an empty folder; remove it or choose another with --output.")
+
+
+def save_reproducer(verdict: Verification, folder: Path) -> Verification:
+    """Writes what a failure was narrowed down to.
+
+    Args:
+        verdict: What was found; nothing is written where there is no reproducer in it.
+        folder: New or empty.
+
+    Returns:
+        The verdict with the folder in the checks whose failure it shows.
+
+    Raises:
+        InputError: The folder cannot be written, or the disk is full.
+    """
+    from sepwise.passes.errors import InputError
+
+    try:
+        return verdict.save_reproducer(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}). Free some space or choose another place.") from error
 
 
 @contextmanager

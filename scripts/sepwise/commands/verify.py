@@ -23,19 +23,35 @@ def verify(
     threads: Threads = 1,
     html: Annotated[Path | None, typer.Option("--html", metavar="REPORT.html", help="Write a page with plots.")] = None,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="REPORT.xml", help="Write JUnit XML for a CI system.")] = None,
+    bisect: Annotated[bool, typer.Option("--bisect", help="Narrow a failure down, and save what reproduces it.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where to save it; MODEL.bisect where absent.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check passes, kernels and the whole network against a float64 reference, with derived tolerances."""
     from sepwise import api
     from sepwise.files import read_arrays
+    from sepwise.passes.errors import InputError
     from sepwise.report import require_places, write_html, write_junit
     from sepwise.report.provenance import spell_command
 
+    if output is not None and not bisect:
+        raise InputError(f"--output {output}: is for what --bisect finds. Give both or neither.")
     require_places(html, junit)
     shapes = read_shapes(shape)
     inputs = None if data is None else read_arrays(data)
     with working(f"verifying {model}"):
-        verdict = api.verify(model, target=target, against=against, inputs=inputs, shapes=shapes, threads=threads)
+        verdict = api.verify(
+            model,
+            target=target,
+            against=against,
+            inputs=inputs,
+            shapes=shapes,
+            threads=threads,
+            bisect=bisect,
+            output=output,
+        )
     if html is not None:
         write_html(verdict, html, command=spell_command(context))
     if junit is not None:
@@ -55,6 +71,10 @@ def verify(
         for check in verdict.checks:
             if not check.passed:
                 print(f"{check.name}: {check.reason}")
+        for note in verdict.notes:
+            print(note)
+        if verdict.reproducer is not None:
+            print("\n".join((*verdict.reproducer.text, f"Files: {verdict.reproducer.folder}")))
         print("passed" if verdict.passed else "NOT passed")
     if not verdict.passed:
         raise typer.Exit(1)

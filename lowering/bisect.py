@@ -1,0 +1,291 @@
+"""Narrows a failure on a target: to a pass and its operators, to a kernel, or to the first value that the Program gets wrong.
+
+    a pass fails      the first one that does, between the model before it and the model behind it (`bisect_graphs`)
+    a kernel fails    the smallest one that fails by itself too, as the part of the graph that it covers
+    only the whole    each kernel is right on the oracle's tensors, so it is fed others: the first call that writes something
+                      else in the course of a run than alone on the same tensors; where there is none, the rounding of
+                      kernels adds up, and the one counts that is worst against what float32 arithmetic explains
+
+Whatever is found is verified by itself, in the smallest part of the model that fails, before it is said to reproduce.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from sepwise.lowering.verify import onnx_name, verify_model
+from sepwise.passes.equivalence import (
+    Oracle,
+    Reproducer,
+    bisect_graphs,
+    compare_execution,
+    compare_kernel,
+    execution_sigma,
+    extract,
+    reduce_inputs,
+    run_with_bounds,
+)
+from sepwise.passes.errors import SepwiseError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import onnx
+
+    from sepwise.lowering.device import Device
+    from sepwise.lowering.program import KernelCall, Program
+    from sepwise.lowering.verify import KernelChecker
+    from sepwise.passes.equivalence import Check
+
+__all__ = ["bisect_kernels", "bisect_passes", "bisect_program"]
+
+PART = "part.onnx"
+
+ATTEMPTS = 4
+"""Parts that are compiled by themselves in search of one that fails."""
+
+Arrays = dict[str, np.ndarray]
+
+
+def bisect_passes(
+    stages: Sequence[tuple[str, ir.Model]], checks: Sequence[Check], feeds: Sequence[Mapping[str, np.ndarray]]
+) -> Reproducer:
+    """Narrows the failure of a pass.
+
+    Args:
+        stages: Names of the passes with the model behind each, the canonical model first.
+        checks: One for each output behind each pass but the first.
+        feeds: The inputs that were checked.
+
+    Returns:
+        What the first wrong pass made wrong.
+    """
+    outputs = len(checks) // (len(stages) - 1)
+    first = next(place for place, check in enumerate(checks) if not check.passed) // outputs
+    (_, before), (name, after) = stages[first : first + 2]
+    failed = tuple(check.name for check in checks[first * outputs : (first + 1) * outputs] if not check.passed)
+    found = bisect_graphs(before, after, feeds)
+    return replace(found, finding=(f"The pass {name} is wrong.", *found.finding), checks=failed)
+
+
+def bisect_kernels(checker: KernelChecker, checks: Sequence[Check], device: Device, threads: int) -> Reproducer:
+    """Narrows the failure of kernels.
+
+    Args:
+        checker: Holds the Program, what runs it, and the graph.
+        checks: Of all kernels.
+        device: The target.
+        threads: Workers.
+
+    Returns:
+        The smallest kernel that fails compiled by itself as well; the smallest that fails where there is none.
+    """
+    program = checker.program
+    failed = {check.name: check for check in checks if check.status == "failed"}
+    sizes = {call.name: _elements(program, call) for call in program.calls}
+    by_size = sorted(failed, key=lambda name: (set(checker.covered[name][0]) == set(checker.covered[name][1]), sizes[name]))
+    found = None
+    for name in by_size[:ATTEMPTS]:
+        tried = _isolate_kernel(checker, failed[name], device, threads)
+        found = found or tried
+        if tried.reproduces:
+            found = tried
+            break
+    assert found is not None, "a kernel failed"
+    others = [name for name in failed if name not in found.checks]
+    further = (f"Further kernels that are wrong: {', '.join(others)}.",) if others else ()
+    return replace(found, finding=(*found.finding, *further))
+
+
+def _elements(program: Program, call: KernelCall) -> int:
+    """Elements that a call reads and writes."""
+    return sum(math.prod(program.find_value(name).type.shape) for name in (*call.inputs, *call.outputs))
+
+
+def _isolate_kernel(checker: KernelChecker, check: Check, device: Device, threads: int) -> Reproducer:
+    """Cuts out what a kernel covers and tries it by itself, on the smallest input on which the kernel fails."""
+    program = checker.program
+    index = next(place for place, call in enumerate(program.calls) if call.name == check.name)
+    call = program.calls[index]
+    sources, targets = checker.covered[call.name]
+    part = extract(checker.model, list(dict.fromkeys(sources)), targets)
+    feeds = {name: checker.tensors[name] for name in dict.fromkeys(sources)}
+    reduced = feeds
+    if [onnx_name(program, name) for name in call.inputs] == list(sources):
+        reduced = reduce_inputs(feeds, lambda trial: _kernel_fails(checker, index, part, trial))
+    finding = (
+        f"The kernel {call.name} ({call.strategy}) is wrong: {check.reason}.",
+        f"It computes {', '.join(map(repr, targets))} from {', '.join(map(repr, feeds))}: nodes {', '.join(call.nodes)}.",
+    )
+    return _try_alone(finding, call, part, (reduced, feeds), device, threads, (check.name,))
+
+
+def _kernel_fails(checker: KernelChecker, index: int, part: onnx.ModelProto, feeds: Arrays) -> bool:
+    """Tells whether a kernel, as it ships, is wrong on some tensors."""
+    call = checker.program.calls[index]
+    bounds = run_with_bounds(part, feeds)
+    arrays = [feeds[onnx_name(checker.program, name)] for name in call.inputs]
+    written = {onnx_name(checker.program, name): array for name, array in checker.runner.run_kernel(index, arrays).items()}
+    return any(not compare_kernel(written[name], *bound).passed for name, bound in bounds.items())
+
+
+def _try_alone(
+    finding: Sequence[str],
+    call: KernelCall,
+    part: onnx.ModelProto,
+    candidates: Sequence[Mapping[str, np.ndarray]],
+    device: Device,
+    threads: int,
+    checks: Sequence[str],
+) -> Reproducer:
+    """Verifies a part by itself, on the first of some inputs that shows a failure."""
+    workload = {
+        "kernel": call.name,
+        "strategy": call.strategy,
+        "target": device.name,
+        "nodes": list(call.nodes),
+        "macs": call.macs,
+        "tasks": call.tasks,
+        "threads": threads,
+    }
+    shown = next((feeds for feeds in candidates if _fails_alone(part, feeds, device, threads)), None)
+    options = () if threads == 1 else ("--threads", str(threads))
+    return Reproducer(
+        finding=tuple(finding),
+        nodes=call.nodes,
+        models={PART: part},
+        inputs=candidates[0] if shown is None else shown,
+        arguments=("verify", PART, "--target", device.name, "--input", "input.npz", *options),
+        reproduces=shown is not None,
+        workload=workload,
+        checks=tuple(checks),
+    )
+
+
+def _fails_alone(part: onnx.ModelProto, feeds: Mapping[str, np.ndarray], device: Device, threads: int) -> bool:
+    """Compiles and verifies a part by itself."""
+    try:
+        found = verify_model(ir.from_proto(part), device, inputs=feeds, threads=threads)
+    except SepwiseError:
+        return False
+    return any(check.status == "failed" for check in found.checks)
+
+
+def bisect_program(checker: KernelChecker, model: ir.Model, check: Check, device: Device, threads: int) -> Reproducer:
+    """Narrows a failure of the whole where every kernel is right.
+
+    Args:
+        checker: Holds the Program, what runs it, and the graph.
+        model: The canonical model.
+        check: What failed.
+        device: The target.
+        threads: Workers.
+
+    Returns:
+        The first call that goes wrong in the course of a run and the smallest part of the model in which it does, or the
+        kernel whose rounding is worst.
+    """
+    program = checker.program
+    feeds = {value.name: checker.tensors[value.name] for value in program.inputs}
+    wrong = _first_wrong_call(checker, feeds)
+    if wrong is None:
+        return _worst_rounding(checker, model, check, device, threads)
+    sources, targets = checker.covered[wrong.name]
+    target = next(iter(targets), onnx_name(program, wrong.outputs[0]))
+    finding = (
+        f"Every kernel is right by itself, but {wrong.name} writes something else in the course of a run than on the same "
+        "tensors alone: what it reads was overwritten, or is read from a wrong place.",
+        f"It computes '{target}' from {', '.join(map(repr, sources))}: nodes {', '.join(wrong.nodes)}.",
+    )
+    smallest = None
+    for part, inputs in _parts_before(checker, target, feeds):
+        tried = _try_alone(finding, wrong, part, (inputs,), device, threads, (check.name,))
+        if tried.reproduces or smallest is None:
+            smallest = tried
+        if not tried.reproduces:
+            break
+    assert smallest is not None, "the model from its inputs on is a part"
+    return smallest
+
+
+def _first_wrong_call(checker: KernelChecker, feeds: Mapping[str, np.ndarray]) -> KernelCall | None:
+    """Finds the first call that, run again alone on what the calls before it wrote, writes something else."""
+    program = checker.program
+    names = [name for call in program.calls for name in call.outputs]
+    kept = {**feeds, **checker.runner.run_keeping(feeds, names)}
+    for index, call in enumerate(program.calls):
+        written = checker.runner.run_kernel(index, [kept[name] for name in call.inputs])
+        for name, array in written.items():
+            if not np.array_equal(array, kept[name], equal_nan=array.dtype.kind == "f"):
+                return call
+    return None
+
+
+def _parts_before(
+    checker: KernelChecker, target: str, feeds: Mapping[str, np.ndarray]
+) -> list[tuple[onnx.ModelProto, Arrays]]:
+    """Cuts out what computes a value: from the network's inputs on, then from ever later values that it wholly depends on."""
+    parts = [(extract(checker.model, list(feeds), [target]), dict(feeds))]
+    for call in checker.program.calls:
+        for name in checker.covered.get(call.name, ((), ()))[1]:
+            if name == target:
+                return _spread(parts)
+            try:
+                parts.append((extract(checker.model, [name], [target]), {name: checker.tensors[name]}))
+            except SepwiseError:
+                continue  # another path leads past this value
+    return _spread(parts)
+
+
+def _spread(parts: list[tuple[onnx.ModelProto, Arrays]]) -> list[tuple[onnx.ModelProto, Arrays]]:
+    """Picks a few parts at even distances, the largest among them."""
+    step = max(-(-len(parts) // ATTEMPTS), 1)
+    return parts[::step]
+
+
+def _worst_rounding(checker: KernelChecker, model: ir.Model, check: Check, device: Device, threads: int) -> Reproducer:
+    """Finds the kernel, right by its bound, that is worst against what float32 arithmetic is expected to do."""
+    program = checker.program
+    worst: tuple[float, KernelCall, onnx.ModelProto, Arrays] | None = None
+    for index, call in enumerate(program.calls):
+        sources, targets = checker.covered[call.name]
+        if not targets or set(sources) == set(targets) or [onnx_name(program, name) for name in call.inputs] != list(sources):
+            continue
+        feeds = {name: checker.tensors[name] for name in sources}
+        part = Oracle(proto := extract(checker.model, list(feeds), targets))
+        arrays = [feeds[onnx_name(program, name)] for name in call.inputs]
+        written = {onnx_name(program, name): array for name, array in checker.runner.run_kernel(index, arrays).items()}
+        try:
+            judged = compare_execution(written, part.run(feeds), execution_sigma(part, feeds))
+        except SepwiseError:
+            continue
+        ratio = math.inf if judged.worst_ratio is None else judged.worst_ratio
+        if ratio > 1 and (worst is None or ratio > worst[0]):
+            worst = (ratio, call, proto, feeds)
+    if worst is not None:
+        ratio, call, proto, feeds = worst
+        finding = (
+            f"Every kernel is within its bound, but {call.name} ({call.strategy}) is off by {ratio:.3g} times what float32 "
+            "arithmetic is expected to be.",
+            f"It computes {', '.join(map(repr, checker.covered[call.name][1]))}: nodes {', '.join(call.nodes)}.",
+        )
+        return _try_alone(finding, call, proto, (feeds,), device, threads, (check.name,))
+    left = "Every kernel is right, and each writes in the course of a run what it writes alone. The files are the whole model."
+    if program.tail is not None:
+        left = "Every kernel is right; the end of the network, which TVM's virtual machine runs, is what is left."
+    inputs = {value.name: checker.tensors[value.name] for value in program.inputs}
+    proto = ir.to_proto(model)
+    return Reproducer(
+        finding=(left,),
+        nodes=() if program.tail is None else program.tail.nodes,
+        models={PART: proto},
+        inputs=inputs,
+        arguments=("verify", PART, "--target", device.name, "--input", "input.npz"),
+        reproduces=_fails_alone(proto, inputs, device, threads),
+        checks=(check.name,),
+    )

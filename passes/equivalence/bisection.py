@@ -1,0 +1,224 @@
+"""Narrows a difference between two models to the operators that make it, as two small files and one input.
+
+    original, rewritten  --find_faults-->  the part that differs most beyond its tolerance
+                         --extract------>  before.onnx, after.onnx: that part alone, from the original and in its place
+                         --reduce------->  input.npz: zero wherever the input need not be anything else
+
+The files stand for themselves: `sepwise verify before.onnx --against after.onnx --input input.npz` fails as the whole did.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from sepwise.passes.equivalence.alignment import Fault, find_faults, spell_operation
+from sepwise.passes.equivalence.compare import Check, compare_graph
+from sepwise.passes.equivalence.extract import declared_types, extract, extract_like
+from sepwise.passes.equivalence.graph import Array, Graph, Model, Operation, as_proto, read_graph
+from sepwise.passes.equivalence.oracle import Oracle
+from sepwise.passes.equivalence.reproducer import Reproducer
+from sepwise.passes.errors import SepwiseError
+
+__all__ = ["bisect_graphs", "reduce_inputs"]
+
+TRIALS = 48
+"""At most so many runs to make an input smaller,"""
+
+TRIAL_ELEMENTS = 1 << 24
+"""and fewer where its elements, over all runs, would be more than this."""
+
+
+def bisect_graphs(original: Model, rewritten: Model, inputs: Sequence[Mapping[str, Array]]) -> Reproducer:
+    """Narrows a difference between two models.
+
+    Args:
+        original: the model as it came in.
+        rewritten: a model that computes something else, with inputs and outputs of the same names.
+        inputs: sets of tensors by input name on which they differ.
+
+    Returns:
+        The part that is furthest beyond its own tolerance, or both models whole where each part is within its own.
+
+    Raises:
+        InputError: if the inputs do not fit.
+    """
+    sides = [_flat(as_proto(model)) for model in (original, rewritten)]
+    graphs = [read_graph(side) for side in sides]
+    named = [{name for node in side.graph.node for name in node.output} for side in sides]
+    faults = find_faults(graphs[0], graphs[1], inputs, named=named[0], rewritten_named=named[1])
+    for fault in faults:
+        found = _isolate(fault, sides, graphs, as_proto(rewritten), inputs)
+        if found is not None:
+            others = [f"Further parts that differ: {len(faults) - 1}."] if len(faults) > 1 else []
+            return replace(found, finding=(*found.finding, *others))
+    finding = "No part of it differs beyond its own tolerance; the files are the whole models."
+    whole = {"before.onnx": sides[0], "after.onnx": sides[1]}
+    failing = [feeds for feeds in inputs if any(not check.passed for check in compare_graph(sides[0], sides[1], feeds))]
+    return Reproducer((finding,), (), whole, dict((failing or inputs)[0]), _ARGUMENTS, reproduces=bool(failing))
+
+
+_ARGUMENTS = ("verify", "before.onnx", "--against", "after.onnx", "--input", "input.npz")
+
+
+def _flat(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Opens model-local functions, so that a part may be cut inside of them."""
+    if not proto.functions:
+        return proto
+    from onnx import inliner
+
+    return inliner.inline_local_functions(proto)
+
+
+def _isolate(
+    fault: Fault,
+    sides: Sequence[onnx.ModelProto],
+    graphs: Sequence[Graph],
+    rewritten: onnx.ModelProto,
+    inputs: Sequence[Mapping[str, Array]],
+) -> Reproducer | None:
+    """Makes files of a fault and the smallest input that shows it; None where they do not show it by themselves."""
+    oracle = Oracle(graphs[0])
+    keep = {*fault.inputs, fault.output} - {port.name for port in graphs[0].inputs}
+    runs = [{**feeds, **oracle.run(feeds, keep=keep)} for feeds in inputs]
+    known = declared_types(sides[0], [*fault.inputs, fault.output])
+    types = {name: _described(name, runs[0][name], known.get(name)) for name in (*fault.inputs, fault.output)}
+    try:
+        before = extract(sides[0], fault.inputs, [fault.output], types=types)
+        after = extract_like(sides[1], fault.rewritten_inputs, (fault.rewritten_output, fault.output), before)
+        for run in runs:
+            feeds = {name: _stored(run[name], types[name]) for name in fault.inputs}
+            check = _check(before, after, feeds)
+            if check is not None and not check.passed:
+                feeds = reduce_inputs(feeds, lambda trial: _fails(_check(before, after, trial)))
+                check = _check(before, after, feeds) or check
+                wrong, nodes = _name(fault, graphs, rewritten)
+                reads = ", ".join(map(repr, fault.inputs))
+                finding = (f"'{fault.output}' is wrong, computed from {reads}: {check.reason}.", *wrong)
+                models = {"before.onnx": before, "after.onnx": after}
+                return Reproducer(finding, nodes, models, feeds, _ARGUMENTS, reproduces=True)
+    except SepwiseError:
+        return None
+    return None
+
+
+def _check(before: onnx.ModelProto, after: onnx.ModelProto, feeds: Mapping[str, Array]) -> Check | None:
+    try:
+        (check,) = compare_graph(before, after, feeds)
+    except SepwiseError:
+        return None
+    return check
+
+
+def _fails(check: Check | None) -> bool:
+    return check is not None and not check.passed
+
+
+def _described(name: str, array: Array, known: onnx.ValueInfoProto | None) -> onnx.ValueInfoProto:
+    """Declares a value as it is: its shape as computed, its element type as declared, float32 where it is not."""
+    declared = 0 if known is None else known.type.tensor_type.elem_type
+    computed = TensorProto.FLOAT if array.dtype.kind == "f" else helper.np_dtype_to_tensor_dtype(array.dtype)
+    return helper.make_tensor_value_info(name, declared or computed, array.shape)
+
+
+def _stored(array: Array, info: onnx.ValueInfoProto) -> Array:
+    """Rounds a tensor to the type in which it is fed."""
+    return array.astype(helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type))
+
+
+def reduce_inputs(inputs: Mapping[str, Array], fails: Callable[[dict[str, Array]], bool]) -> dict[str, Array]:
+    """Sets to zero whatever a failure does not need, by halves along every axis of every floating-point input.
+
+    Args:
+        inputs: tensors by name on which something fails.
+        fails: tells whether it fails on others.
+
+    Returns:
+        Tensors of the same shapes on which it fails; outside of a box in each they are zero.
+    """
+    found = dict(inputs)
+    elements = sum(array.size for array in found.values())
+    trials = min(TRIALS, TRIAL_ELEMENTS // max(elements, 1))
+    for name in sorted(found, key=lambda key: -found[key].size):
+        array = found[name]
+        if array.dtype.kind != "f":
+            continue
+        for axis in range(array.ndim):
+            low, high = 0, array.shape[axis]
+            while high - low > 1:
+                middle = (low + high) // 2
+                for box in ((low, middle), (middle, high)):
+                    if trials <= 0:
+                        return found
+                    trials -= 1
+                    kept = np.zeros_like(array)
+                    inside = (slice(None),) * axis + (slice(*box),)
+                    kept[inside] = found[name][inside]
+                    if fails({**found, name: kept}):
+                        found[name] = kept
+                        low, high = box
+                        break
+                else:
+                    break
+    return found
+
+
+# Names ----------------------------------------------------------------------------------------------------------------
+
+
+def _name(fault: Fault, graphs: Sequence[Graph], rewritten: onnx.ModelProto) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Says which operators the two parts do not have in common, in lines to read and as names of nodes."""
+    spelled = [
+        [spell_operation(op, graph) for op in ops]
+        for graph, ops in zip(graphs, (fault.original, fault.rewritten), strict=True)
+    ]
+    common = Counter(spelled[0]) & Counter(spelled[1])
+    alone = [_without(ops, keys, common) for ops, keys in zip((fault.original, fault.rewritten), spelled, strict=True)]
+    if not any(alone):
+        alone = [list(fault.original), list(fault.rewritten)]
+    owners = _owners(rewritten)
+    names = [[_of(op, {}) for op in alone[0]], [_of(op, owners) for op in alone[1]]]
+    lines = [
+        f"{side}: {', '.join(f'{op.operator} {name!r}' for op, name in zip(ops, of, strict=True)) or 'nothing in its place'}"
+        for side, ops, of in zip(("before", "after"), alone, names, strict=True)
+    ]
+    return tuple(lines), tuple(dict.fromkeys(name for of in names for name in of))
+
+
+def _without(operations: Iterable[Operation], keys: Iterable[Hashable], common: Counter[Hashable]) -> list[Operation]:
+    left = Counter(common)
+    alone = []
+    for op, key in zip(operations, keys, strict=True):
+        if left[key] > 0:
+            left[key] -= 1
+        else:
+            alone.append(op)
+    return alone
+
+
+def _owners(proto: onnx.ModelProto) -> dict[str, str]:
+    """Finds for each value inside an opened function the call that it came from."""
+    functions = {(f.domain, f.name, f.overload) for f in proto.functions}
+    called = (node for node in proto.graph.node if (node.domain, node.op_type, node.overload) in functions)
+    calls = {output: node for node in called for output in node.output}
+    owners: dict[str, str] = {}
+    if not calls:
+        return owners
+    flat = _flat(proto)
+    producer = {out: node for node in flat.graph.node for out in node.output}
+    for output, call in calls.items():
+        pending, seen = [output], set(call.input)
+        while pending:
+            name = pending.pop()
+            if name in producer and name not in seen:
+                seen.add(name)
+                owners[name] = call.name or output
+                pending.extend(producer[name].input)
+    return owners
+
+
+def _of(op: Operation, owners: Mapping[str, str]) -> str:
+    return owners.get(op.outputs[0]) or op.name or op.outputs[0]
