@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
     from sepwise.passes.equivalence import Check, Verification
+    from sepwise.passes.equivalence.reproducer import Reproducer
 
 __all__ = ["render"]
 
@@ -39,7 +40,8 @@ def render(verdict: Verification) -> bytes:
         seen: Counter[str] = Counter()
         for check in checks:
             seen[check.name] += 1
-            _case(suite, subject, check, check.name if seen[check.name] == 1 else f"{check.name} ({seen[check.name]})")
+            name = check.name if seen[check.name] == 1 else f"{check.name} ({seen[check.name]})"
+            _case(suite, subject, check, name, _details(check, verdict.reproducer))
     if not verdict.checks:
         case = ElementTree.SubElement(
             ElementTree.SubElement(root, "testsuite", name="none", tests="1", failures="0", errors="1", skipped="0"),
@@ -61,20 +63,20 @@ def _suite(root: Element, scope: str, checks: Sequence[Check]) -> Element:
     return ElementTree.SubElement(root, "testsuite", {"name": scope} | {key: str(value) for key, value in numbers.items()})
 
 
-def _case(suite: Element, subject: str, check: Check, name: str) -> None:
+def _case(suite: Element, subject: str, check: Check, name: str, details: str) -> None:
     case = ElementTree.SubElement(suite, "testcase", name=clean(name), classname=clean(f"{subject}.{check.scope}"))
     if check.status == "failed":
         outcome = ElementTree.SubElement(case, "failure", message=clean(check.reason), type="failed")
-        outcome.text = clean(_details(check))
+        outcome.text = clean(details)
     elif check.status == "skipped":
         message = f"skipped, which counts as not passed: {check.reason}"
         outcome = ElementTree.SubElement(case, "error", message=clean(message), type="skipped")
-        outcome.text = clean(_details(check))
+        outcome.text = clean(details)
     else:
-        ElementTree.SubElement(case, "system-out").text = clean(_details(check))
+        ElementTree.SubElement(case, "system-out").text = clean(details)
 
 
-def _details(check: Check) -> str:
+def _details(check: Check, reproducer: Reproducer | None) -> str:
     """The numbers behind a check, one a line, as `sepwise verify --json` names them."""
     facts: list[tuple[str, object]] = [("scope", check.scope), ("nodes", ", ".join(check.nodes)), ("strategy", check.strategy)]
     if check.status != "skipped":
@@ -83,4 +85,6 @@ def _details(check: Check) -> str:
     if check.worst_index is not None:
         facts.append(("worst_index", f"{check.worst_tensor or ''}{list(check.worst_index)}"))
     facts += [("computed", check.computed), ("expected", check.expected), ("reproducer", check.reproducer)]
+    if reproducer is not None and check.name in reproducer.checks:
+        facts += [("finding", " ".join(reproducer.finding)), ("command", reproducer.command)]
     return "\n".join(f"{name}: {value}" for name, value in facts if value not in (None, ""))

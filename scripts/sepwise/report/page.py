@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sepwise.passes.equivalence import Check, Verification
+    from sepwise.passes.equivalence.reproducer import Reproducer
     from sepwise.passes.pipeline import PassReport
     from sepwise.report.provenance import Provenance
 
@@ -83,7 +84,7 @@ def render(verdict: Verification, provenance: Provenance) -> str:
         element("header", _verdict(verdict), _facts(verdict, provenance)),
         element(
             "main",
-            _failures(verdict.checks),
+            _failures(verdict),
             _scopes(verdict.checks),
             _kernels(verdict.checks),
             _distributions(verdict.checks),
@@ -140,6 +141,7 @@ def _facts(verdict: Verification, provenance: Provenance) -> Markup:
     facts.append(("Against", verdict.against) if verdict.against is not None else ("Target", provenance.target))
     if verdict.inputs:
         facts.append(("Inputs", ", ".join(verdict.inputs)))
+    facts += [("Note", note) for note in verdict.notes]
     date = element("time", f"{provenance.date:%Y-%m-%d %H:%M %Z}", datetime=provenance.date.isoformat(timespec="seconds"))
     facts += [("Date", date), ("Machine", provenance.machine)]
     facts.append(("Versions", ", ".join(f"{name} {text}" for name, text in provenance.versions.items())))
@@ -154,7 +156,8 @@ def _definitions(pairs: Sequence[tuple[str, Child]], class_: str) -> Markup:
 # What failed -----------------------------------------------------------------------------------------------------------
 
 
-def _failures(checks: Sequence[Check]) -> Markup | None:
+def _failures(verdict: Verification) -> Markup | None:
+    checks = verdict.checks
     wrong = sorted((check for check in checks if not check.passed), key=lambda check: _ORDER[check.status])
     if not wrong:
         return None
@@ -162,7 +165,23 @@ def _failures(checks: Sequence[Check]) -> Markup | None:
     rest = len(wrong) - len(cards)
     table = element("a", "the table", href="#checks")
     more = element("p", f"{_several(rest, 'more such check')} in ", table, ".") if rest else None
-    return _section("failures", "What did not pass", cards, more)
+    return _section("failures", "What did not pass", _finding(verdict.reproducer), cards, more)
+
+
+def _finding(reproducer: Reproducer | None) -> Markup | None:
+    """What `--bisect` narrowed a failure down to."""
+    if reproducer is None:
+        return None
+    facts: list[tuple[str, Child]] = []
+    if reproducer.nodes:
+        facts.append(("Nodes", _nodes(reproducer.nodes)))
+    if reproducer.folder is not None:
+        facts.append(("Files", element("code", str(reproducer.folder))))
+    facts.append(("Command", element("code", reproducer.command)))
+    facts.append(("Reproduced", "by these files alone" if reproducer.reproduces else "no: only the whole model shows it"))
+    heading = element("h3", "Narrowed down")
+    lines = [element("p", line, class_="reason") for line in reproducer.finding]
+    return element("article", heading, lines, _definitions(facts, "facts"), class_="card failed")
 
 
 def _card(check: Check, anchor: str) -> Markup:

@@ -3,10 +3,12 @@
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from sepwise.passes.equivalence import HISTOGRAM_EDGES, Check, Verification
+from sepwise.passes.equivalence.reproducer import Reproducer
 from sepwise.passes.pipeline import PassReport
 from sepwise.report.provenance import Provenance
 
@@ -67,6 +69,21 @@ def comparing() -> Verification:
 
 
 @pytest.fixture(scope="session")
+def bisected(failing: Verification) -> Verification:
+    found = Reproducer(
+        finding=("Kernel k2_pointwise is wrong.", "It computes 'pw'."),
+        nodes=("pw",),
+        models={},
+        inputs={},
+        arguments=("verify", "original.onnx", "--input", "input.npz"),
+        reproduces=True,
+        checks=("k2_pointwise",),
+        folder=Path("net.bisect"),
+    )
+    return replace(failing, reproducer=found, notes=("Inputs were matched by position.",))
+
+
+@pytest.fixture(scope="session")
 def hostile() -> Verification:
     """Every text that comes from outside holds markup, quotes, a control character and a lone surrogate."""
     text = "</script><script>alert('1')</script> & \"it\" ]]> \x08\ud800 <img src=x>"
@@ -76,12 +93,20 @@ def hostile() -> Verification:
     ]
     checks = [replace(check, strategy=text) if check.strategy else replace(check, pass_name=text) for check in checks]
     passes = (PassReport(text, 1, ((text, text),)),)
-    return Verification(f"net {text}", f"host {text}", tuple(checks), passes=passes, inputs=(text,))
+    found = Reproducer((text,), (text,), {}, {}, (text,), reproduces=False, folder=Path("hostile"))
+    return Verification(
+        f"net {text}", f"host {text}", tuple(checks), passes=passes, inputs=(text,), notes=(text,), reproducer=found
+    )
 
 
 @pytest.fixture(scope="session")
 def verdicts(
-    passing: Verification, failing: Verification, skipping: Verification, comparing: Verification, hostile: Verification
+    passing: Verification,
+    failing: Verification,
+    skipping: Verification,
+    comparing: Verification,
+    bisected: Verification,
+    hostile: Verification,
 ) -> dict[str, Verification]:
     """All of these by name, and one without any check."""
     nothing = Verification("net", "host", ())
@@ -90,6 +115,7 @@ def verdicts(
         "failing": failing,
         "skipping": skipping,
         "comparing": comparing,
+        "bisected": bisected,
         "hostile": hostile,
         "nothing": nothing,
     }

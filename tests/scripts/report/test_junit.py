@@ -24,7 +24,7 @@ CHILDREN = {
     "testcase": {"skipped", "error", "failure", "system-out", "system-err"},
 }
 
-NAMES = ["passing", "failing", "skipping", "comparing", "hostile", "nothing"]
+NAMES = ["passing", "failing", "skipping", "comparing", "bisected", "hostile", "nothing"]
 
 
 def read(verdict: Verification) -> Element:
@@ -81,6 +81,13 @@ def test_a_failure_says_what_and_where(failing: Verification) -> None:
     details = case[0].text or ""
     for line in ("nodes: pw", "strategy: pointwise", "worst_ratio: 1536.0", "worst_index: a[0, 3, 1, 2]", "reproducer: out/k2.onnx"):
         assert line in details.splitlines()
+
+
+def test_what_a_bisection_found_is_with_its_failure(bisected: Verification) -> None:
+    assert bisected.reproducer is not None
+    for case in read(bisected).iter("testcase"):
+        details = "".join(case.itertext())
+        assert (f"command: {bisected.reproducer.command}" in details) == (case.get("name") == "k2_pointwise")
 
 
 def test_a_skipped_check_is_an_error_that_explains_itself(skipping: Verification) -> None:

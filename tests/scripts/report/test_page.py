@@ -16,7 +16,7 @@ from sepwise.report.markup import clean
 from sepwise.report.page import SCOPES, render
 from sepwise.report.provenance import Provenance
 
-NAMES = ["passing", "failing", "skipping", "comparing", "hostile", "nothing"]
+NAMES = ["passing", "failing", "skipping", "comparing", "bisected", "hostile", "nothing"]
 VOID = {"br", "input", "link", "meta", "wbr"}
 CONTRAST = 4.5
 """What the Web Content Accessibility Guidelines (2.1, level AA) ask of text."""
@@ -148,6 +148,18 @@ def test_what_did_not_pass_comes_first(failing: Verification, provenance: Proven
     assert "nan" in cards[1]
     headings = page.of["h2"]
     assert headings[0] == "What did not pass"
+
+
+def test_what_a_bisection_found(bisected: Verification, failing: Verification, provenance: Provenance) -> None:
+    page = read(bisected, provenance)
+    assert bisected.reproducer is not None
+    card = page.of["article"][0]
+    for text in (*bisected.reproducer.finding, "net.bisect", bisected.reproducer.command, "by these files alone"):
+        assert text in card
+    assert bisected.notes[0] in page.of["header"][0]
+    unsure = replace(bisected, reproducer=replace(bisected.reproducer, reproduces=False))
+    assert "only the whole model shows it" in read(unsure, provenance).of["article"][0]
+    assert "Narrowed down" not in read(failing, provenance).of["h3"]
 
 
 def test_many_failures_are_in_the_table(failing: Verification, provenance: Provenance) -> None:
