@@ -163,15 +163,14 @@ def _build_with_tail(
     runtime_nodes = find_runtime_nodes(fused)
     while True:
         if runtime_nodes and device.emulated:
-            raise UnsupportedError(
-                f"{next(iter(runtime_nodes.values()))}, which '{device.name}' has not. Compile for the target 'host', or "
-                "cut the model before it."
-            )
+            raise _no_runtime(next(iter(runtime_nodes.values())), device)
         head, tail = split(fused, runtime_nodes)
         try:
             program, graph = _build(head, device, threads, value_names)
         except NeedsRuntimeError as error:
-            if device.emulated or error.node in runtime_nodes:
+            if device.emulated:
+                raise _no_runtime(f"{error}; it needs TVM's runtime", device) from error
+            if error.node in runtime_nodes:
                 raise
             logger.warning("%s; it and what depends on it run in TVM's virtual machine", error)
             runtime_nodes[error.node] = str(error)
@@ -179,6 +178,13 @@ def _build_with_tail(
         if tail is not None:
             TailRunner(tail, device.name)  # refuses now what TVM does not take
         return replace(program, tail=tail), graph
+
+
+def _no_runtime(reason: str, device: Device) -> UnsupportedError:
+    """Refuses a tail where nothing runs it."""
+    return UnsupportedError(
+        f"{reason}, which '{device.name}' has not. Compile for the target 'host', or cut the model before it."
+    )
 
 
 def _build(

@@ -46,7 +46,8 @@ def find_runtime_nodes(model: ir.Model) -> dict[str, str]:
         if node.domain == "" and (node.op_type in RUNTIME_ONLY or any(_subgraphs(node))):
             found[_name(node)] = f"Node '{node.name}': {node.op_type} needs TVM's runtime"
         elif any(value.name and not _is_static(value) for value in node.outputs):
-            found[_name(node)] = f"Node '{node.name}' ({node.op_type}): the shape of its output depends on data"
+            reason = "the shape of its output depends on data, it needs TVM's runtime"
+            found[_name(node)] = f"Node '{node.name}' ({node.op_type}): {reason}"
     return found
 
 

@@ -170,7 +170,9 @@ def test_a_constant_condition_needs_no_runtime() -> None:
     [
         ("top-k", "Node 'top': TopK needs TVM's runtime, which 'cortex-a72' has not"),
         ("shapes that depend on data", "Node 'where': NonZero needs TVM's runtime"),
-        ("a function of a C library", "Node 'wide' .Cast.Exp.: it becomes no static kernel: it would call llvm.exp of a C library"),
+        ("a function of a C library", "Node 'wide' .Cast.Exp.: it becomes no static kernel: it would call llvm.exp of a C library; "
+            "it needs TVM's runtime, which 'cortex-a72' has not. Compile for the target 'host'"),
+        ("integers decide", "the shape of its output depends on data, it needs TVM's runtime, which 'cortex-a72' has not. Compile"),
     ],
 )
 def test_an_emulated_target_refuses_and_names_the_operator(name: str, message: str) -> None:
