@@ -10,7 +10,7 @@ from sepwise.passes.equivalence.graph import Array, Model
 from sepwise.passes.equivalence.interpreter import read_inputs
 from sepwise.passes.equivalence.oracle import Oracle
 from sepwise.passes.equivalence.rounding import TINY, UNIT
-from sepwise.passes.equivalence.tolerances import SEEDS, constant_rounding_sigma, execution_sigma
+from sepwise.passes.equivalence.tolerances import SEEDS, constant_rounding_sigmas, execution_sigma
 from sepwise.passes.errors import InputError, UnsupportedError
 
 __all__ = ["HISTOGRAM_EDGES", "Check", "GraphReference", "compare_execution", "compare_graph", "compare_kernel"]
@@ -125,7 +125,7 @@ class GraphReference:
     def sigma(self, seeds: int = SEEDS) -> list[dict[str, Array]]:
         """Returns sigma_c of each output on each input set; measured once."""
         if seeds not in self._sigma:
-            self._sigma[seeds] = [constant_rounding_sigma(self.oracle, feeds, seeds) for feeds in self.inputs]
+            self._sigma[seeds] = constant_rounding_sigmas(self.oracle, self.inputs, seeds)
         return self._sigma[seeds]
 
     def judge(self, results: Sequence[Tensors], *, exact: bool = False) -> list[Check]:

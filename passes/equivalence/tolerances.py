@@ -1,6 +1,6 @@
 """Tolerances by seeded experiment in float64: how far rounding may move the outputs of a model."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from sepwise.passes.equivalence.operators import evaluate
 from sepwise.passes.equivalence.oracle import Oracle, as_graph
 from sepwise.passes.equivalence.rounding import UNIT, noise_scale
 
-__all__ = ["constant_rounding_sigma", "execution_sigma", "structural_values"]
+__all__ = ["constant_rounding_sigma", "constant_rounding_sigmas", "execution_sigma", "structural_values"]
 
 SEEDS = 6
 
@@ -78,21 +78,55 @@ def constant_rounding_sigma(original: "Model | Oracle", inputs: Mapping[str, Arr
     Returns:
         sigma_c of each output; for integer outputs it tells where rounding decides the value.
     """
+    (sigma,) = constant_rounding_sigmas(original, [inputs], seeds)
+    return sigma
+
+
+def constant_rounding_sigmas(
+    original: "Model | Oracle", inputs: Sequence[Mapping[str, Array]], seeds: int = SEEDS
+) -> list[dict[str, Array]]:
+    """Measures `constant_rounding_sigma` on several input sets, with the same constants drawn for all.
+
+    Args:
+        original: the model as it came in.
+        inputs: sets of tensors by input name.
+        seeds: number of runs on each.
+
+    Returns:
+        sigma_c of each output on each input set.
+    """
     graph = as_graph(original)
     fixed = structural_values(graph)
 
     def perturbed(rng: np.random.Generator) -> Callable[[str, Array], Array]:
+        drawn: dict[str, Array] = {}
+
         def constant(name: str, array: Array) -> Array:
             if array.dtype.kind != "f" or name in fixed:
                 return array
-            return array * (1 + 2 * UNIT * rng.standard_normal(array.shape))
+            if name not in drawn:
+                drawn[name] = _rounded(rng, array)
+            return drawn[name]
 
         return constant
 
-    feeds = read_inputs(graph, inputs, single=False)
-    exact = _run(graph, feeds, lambda _, array: array, evaluate)
-    runs = (_run(graph, feeds, perturbed(np.random.default_rng(seed)), evaluate) for seed in range(seeds))
-    return _deviation(exact, runs, seeds)
+    sets = [read_inputs(graph, feeds, single=False) for feeds in inputs]
+    exact = [_run(graph, feeds, lambda _, array: array, evaluate) for feeds in sets]
+    squares = [_zeros(outputs) for outputs in exact]
+    for seed in range(seeds):
+        constant = perturbed(np.random.default_rng(seed))
+        for feeds, outputs, total in zip(sets, exact, squares, strict=True):
+            _add_squares(total, outputs, _run(graph, feeds, constant, evaluate))
+    return [{name: np.sqrt(total / seeds) for name, total in totals.items()} for totals in squares]
+
+
+def _rounded(rng: np.random.Generator, array: Array) -> Array:
+    """Rounds a constant at random: array * (1 + 2u N(0, 1))."""
+    noise = rng.standard_normal(array.shape, dtype=np.float32).astype(np.float64)
+    noise *= 2 * UNIT
+    noise += 1
+    noise *= array
+    return noise
 
 
 def execution_sigma(model: "Model | Oracle", inputs: Mapping[str, Array], seeds: int = SEEDS) -> dict[str, Array]:
@@ -136,14 +170,17 @@ def execution_sigma(model: "Model | Oracle", inputs: Mapping[str, Array], seeds:
             if scale is None:
                 return outputs
             first = outputs[0]
-            noise = rng.standard_normal(first.shape, dtype=np.float32).astype(np.float64)
-            return (first + noise * scale, *outputs[1:])
+            noise = rng.standard_normal(first.shape, dtype=np.float32)
+            noise *= scale
+            return (first + noise, *outputs[1:])
 
         return step
 
     exact = _run(graph, feeds, lambda _, array: array, measure)
-    runs = (_run(graph, feeds, lambda _, array: array, perturbed(np.random.default_rng(seed))) for seed in range(seeds))
-    return _deviation(exact, runs, seeds)
+    total = _zeros(exact)
+    for seed in range(seeds):
+        _add_squares(total, exact, _run(graph, feeds, lambda _, array: array, perturbed(np.random.default_rng(seed))))
+    return {name: np.sqrt(squares / seeds) for name, squares in total.items()}
 
 
 def _run(
@@ -156,13 +193,15 @@ def _run(
         return interpret(graph, feeds, constant=constant, step=step, truth=lambda value: bool(value.all()))
 
 
-def _deviation(exact: Mapping[str, Array], runs: Iterable[Mapping[str, Array]], seeds: int) -> dict[str, Array]:
-    squares = {name: np.zeros(value.shape) for name, value in exact.items()}
+def _zeros(outputs: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: np.zeros(value.shape) for name, value in outputs.items()}
+
+
+def _add_squares(total: Mapping[str, Array], exact: Mapping[str, Array], run: Mapping[str, Array]) -> None:
+    """Adds the squared deviations of a run, in place."""
     with np.errstate(all="ignore"):
-        for run in runs:
-            for name, value in run.items():
-                if value.shape != exact[name].shape:  # rounding decides how many elements there are
-                    squares[name] += np.inf
-                    continue
-                squares[name] += np.nan_to_num((value.astype(np.float64) - exact[name].astype(np.float64)) ** 2, posinf=np.inf)
-        return {name: np.sqrt(total / seeds) for name, total in squares.items()}
+        for name, value in run.items():
+            if value.shape != exact[name].shape:  # rounding decides how many elements there are
+                total[name][...] = np.inf
+                continue
+            total[name][...] += np.nan_to_num((value.astype(np.float64) - exact[name].astype(np.float64)) ** 2, posinf=np.inf)
