@@ -16,11 +16,13 @@ from sepwise.passes.group_separable import GroupSeparablePass
 from sepwise.passes.inline_functions import InlineFunctionsPass
 from sepwise.passes.recognise_activation import RecogniseActivationPass
 from sepwise.passes.rewriting import RewriteResult
+from sepwise.passes.sink_transpose import SinkTransposePass
 
 __all__ = ["FuseReport", "PassReport", "fuse"]
 
 AnyPass = (
-    FoldPadPass
+    SinkTransposePass
+    | FoldPadPass
     | RecogniseActivationPass
     | FoldBatchNormPass
     | FoldAffinePass
@@ -101,7 +103,7 @@ def fuse(model: ir.Model, *, inline: bool = False, keep_stages: bool = False) ->
                 stages.append((step.name, fused.clone()))
         return total
 
-    run(FoldPadPass(), RecogniseActivationPass())
+    run(SinkTransposePass(), FoldPadPass(), RecogniseActivationPass())
     while run(FoldBatchNormPass(), FoldAffinePass()):
         pass
     run(FuseActivationPass(), FuseResidualPass(), GroupSeparablePass())
