@@ -301,15 +301,30 @@ class _Search:
     def _replace(self, name: str, twin: str) -> None:
         """Replaces a wrong value by the original's and notes the fault, unless it makes up for faults before it."""
         fault = self._part(name, twin, self._twin)
-        before = [source for source in fault.rewritten_inputs if source in self._faults]
         self._twin[name] = twin
-        if before:
-            without = {b: a for b, a in self._twin.items() if b not in self._faults and b != name}
-            if self._part(name, twin, without).check.passed:
-                for source in before:
-                    del self._faults[source]
-                return
-        self._faults[name] = fault
+        undone = next((source for source in reversed(self._faults) if name in self._rewritten.after(source)), None)
+        if undone is None or not self._makes_up_for(name, twin, undone):
+            self._faults[name] = fault
+        else:
+            del self._faults[undone]
+
+    def _makes_up_for(self, name: str, twin: str, undone: str) -> bool:
+        """Tells whether a value is right where an earlier wrong one is not replaced."""
+        behind = self._rewritten.after(undone)
+        without = {b: a for b, a in self._twin.items() if b != undone and b not in behind}
+        operations, sources = self._rewritten.behind(name, without)
+        part = _part_of(self._rewritten, operations, sources, name)
+        try:
+            own = [
+                _interpret(part, {source: self._values[without[source]][place] for source in sources})[name]
+                for place in range(self._sets)
+            ]
+        except InputError:
+            return False
+        right = self._values[twin]
+        if any(a.shape != b.shape for a, b in zip(own, right, strict=True)) or _distance(own, right) > SCREEN:
+            return False
+        return self._part(name, twin, without).check.passed
 
     def _heals(self, name: str, twin: str) -> bool:
         """Tells whether a value, were it replaced by one of the original, would make what follows right."""
