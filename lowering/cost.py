@@ -45,8 +45,9 @@ TASK_CYCLES = 20
 def register_tile_fits(device: Device, pixels: int, oc_vectors: int) -> bool:
     """Whether a register tile compiles without spills.
 
-    LLVM hoists the broadcast of every pixel into a register, so accumulators, weights and broadcasts are all
-    live at once; one register is left for constants.
+    LLVM keeps the order of the nest, vectors outside of pixels: the broadcasts of all pixels stay for every vector of
+    the tile, the vectors of weights come one after the other. Without fused multiply-add the product needs a
+    register too.
 
     Args:
         device: Gives the number of vector registers.
@@ -54,9 +55,10 @@ def register_tile_fits(device: Device, pixels: int, oc_vectors: int) -> bool:
         oc_vectors: Output channel vectors of the tile.
 
     Returns:
-        Whether `pixels * oc_vectors + oc_vectors + pixels` fits.
+        Whether `pixels * oc_vectors` accumulators, `pixels` broadcasts, one weight and a product that is not fused fit.
     """
-    return pixels * oc_vectors + oc_vectors + pixels <= device.vector_registers - 1
+    live = pixels * oc_vectors + pixels + 1
+    return live + (not device.fuses_multiply_add) <= device.vector_registers
 
 
 def register_tiles(device: Device, most_pixels: int, most_oc_vectors: int) -> list[tuple[int, int]]:

@@ -86,6 +86,11 @@ class Device:
         return self.lanes * 4
 
     @property
+    def fuses_multiply_add(self) -> bool:
+        """Whether one instruction multiplies and adds: always on Advanced SIMD, on x86 where the cpu reports it."""
+        return self.isa == "arm" or "fma" in self.flags
+
+    @property
     def emulated(self) -> bool:
         """Whether programs for it run under an emulator here: it has one, and this machine cannot run them."""
         return self.emulator is not None and bool(missing_flags(self))

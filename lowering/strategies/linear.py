@@ -2,8 +2,8 @@
 
 # for t task, m_o:                            accumulators: m_i rows * j_i vectors, 8 of 32 for 1 x 8
 #   for ic:                                   one step: j_i loads, m_i broadcasts, m_i * j_i FMA
-#     unrolled m_i: vector j FMA              weights [t, ic, j] stream past once
-#   unrolled m_i: epilogue, store             [m, t * j]
+#     unrolled j_i, m_i: vector j_v FMA       weights [t, ic, j] stream past once
+#   unrolled j_i, m_i: epilogue, store        [m, t * j]
 
 With one row it is bound by the stream of weights, so a tile takes enough vectors to hide the latency of its chains. The
 last tile of outputs starts early enough to end with the row.
@@ -113,11 +113,11 @@ class LinearStrategy:
         m, t, j = sch.get_loops(output)
         m_o, m_i = sch.split(m, [None, tile.rows])
         j_o, j_v = sch.split(j, [tile.vectors, None])
-        sch.reorder(t, m_o, m_i, j_o, j_v)
+        sch.reorder(t, m_o, j_o, m_i, j_v)
         sch.compute_at(total, m_o, preserve_unit_loops=True)
         t_m, _, t_j, ic = sch.get_loops(total)[-4:]
         t_j_o, t_j_v = sch.split(t_j, [tile.vectors, None])
-        sch.reorder(ic, t_m, t_j_o, t_j_v)
+        sch.reorder(ic, t_j_o, t_m, t_j_v)
         sch.set_scope(total, 0, "local")
         for loop in (m_i, j_o, t_m, t_j_o):
             sch.unroll(loop)
@@ -125,7 +125,7 @@ class LinearStrategy:
             sch.vectorize(loop)
         init = sch.decompose_reduction(total, ic)
         *init_loops, init_v = sch.get_loops(init)
-        for loop in (init_loops[-1], init_loops[-3]):
+        for loop in init_loops[-3:]:
             sch.unroll(loop)
         sch.vectorize(init_v)
         mark_task(sch, t)

@@ -48,6 +48,10 @@ def test_register_files(name: str, lanes: int, registers: int) -> None:
     assert (device.lanes, device.vector_registers) == (lanes, registers)
 
 
+def test_which_devices_fuse_multiply_and_add() -> None:
+    assert {name for name in devices.names() if not devices.get(name).fuses_multiply_add} - {"host"} == {"x86-64-v2"}
+
+
 def test_an_unknown_target_names_the_closest() -> None:
     with pytest.raises(InputError, match=r"Target 'cortex-a27': unknown.*Did you mean 'cortex-a72'\?"):
         devices.get("cortex-a27")

@@ -84,9 +84,9 @@ def test_a_tile_is_positive() -> None:
 
 def test_a_tile_that_spills_does_not_fit() -> None:
     v3 = device.get("x86-64-v3")
-    assert PointwiseTile(3, 3, 1).fits(v3)
-    assert not PointwiseTile(3, 4, 1).fits(v3)
-    assert PointwiseTile(7, 3, 1).fits(device.get("x86-64-v4"))
+    assert PointwiseTile(3, 4, 1).fits(v3)
+    assert not PointwiseTile(4, 3, 1).fits(v3)
+    assert PointwiseTile(10, 2, 1).fits(device.get("x86-64-v4"))
 
 
 @pytest.mark.parametrize(
