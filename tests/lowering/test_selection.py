@@ -91,8 +91,8 @@ def test_each_kind_of_workload_has_its_list() -> None:
         (replace(pointwise(24, 40), pads_begin=(1, 1)), {"dense"}),
         (Stage(16, 32, 1, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1)), {"dense"}),
         (Stage(16, 32, 2, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1)), {"dense"}),
-        (Stage(16, 20, 2, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1)), {"depthwise"}),
-        (Stage(16, 32, 16, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1)), {"depthwise"}),
+        (Stage(16, 20, 2, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1)), {"grouped"}),
+        (Stage(16, 32, 16, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1)), {"grouped"}),
     ],
 )
 @pytest.mark.parametrize("target", ["x86-64-v2", "x86-64-v3", "x86-64-v4", "cortex-a72"])
