@@ -1,10 +1,16 @@
 """Fixtures and options shared by all tests, and the list of what was skipped at the end of a run."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -72,3 +78,31 @@ def trained_networks(request: pytest.FixtureRequest) -> dict[str, Path]:
     from sepwise.samples import fetch_networks
 
     return fetch_networks(Path(request.config.cache.mkdir("trained")))
+
+
+@pytest.fixture(scope="session")
+def network() -> Callable[..., ir.Model]:
+    """Gives a function that reads ONNX text; constants without values (`<float[4,3] w>`) are drawn, those named `var...` positive."""
+
+    import numpy as np
+    import onnx
+    import onnx.parser
+    import onnx_ir as ir
+
+    def read(text: str, *, seed: int = 0) -> ir.Model:
+        proto = onnx.parser.parse_model(text)
+        rng = np.random.default_rng(seed)
+        for value in list(proto.graph.value_info):
+            shape = [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+            array = rng.standard_normal(shape) / np.sqrt(max(int(np.prod(shape[1:])), 1))
+            if value.name.startswith("var"):
+                array = np.abs(array) + 0.5
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), value.name))
+            proto.graph.value_info.remove(value)
+        for output in proto.graph.output:
+            output.ClearField("type")
+        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+        onnx.checker.check_model(inferred, full_check=True)
+        return ir.from_proto(inferred)
+
+    return read

@@ -8,9 +8,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-import onnx
-import onnx.parser
-import onnx_ir as ir
 import pytest
 from tvm import tirx
 
@@ -154,26 +151,3 @@ def c_program_tensors() -> dict[str, np.ndarray]:
     shift = np.array([[4, -8, 15, -16, 23, -42]], np.float32)
     y = np.maximum(2 * x + (shift + np.arange(-3, 3, dtype=np.float32))[:, :, None, None], 0)
     return {"x": x, "shift": shift, "y": y, "s": y + x, "z": y.sum((2, 3))}
-
-
-@pytest.fixture(scope="session")
-def network() -> Callable[..., ir.Model]:
-    """Gives a function that reads ONNX text; constants without values (`<float[4,3] w>`) are drawn, those named `var...` positive."""
-
-    def read(text: str, *, seed: int = 0) -> ir.Model:
-        proto = onnx.parser.parse_model(text)
-        rng = np.random.default_rng(seed)
-        for value in list(proto.graph.value_info):
-            shape = [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
-            array = rng.standard_normal(shape) / np.sqrt(max(int(np.prod(shape[1:])), 1))
-            if value.name.startswith("var"):
-                array = np.abs(array) + 0.5
-            proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), value.name))
-            proto.graph.value_info.remove(value)
-        for output in proto.graph.output:
-            output.ClearField("type")
-        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
-        onnx.checker.check_model(inferred, full_check=True)
-        return ir.from_proto(inferred)
-
-    return read
