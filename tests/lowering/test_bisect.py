@@ -1,0 +1,161 @@
+"""Wrong passes, kernels and Programs are narrowed down, and what is written fails by itself."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from sepwise.lowering import build, device
+from sepwise.lowering.program import Home
+from sepwise.lowering.strategies import packing
+from sepwise.lowering.verify import verify_model
+from sepwise.passes import fold_batch_norm
+from sepwise.passes.equivalence import Reproducer, Verification
+
+HEAD = '<ir_version: 10, opset_import: ["" : 18]>\n'
+HOST = device.get("host")
+
+# A residual over three layers: the arena holds several values at a time.
+NETWORK = HEAD + """
+small (float[1,13,9,9] x) => (float[1,13,9,9] y)
+<float[13,1,3,3] w0, float[13] b0, float[21,13,1,1] w1, float[21] g, float[21] h, float[21] m, float[21] var,
+ float[13,21,1,1] w2, float[13] b2, float[13,13,1,1] w3>
+{
+  [dw] a = Conv <group = 13, pads = [1,1,1,1]> (x, w0, b0)
+  [act0] a6 = Relu (a)
+  [pw] d = Conv (a6, w1)
+  [bn] n = BatchNormalization (d, g, h, m, var)
+  [act1] n6 = HardSwish (n)
+  [pool] p = AveragePool <kernel_shape = [3,3], pads = [1,1,1,1]> (n6)
+  [project] q = Conv (p, w2, b2)
+  [soft] s = Softmax <axis = 1> (q)
+  [sum] t = Add (s, a6)
+  [last] y = Conv (t, w3)
+}
+"""
+
+
+def narrowed(model: ir.Model) -> tuple[Verification, Reproducer]:
+    """Verifies and bisects; the files that are found fail again, and only where they should."""
+    found = verify_model(model, HOST, bisect=True)
+    assert not found.passed
+    reproducer = found.reproducer
+    assert reproducer is not None
+    assert reproducer.checks
+    failed = {check.name for check in found.checks if check.status == "failed"}
+    assert set(reproducer.checks) <= failed
+    for part in reproducer.models.values():
+        onnx.checker.check_model(part)
+    return found, reproducer
+
+
+def fails_alone(reproducer: Reproducer) -> bool:
+    again = verify_model(ir.from_proto(reproducer.models["part.onnx"]), HOST, inputs=reproducer.inputs)
+    return any(check.status == "failed" for check in again.checks)
+
+
+def test_what_is_right_gives_no_reproducer(network: Callable[..., ir.Model]) -> None:
+    found = verify_model(network(NETWORK), HOST, bisect=True)
+    assert found.passed
+    assert found.reproducer is None
+    assert found.to_json()["bisection"] is None
+
+
+def test_a_wrong_pass(network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model behind the pass is wrong too; the first one is named."""
+    right = fold_batch_norm.FoldBatchNormPass.rewrite
+
+    def wrong(self: Any, model: ir.Model, match: Any) -> None:
+        right(self, model, match)
+        for name, value in model.graph.initializers.items():
+            if name in ("w1", "pw.weight"):
+                array = value.const_value.numpy().copy()
+                array.reshape(-1)[5] *= np.float32(1.01)
+                value.const_value = ir.tensor(array, name=name)
+
+    monkeypatch.setattr(fold_batch_norm.FoldBatchNormPass, "rewrite", wrong)
+    found, reproducer = narrowed(network(NETWORK))
+    assert reproducer.finding[0] == "The pass fold_batch_norm is wrong."
+    assert reproducer.checks == ("fold_batch_norm: y",)
+    assert set(reproducer.nodes) == {"pw", "bn"}
+    assert reproducer.reproduces
+    assert {node.op_type for node in reproducer.models["before.onnx"].graph.node} == {"Conv", "BatchNormalization"}
+    failed = [check.pass_name for check in found.checks if check.scope == "graph" and not check.passed]
+    assert len(failed) > 1
+
+
+def lose_a_tap(monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = packing.pack_weight
+
+    def wrong(weight: np.ndarray, lanes: int, together: int) -> np.ndarray:
+        if weight.shape[1] == 1:
+            weight = weight.copy()
+            weight[:, :, 2, 1] = 0
+        return pack(weight, lanes, together)
+
+    monkeypatch.setattr(packing, "pack_weight", wrong)
+
+
+def test_a_wrong_kernel(network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    lose_a_tap(monkeypatch)
+    found, reproducer = narrowed(network(NETWORK))
+    assert "dw" in reproducer.nodes
+    assert reproducer.reproduces
+    assert fails_alone(reproducer)
+    (check,) = (check for check in found.checks if check.name in reproducer.checks)
+    assert (check.scope, check.nodes) == ("kernel", reproducer.nodes)
+    assert reproducer.workload["kernel"] == check.name
+    assert reproducer.workload["strategy"] == check.strategy
+    assert reproducer.arguments[:4] == ("verify", "part.onnx", "--target", "host")
+
+
+def test_the_input_is_the_smallest(network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pixel of one channel under the lost tap is enough."""
+    lose_a_tap(monkeypatch)
+    _, reproducer = narrowed(network(NETWORK))
+    (array,) = reproducer.inputs.values()
+    assert array.shape == (1, 13, 9, 9)
+    assert np.count_nonzero(array) == 1
+
+
+def test_a_kernel_that_is_right_by_itself_is_said_to_be(
+    network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault needs the whole model: there, and only there, weights are packed wrongly."""
+    pack = packing.pack_weight
+    rest = {"calls": 4}
+
+    def wrong(weight: np.ndarray, lanes: int, together: int) -> np.ndarray:
+        rest["calls"] -= 1
+        if rest["calls"] >= 0 and weight.shape[1] == 1:
+            weight = np.zeros_like(weight)
+        return pack(weight, lanes, together)
+
+    monkeypatch.setattr(packing, "pack_weight", wrong)
+    _, reproducer = narrowed(network(NETWORK))
+    assert "dw" in reproducer.nodes
+    assert not reproducer.reproduces
+    assert "do NOT show it" in reproducer.text[-1]
+
+
+def test_a_wrong_memory_plan(network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that is read late lies where another is written meanwhile: each kernel alone is right."""
+    place = build._place_values
+
+    def wrong(*arguments: Any, **keywords: Any) -> Any:
+        plan, homes = place(*arguments, **keywords)
+        early, late = homes.get("a6"), homes.get("p")
+        if early is not None and late is not None and early.home is late.home is Home.ARENA:
+            homes["a6"] = late
+        return plan, homes
+
+    monkeypatch.setattr(build, "_place_values", wrong)
+    found, reproducer = narrowed(network(NETWORK))
+    assert all(check.scope == "model" for check in found.checks if check.status == "failed")
+    assert "in the course of a run" in reproducer.finding[0]
+    assert reproducer.checks == (found.checks[-1].name,)
+    assert reproducer.reproduces
+    assert fails_alone(reproducer)
