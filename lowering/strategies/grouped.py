@@ -86,7 +86,8 @@ class GroupedStrategy:
         row_bytes = _staged_bytes(workload, 2) - _staged_bytes(workload, 1) if stage.padded else 0
         forms = [False]
         if compute.permuted_channels(stage, workload.input_lanes, workload.output_lanes):
-            forms.append(True)
+            # At equal cost: a single step loads less where it permutes, several need fewer registers where they select.
+            forms.insert(0 if stage.in_channels_per_group == 1 else 1, True)
         found = [
             GroupedTile(rows, pixels, _inputs(workload, pixels, permuted=permuted), permuted)
             for rows in row_shares(device, height, staged_row_bytes=row_bytes)
