@@ -100,7 +100,8 @@ class _Side:
         self.producer = {name: index for index, op in enumerate(graph.operations) for name in op.outputs if name}
         self.inputs = [port.name for port in graph.inputs]
         self.outputs = [port.name for port in graph.outputs]
-        used = {name for op in graph.operations for name in _reads(op)} | set(self.outputs)
+        first = {op.outputs[0] for op in graph.operations}  # others may be left uncomputed where nobody reads them
+        used = first | {name for op in graph.operations for name in _reads(op)} | set(self.outputs)
         self.values = {name: None for name in self.producer if name in used}
         self.cuttable = set(self.values) if named is None else set(self.values) & set(named)
         self._digests: dict[str, str] = {}
@@ -207,7 +208,7 @@ class _Search:
 
     def _length(self, name: str) -> int:
         """Counts the operations between the nearest cut points and a value."""
-        return len(self._rewritten.behind(name, self._twin)[0])
+        return len(self._rewritten.behind(name, self._cuts(self._twin))[0])
 
     def _compute(self, op: Operation) -> list[dict[str, Array]] | None:
         """Computes an operation on every input set; None where that is impossible."""
@@ -280,8 +281,14 @@ class _Search:
 
     # Parts ----------------------------------------------------------------------------------------------------------------
 
+    def _cuts(self, twins: Mapping[str, str]) -> dict[str, str]:
+        """Picks those pairs of equal values at which both graphs may be cut."""
+        here, there = (side.cuttable | set(side.inputs) for side in (self._rewritten, self._original))
+        return {b: a for b, a in twins.items() if b in here and a in there}
+
     def _part(self, name: str, twin: str, twins: Mapping[str, str]) -> Fault:
         """Judges the operations between the nearest cut points and a value, on the original's tensors."""
+        twins = self._cuts(twins)
         before, sources = self._original.behind(twin, set(twins.values()))
         after, own_sources = self._rewritten.behind(name, twins)
         fed = {source: twins[source] for source in own_sources}
@@ -311,7 +318,7 @@ class _Search:
     def _makes_up_for(self, name: str, twin: str, undone: str) -> bool:
         """Tells whether a value is right where an earlier wrong one is not replaced."""
         behind = self._rewritten.after(undone)
-        without = {b: a for b, a in self._twin.items() if b != undone and b not in behind}
+        without = self._cuts({b: a for b, a in self._twin.items() if b != undone and b not in behind})
         operations, sources = self._rewritten.behind(name, without)
         part = _part_of(self._rewritten, operations, sources, name)
         try:
@@ -353,8 +360,9 @@ class _Search:
 
     def _replace_first(self, output: str) -> bool:
         """Replaces the first wrong value behind another by whichever value of the original makes what follows right."""
-        wrong, _ = self._rewritten.behind(output, self._twin)
-        open_ops, _ = self._original.behind(output, set(self._twin.values()))
+        cuts = self._cuts(self._twin)
+        wrong, _ = self._rewritten.behind(output, cuts)
+        open_ops, _ = self._original.behind(output, set(cuts.values()))
         for op in wrong:
             for name in op.outputs:
                 if name == output or name not in self._rewritten.cuttable or name in self._twin:

@@ -46,5 +46,49 @@ def test_a_mutant_is_rejected(change: dict[str, object], tmp_path: Path) -> None
 
 
 def test_other_outputs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="z"):
-        compare_files(resolve(saved(tmp_path / "a.onnx")), resolve(saved(tmp_path / "b.onnx", output="z")))
+    other = onnx.load(saved(tmp_path / "b.onnx", output="z"))
+    other.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    onnx.save(other, tmp_path / "b.onnx")
+    with pytest.raises(InputError, match=r"outputs of the two files do not fit: y \[1,8,8,8\] against z"):
+        compare_files(resolve(saved(tmp_path / "a.onnx")), resolve(tmp_path / "b.onnx"))
+
+
+def test_other_names_are_matched_by_position(tmp_path: Path) -> None:
+    """Also where a name of the first file is that of something else in the second."""
+    first = resolve(saved(tmp_path / "a.onnx"))
+    other = onnx.load(saved(tmp_path / "b.onnx", output="z"))
+    other.graph.node[0].output[0] = other.graph.node[1].input[0] = "y"
+    onnx.save(other, tmp_path / "b.onnx")
+    verdict = compare_files(first, resolve(tmp_path / "b.onnx"))
+    assert verdict.passed
+    assert verdict.notes == ("outputs matched by position: z is y",)
+    assert not compare_files(first, first).notes
+    assert not compare_files(first, resolve(saved(tmp_path / "c.onnx", output="z", scale=1.001))).passed
+
+
+def test_what_onnx_runtime_does_not_run_has_not_passed(tmp_path: Path) -> None:
+    """Two shapes clash behind the change: a failure, not unusable input."""
+    text = NETWORK.replace("y = Relu(h)", "t = Transpose<perm=[0,1,3,2]>(h) y = Add(h, t)")
+    original = parser.parse_model(text)
+    weight = np.random.default_rng(0).standard_normal((8, 4, 1, 1)).astype(np.float32)
+    del original.graph.initializer[:]
+    original.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(original, tmp_path / "a.onnx")
+    conv = original.graph.node[0]
+    conv.attribute.append(onnx.helper.make_attribute("strides", [2, 1]))
+    onnx.save(original, tmp_path / "b.onnx")
+    verdict = compare_files(resolve(tmp_path / "a.onnx"), resolve(tmp_path / "b.onnx"), bisect=True)
+    graph, right, wrong = verdict.checks
+    assert (graph.status, right.status, wrong.status) == ("failed", "passed", "skipped")
+    assert "ONNX Runtime does not run it" in wrong.reason
+    assert verdict.reproducer is not None
+    assert verdict.reproducer.nodes == ("h",)
+
+
+def test_bisection_of_files(tmp_path: Path) -> None:
+    first, other = resolve(saved(tmp_path / "a.onnx")), resolve(saved(tmp_path / "b.onnx", scale=1.001))
+    assert compare_files(first, first, bisect=True).reproducer is None
+    assert compare_files(first, other).reproducer is None
+    found = compare_files(first, other, bisect=True).reproducer
+    assert found is not None
+    assert (found.nodes, found.checks, found.reproduces) == (("h",), ("y",), True)

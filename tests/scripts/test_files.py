@@ -5,7 +5,8 @@ import onnx
 import pytest
 from onnx import parser
 
-from sepwise.files import new_file, read_arrays, require_writable, resolve, write_arrays
+from sepwise.files import new_file, read_arrays, require_empty, require_writable, resolve, save_reproducer, write_arrays
+from sepwise.passes.equivalence import Reproducer, Verification
 from sepwise.passes.errors import InputError
 
 ONE_INPUT = '<ir_version: 10, opset_import: ["" : 18]> net (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }'
@@ -79,3 +80,22 @@ def test_arrays_survive(tmp_path: Path) -> None:
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array)
         assert found[name].dtype == array.dtype
+
+
+def test_only_a_new_or_empty_folder_is_taken(tmp_path: Path) -> None:
+    require_empty(tmp_path)
+    require_empty(tmp_path / "new")
+    (tmp_path / "file").write_text("")
+    for taken in (tmp_path, tmp_path / "file"):
+        with pytest.raises(InputError, match="exists and is not an empty folder"):
+            require_empty(taken)
+    with pytest.raises(InputError, match="does not exist"):
+        require_empty(tmp_path / "no" / "parent")
+
+
+def test_a_reproducer_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    verdict = Verification("net", None, (), reproducer=Reproducer((), (), {}, {}, (), reproduces=True))
+    with pytest.raises(InputError, match="cannot be written"):
+        save_reproducer(verdict, tmp_path / "file")
+    assert save_reproducer(verdict, tmp_path / "new").reproducer is not None

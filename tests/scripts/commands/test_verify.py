@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
 from sepwise import api
@@ -55,3 +57,53 @@ def test_options_are_passed_on(command: Callable[..., Any], verdicts: Callable[.
     assert asked.pop("inputs")["x"].tolist() == [0, 1, 2]
     given = {"model": "net.onnx", "target": "cortex-a72", "against": None, "shapes": (1, 3), "threads": 2}
     assert {name: asked[name] for name in given} == given
+
+
+def test_bisection_is_passed_on(command: Callable[..., Any], verdicts: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    asked = verdicts(PASSED)
+    assert command("verify", "net.onnx", "--bisect", "--output", tmp_path / "found").status == 0
+    assert (asked["bisect"], asked["output"]) == (True, tmp_path / "found")
+    status, _, err = command("verify", "net.onnx", "--output", tmp_path / "found")
+    assert status == 2
+    assert "is for what --bisect finds" in err
+
+
+HEAD = '<ir_version: 10, opset_import: ["" : 18]> net (float[1,4,8,8] x) => (float[1,4,8,8] y) { h = '
+
+
+def test_what_bisection_writes_fails_by_itself(
+    command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the files that differ to the folder, and from the folder back to the failure."""
+    for name, operator in (("a", "Softplus"), ("b", "Exp")):
+        onnx.save(onnx.parser.parse_model(f"{HEAD} {operator}(x) y = Tanh(h) }}"), tmp_path / f"{name}.onnx")
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = command("verify", "a.onnx", "--against", "b.onnx", "--bisect")
+    assert status == 1
+    folder = tmp_path / "a.bisect"
+    assert {path.name for path in folder.iterdir()} == {"before.onnx", "after.onnx", "input.npz", "reproduce.txt"}
+    said = (folder / "reproduce.txt").read_text().splitlines()
+    assert [line for line in out.splitlines() if line in said] == said
+    assert "before: Softplus 'h'" in said
+    assert "after: Exp 'h'" in said
+    monkeypatch.chdir(folder)
+    words = said[-1].partition("sepwise ")[2].split()
+    status, out, _ = command(*words, "--json")
+    assert status == 1
+    assert [check["status"] for check in json.loads(out)["checks"] if check["scope"] == "graph"] == ["failed"]
+
+
+def test_a_folder_in_use_is_refused_before_the_work(command: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("")
+    onnx.save(onnx.parser.parse_model(f"{HEAD} Exp(x) y = Tanh(h) }}"), tmp_path / "a.onnx")
+    status, _, err = command("verify", tmp_path / "a.onnx", "--bisect", "--output", tmp_path)
+    assert status == 2
+    assert "exists and is not an empty folder" in err
+
+
+def test_what_is_right_leaves_no_folder(command: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "a.onnx"
+    onnx.save(onnx.parser.parse_model(f"{HEAD} Exp(x) y = Tanh(h) }}"), file)
+    status, out, _ = command("verify", file, "--against", file, "--bisect", "--output", tmp_path / "found", "--json")
+    assert (status, json.loads(out)["bisection"]) == (0, None)
+    assert not (tmp_path / "found").exists()
