@@ -18,8 +18,9 @@ from sepwise.lowering import build, compute, device, tiling, verify
 from sepwise.lowering.program import Home
 from sepwise.lowering.strategies import linear, packing
 from sepwise.lowering.strategies.base import Refusal
-from sepwise.lowering.strategies.depthwise import DepthwiseStrategy, DepthwiseTile
+from sepwise.lowering.strategies.depthwise import DepthwiseStrategy
 from sepwise.lowering.strategies.separable import SeparableStrategy
+from sepwise.lowering.strategies.tiles import RowTile
 from sepwise.lowering.verify import verify_model
 from sepwise.passes.equivalence import Check, Verification, sample_inputs
 from sepwise.passes.errors import InputError
@@ -271,7 +272,7 @@ def move_the_last_tile_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
         return clamp_loop(tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, loop.body, loop.thread_binding, marks))
 
     monkeypatch.setattr(tiling, "_clamp_loop", wrong)
-    monkeypatch.setattr(DepthwiseStrategy, "tiles", lambda *_: [DepthwiseTile(9, 4)])
+    monkeypatch.setattr(DepthwiseStrategy, "tiles", lambda *_: [RowTile(9, 4, 1)])
     monkeypatch.setattr(SeparableStrategy, "applies", lambda *_: Refusal("one by one"))
 
 
