@@ -121,12 +121,23 @@ class GraphReference:
         self.inputs = _several(inputs)
         self.outputs = [self.oracle.run(feeds) for feeds in self.inputs]
         self._sigma: dict[int, list[dict[str, Array]]] = {}
+        self._execution: list[dict[str, Array]] | None = None
 
     def sigma(self, seeds: int = SEEDS) -> list[dict[str, Array]]:
         """Returns sigma_c of each output on each input set; measured once."""
         if seeds not in self._sigma:
             self._sigma[seeds] = constant_rounding_sigmas(self.oracle, self.inputs, seeds)
         return self._sigma[seeds]
+
+    def execution_sigma(self) -> list[dict[str, Array]]:
+        """Returns sigma_x of each output on each input set; measured once.
+
+        Raises:
+            UnsupportedError: if an operator's rounding is not known.
+        """
+        if self._execution is None:
+            self._execution = [execution_sigma(self.oracle, feeds) for feeds in self.inputs]
+        return self._execution
 
     def judge(self, results: Sequence[Tensors], *, exact: bool = False) -> list[Check]:
         """Decides whether results in float64 are those of the original; see `compare_graph`.
@@ -147,7 +158,7 @@ class GraphReference:
     def float64_noise(self, name: str) -> float:
         """Returns what float64 rounding in the oracle itself amounts to in an output, as RMS."""
         try:
-            sigmas = [execution_sigma(self.oracle, feeds)[name] for feeds in self.inputs]
+            sigmas = [sigma[name] for sigma in self.execution_sigma()]
         except UnsupportedError:
             return 0.0
         return ELEMENTWISE_SIGMAS * FLOAT64_UNIT / UNIT * _rms(sigmas)

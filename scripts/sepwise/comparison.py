@@ -115,7 +115,6 @@ def compare_files(
         bisect_graphs,
         compare_execution,
         compare_graph,
-        execution_sigma,
         sample_inputs,
     )
     from sepwise.passes.errors import CheckFailed
@@ -130,7 +129,7 @@ def compare_files(
     reference = GraphReference(models[0], feeds)
     checks = compare_graph(reference, models[1])
     wrong = tuple(check.name for check in checks if not check.passed)
-    sigma = [execution_sigma(reference.oracle, feed) for feed in feeds]
+    sigma = reference.execution_sigma()
     for file, model in zip((first, second), models, strict=True):
         name = f"{file.path.name} in ONNX Runtime"
         try:
