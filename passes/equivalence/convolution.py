@@ -142,14 +142,15 @@ def conv(op: Operation, x: Array, w: Array, b: Array | None = None) -> Array:
 
 def _depthwise(padded: Array, w: Array, window: Window, multiplier: int) -> Array:
     n, ic = padded.shape[:2]
-    y = np.zeros((n, ic, multiplier, *window.outputs))
+    y = np.empty((n, ic, multiplier, *window.outputs))
     term = np.empty_like(y)
     per_tap = w.reshape(ic, multiplier, -1)
     ones = (1,) * len(window.outputs)
     for index, tap in enumerate(window.taps()):
         source = padded[(slice(None), slice(None), None, *window.at(tap))]
-        np.multiply(source, per_tap[:, :, index].reshape(1, ic, multiplier, *ones), out=term)
-        y += term
+        np.multiply(source, per_tap[:, :, index].reshape(1, ic, multiplier, *ones), out=term if index else y)
+        if index:
+            y += term
     return y
 
 
@@ -162,9 +163,13 @@ def _grouped(padded: Array, w: Array, window: Window, group: int) -> Array:
     w = w.reshape(group, oc // group, group_ic, len(taps))
     at = [split[(slice(None), slice(None), slice(None), *window.at(tap))] for tap in taps]
     if len(taps) == 1 or (group_ic >= 32 and n * ic * len(taps) * pixels * 8 > PATCH_BYTES):
-        y = np.zeros((n, group, oc // group, pixels))
-        for index, source in enumerate(at):
-            y += np.ascontiguousarray(w[:, :, :, index]) @ np.ascontiguousarray(source).reshape(n, group, group_ic, pixels)
+        products = (
+            np.ascontiguousarray(w[:, :, :, index]) @ np.ascontiguousarray(source).reshape(n, group, group_ic, pixels)
+            for index, source in enumerate(at)
+        )
+        y = next(products)  # fresh memory costs more than the sum: each page is mapped when it is first written
+        for product in products:
+            y += product
         return y
     y = np.empty((n, group, oc // group, pixels))
     for item in range(n):  # one item at a time keeps the patches small
