@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -11,6 +12,9 @@ from sepwise.console import number, print_json, print_table, working
 from sepwise.options import AsJson, Model, Shape, Target, Threads, read_shapes
 
 __all__ = ["verify"]
+
+_BLAS_THREADS: Final = "OPENBLAS_NUM_THREADS"
+"""The oracle's matrices are small: two threads that wait for each other take many times as long where a core is busy."""
 
 
 def verify(
@@ -30,6 +34,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check passes, kernels and the whole network against a float64 reference, with derived tolerances."""
+    os.environ.setdefault(_BLAS_THREADS, "1")  # read when numpy is loaded
     from sepwise import api
     from sepwise.files import read_arrays
     from sepwise.passes.errors import InputError

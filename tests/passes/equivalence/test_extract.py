@@ -1,10 +1,13 @@
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from onnx import shape_inference
+from onnx import numpy_helper, shape_inference
 
 from sepwise.passes.equivalence import Oracle, extract, run_with_bounds, sample_inputs
+from sepwise.passes.equivalence.extract import extract_like
 from sepwise.passes.errors import InputError
 
 
@@ -82,3 +85,26 @@ def test_missing_input_is_named(model: onnx.ModelProto) -> None:
 def test_unknown_value_is_named(model: onnx.ModelProto) -> None:
     with pytest.raises(InputError, match="no value named 'nothing'"):
         extract(model, ["x"], ["nothing"])
+
+
+def test_a_part_in_the_place_of_another_has_its_names(parse: Callable[..., onnx.ModelProto]) -> None:
+    """Also where a name of the other part is that of something else inside this one."""
+    head = '<ir_version: 9, opset_import: ["" : 18]> g (float[2,3] x) => (float y)'
+    original = parse(f"{head} {{ a = Relu (x) b = Exp (a) y = Neg (b) }}")
+    rewritten = parse(f"{head} <float[3] a> {{ p = Relu (x) b = Mul (p, a) q = Exp (b) y = Neg (q) }}")
+    pattern = extract(original, ["a"], ["b"])
+    part = extract_like(rewritten, {"p": "a"}, ("q", "b"), pattern)
+    onnx.checker.check_model(part, full_check=True)
+    assert [value.name for value in part.graph.input] == ["a"]
+    assert [value.name for value in part.graph.output] == ["b"]
+    assert [tensor.name for tensor in part.graph.initializer] == ["a.rewritten"]
+    x = np.ones((2, 3), np.float32)
+    (scale,) = (numpy_helper.to_array(tensor) for tensor in rewritten.graph.initializer)
+    np.testing.assert_array_equal(Oracle(part).run({"a": x})["b"], np.exp(np.float64(1) * scale.astype(np.float64) * x))
+
+
+def test_types_may_be_given(parse: Callable[..., onnx.ModelProto]) -> None:
+    model = parse('<ir_version: 9, opset_import: ["" : 18]> g (float[2,3] x) => (float y) { a = Relu (x) y = Exp (a) }')
+    types = {name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [7]) for name in ("a", "y")}
+    part = extract(model, ["a"], ["y"], types=types)
+    assert part.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 7
