@@ -128,7 +128,7 @@ def _isolate_kernel(checker: KernelChecker, check: Check, device: Device, thread
 def _kernel_fails(checker: KernelChecker, index: int, part: onnx.ModelProto, feeds: Arrays) -> bool:
     """Tells whether a kernel, as it ships, is wrong on some tensors."""
     call = checker.program.calls[index]
-    bounds = run_with_bounds(part, feeds)
+    bounds = run_with_bounds(part, feeds, single=checker.single)
     arrays = [feeds[onnx_name(checker.program, name)] for name in call.inputs]
     written = {onnx_name(checker.program, name): array for name, array in checker.runner.run_kernel(index, arrays).items()}
     return any(not compare_kernel(written[name], *bound).passed for name, bound in bounds.items())

@@ -159,6 +159,7 @@ class KernelChecker:
         runner: Runs them.
         model: The graph whose nodes they cover.
         tensors: The oracle's by ONNX name, as kernels are fed them.
+        single: Whether kernels compute in float32; otherwise the whole Program is in float64.
         covered: By kernel, the values between which its nodes lie: those fed, and those written.
     """
 
@@ -177,7 +178,7 @@ class KernelChecker:
         self.runner = runner
         self.model = ir.to_proto(model)
         typed = (*program.inputs, *program.values, *program.outputs)
-        self._single = any(value.type.dtype == "float32" for value in typed)
+        self.single = any(value.type.dtype == "float32" for value in typed)
         tensors = {**feed, **Oracle(self.model).run(feed, keep=names & known)}
         self.tensors = {name: self._as_stored(array) for name, array in tensors.items()}
         self.covered: dict[str, tuple[list[str], list[str]]] = {}
@@ -215,7 +216,7 @@ class KernelChecker:
 
     def _as_stored(self, array: np.ndarray) -> np.ndarray:
         """What a kernel is fed of the oracle's tensor: float32, unless the whole Program is in float64."""
-        return array.astype(np.float32) if self._single and array.dtype == np.float64 else array
+        return array.astype(np.float32) if self.single and array.dtype == np.float64 else array
 
     def _compare(self, call: KernelCall, sources: Sequence[str], written: Mapping[str, np.ndarray]) -> Check:
         """What a kernel wrote against the nodes between `sources` and it; the worst of its outputs."""
@@ -225,7 +226,7 @@ class KernelChecker:
             feeds = {name: self.tensors[name] for name in sources}
             try:
                 part = extract(self.model, list(feeds), list(written))
-                bounds = run_with_bounds(part, feeds, single=self._single)
+                bounds = run_with_bounds(part, feeds, single=self.single)
             except SepwiseError as error:
                 skipped = Check("kernel", call.name, call.nodes, "skipped", 0.0, 0.0, None, None, reason=str(error))
                 return replace(skipped, strategy=call.strategy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ import pytest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `sepwise verify` has it; read when numpy is loaded
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

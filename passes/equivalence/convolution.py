@@ -167,7 +167,7 @@ def _grouped(padded: Array, w: Array, window: Window, group: int) -> Array:
             np.ascontiguousarray(w[:, :, :, index]) @ np.ascontiguousarray(source).reshape(n, group, group_ic, pixels)
             for index, source in enumerate(at)
         )
-        y = next(products)  # fresh memory costs more than the sum: each page is mapped when it is first written
+        y: Array = next(products)  # fresh memory costs more than the sum: each page is mapped when it is first written
         for product in products:
             y += product
         return y
