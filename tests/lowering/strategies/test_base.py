@@ -29,6 +29,7 @@ def workloads(lanes: int) -> list[ConvWorkload | LinearWorkload]:
     return [
         chain(lanes, stage(lanes, lanes, 1, 3)),
         chain(lanes, depthwise),
+        chain(lanes, stage(lanes, lanes, lanes // 2, 3)),
         chain(lanes, pointwise),
         chain(lanes, depthwise, pointwise),
         LinearWorkload(1, 40, 24),
