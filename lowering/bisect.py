@@ -58,7 +58,7 @@ def bisect_passes(
     """Narrows the failure of a pass.
 
     Args:
-        stages: Names of the passes with the model behind each, the canonical model first.
+        stages: Names of the passes with the model behind each, the model as it came in first.
         checks: One for each output behind each pass but the first.
         feeds: The inputs that were checked.
 

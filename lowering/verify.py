@@ -113,16 +113,16 @@ def verify_model(
         feeds, described = [dict(inputs)], ("given",)
     else:
         kinds = EMULATED_KINDS if device.emulated else NATIVE_KINDS
-        feeds = [sample_inputs(canonical, seed, kind) for seed, kind in enumerate(kinds)]
+        feeds = [sample_inputs(model, seed, kind) for seed, kind in enumerate(kinds)]
         described = kinds
     program, _ = build_program(model, device, threads=threads)
-    stages = report.stages
-    graph_checks = _check_passes(canonical, stages[1:], feeds)
+    stages = (("load_model", model), *report.stages)
+    graph_checks = _check_passes(model, stages[1:], feeds)
     with open_runner(program, threads=threads) as runner:
         ungrouped = [stage for name, stage in stages if name != GROUPING][-1]
         checker = KernelChecker(program, runner, ungrouped, feeds[0])
         kernel_checks = [check for index in range(len(program.calls)) for check in checker.check(index)]
-        model_check = _check_model(runner, canonical, feeds, program.name)
+        model_check = _check_model(runner, model, feeds, program.name)
         checks = (*graph_checks, *kernel_checks, model_check)
         found = Verification(program.name, device.name, checks, passes=report.passes, inputs=described)
         if not bisect or all(check.status != "failed" for check in checks):
@@ -139,7 +139,7 @@ def verify_model(
 def _check_passes(
     original: ir.Model, stages: Sequence[tuple[str, ir.Model]], feeds: Sequence[Mapping[str, np.ndarray]]
 ) -> list[Check]:
-    """Compares the model after each pass that changed something with the model before all passes."""
+    """Compares the model after each pass that changed something with the model as it came in."""
     reference = GraphReference(original, [dict(feed) for feed in feeds])
     return [
         replace(check, name=f"{name}: {check.name}", pass_name=name)
