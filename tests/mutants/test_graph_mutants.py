@@ -28,8 +28,6 @@ PASSES: dict[str, type[RewritePass[Any]]] = {each.name: each for each in get_arg
 
 Change = Callable[[ir.Model], None]
 Around = Callable[[ir.Model], Iterator[None]]
-
-
 Differs = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
 
 
@@ -231,7 +229,7 @@ def fold_through_padding(model: ir.Model) -> Iterator[None]:
     for norm in nodes(model, "BatchNormalization"):
         uses = list(norm.outputs[0].uses())
         conv = uses[0].node if len(uses) == 1 else None
-        if conv is not None and is_operator(conv, "Conv") and any(conv.attributes.get_ints("pads", ())):
+        if conv is not None and is_operator(conv, "Conv") and is_padded(conv):
             break
     else:
         raise NoPlaceError
@@ -276,7 +274,10 @@ def on_weight(change: Callable[[np.ndarray], np.ndarray], suits: Callable[[ir.No
     """A convolution's weight is stored wrongly."""
 
     def apply(model: ir.Model) -> None:
-        conv = pick(nodes(model, "Conv"), lambda node: suits(node) and not np.array_equal(change(constant(node, 1)), constant(node, 1)))
+        def changes(node: ir.Node) -> bool:
+            return suits(node) and not np.array_equal(change(constant(node, 1)), constant(node, 1))
+
+        conv = pick(nodes(model, "Conv"), changes)
         set_constant(model, conv, 1, change(constant(conv, 1)))
 
     return behind(apply)
@@ -288,6 +289,10 @@ def is_depthwise(node: ir.Node) -> bool:
 
 def is_square(node: ir.Node) -> bool:
     return constant(node, 1).ndim == 4 and constant(node, 1).shape[2] == constant(node, 1).shape[3] > 1
+
+
+def is_padded(node: ir.Node) -> bool:
+    return any(node.attributes.get_ints("pads", ()))
 
 
 def has_groups(node: ir.Node) -> bool:
@@ -370,8 +375,12 @@ def on_geometry(suffix: str, change: Callable[[list[int]], list[int]]) -> Around
     """A convolution gets other strides, pads or dilations."""
 
     def apply(model: ir.Model) -> None:
-        node, name = pick(attributes(model, suffix), lambda place: change(list(place[0].attributes[place[1]].as_ints())) != list(place[0].attributes[place[1]].as_ints()))
-        node.attributes[name] = ir.AttrInt64s(name, change(list(node.attributes[name].as_ints())))
+        for node, name in attributes(model, suffix):
+            numbers = list(node.attributes[name].as_ints())
+            if change(numbers) != numbers:
+                node.attributes[name] = ir.AttrInt64s(name, change(numbers))
+                return
+        raise NoPlaceError
 
     return behind(apply)
 
@@ -409,7 +418,7 @@ def move_the_pad_of_a_pointwise_stage(model: ir.Model) -> None:
 
     def suits(node: ir.Node) -> bool:
         source = node.inputs[0].producer() if node.inputs[0] is not None else None
-        return set(constant(node, 1).shape[2:]) == {1} and any(node.attributes.get_ints("pads", ())) and is_operator(source, "Conv", "Relu")
+        return set(constant(node, 1).shape[2:]) == {1} and is_padded(node) and is_operator(source, "Conv", "Relu")
 
     pointwise = pick(nodes(model, "Conv"), suits)
     source = pointwise.inputs[0].producer()
@@ -610,13 +619,15 @@ def transpose_the_shuffle(model: ir.Model) -> None:
 
 def count_the_border(model: ir.Model) -> None:
     """An average over pixels that are not there."""
-    node = pick(nodes(model, "AveragePool"), lambda node: any(node.attributes.get_ints("pads", ())) and not node.attributes.get_int("count_include_pad", 0))
+    pools = nodes(model, "AveragePool")
+    node = pick(pools, lambda node: is_padded(node) and not node.attributes.get_int("count_include_pad", 0))
     node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 1)
 
 
 def resize_asymmetrically(model: ir.Model) -> None:
-    node = pick(nodes(model, "Resize"), lambda node: node.attributes.get_string("coordinate_transformation_mode", "half_pixel") != "asymmetric")
-    node.attributes["coordinate_transformation_mode"] = ir.AttrString("coordinate_transformation_mode", "asymmetric")
+    mode = "coordinate_transformation_mode"
+    node = pick(nodes(model, "Resize"), lambda node: node.attributes.get_string(mode, "half_pixel") != "asymmetric")
+    node.attributes[mode] = ir.AttrString(mode, "asymmetric")
 
 
 def excitation(model: ir.Model) -> tuple[ir.Node, int]:
@@ -636,13 +647,14 @@ def excite_the_wrong_axis(model: ir.Model) -> None:
     rows, channels = int(image.shape[2]), int(image.shape[1])
     repeated = [scale] * -(-rows // channels)
     joined = ir.node("Concat", repeated, attributes={"axis": 1}, name=f"{node.name}_joined")
-    parts = {name: ir.tensor(np.asarray(values, np.int64), name=f"{node.name}_{name}") for name, values in (("from", [0]), ("to", [rows]), ("axes", [1]), ("shape", [1, 1, rows, 1]))}
-    values = {}
-    for name, tensor in parts.items():
-        values[name] = ir.Value(name=tensor.name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(ir.DataType.INT64))
-        model.graph.register_initializer(values[name])
-    cut = ir.node("Slice", [joined.outputs[0], values["from"], values["to"], values["axes"]], name=f"{node.name}_cut")
-    turned = ir.node("Reshape", [cut.outputs[0], values["shape"]], name=f"{node.name}_turned")
+    constants = []
+    for label, numbers in (("from", [0]), ("to", [rows]), ("axes", [1]), ("shape", [1, 1, rows, 1])):
+        tensor = ir.tensor(np.asarray(numbers, np.int64), name=f"{node.name}_{label}")
+        value = ir.Value(name=tensor.name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+        model.graph.register_initializer(value)
+        constants.append(value)
+    cut = ir.node("Slice", [joined.outputs[0], *constants[:3]], name=f"{node.name}_cut")
+    turned = ir.node("Reshape", [cut.outputs[0], constants[3]], name=f"{node.name}_turned")
     model.graph.insert_before(node, [joined, cut, turned])
     node.replace_input_with(index, turned.outputs[0])
 
@@ -689,9 +701,8 @@ def exchange_norms(model: ir.Model) -> None:
     raise NoPlaceError
 
 
-OTHER_SHAPE = "the model is compiled and run before the passes' checks are heard, and its shapes do not fit"
+OTHER_SHAPE = "the model is compiled and run before the passes are judged: kernels write past values of another shape"
 UNREACHED = "normal and uniform inputs do not reach the limit"
-REFERENCE = "the reference is the canonical model, not the one that came in"
 
 CANONICAL = "canonicalize"
 FOLD, PAD, AFFINE = "fold_batch_norm", "fold_pad", "fold_affine"
@@ -719,7 +730,7 @@ MUTANTS = [
     Mutant("one weight by a hundredth", "weights", FOLD, "residual", on_weight(change_one_by_a_hundredth)),
     Mutant("weights in half precision", "weights", FOLD, "excite", on_weight(round_to_half)),
     Mutant("two filters exchanged", "weights", FOLD, "residual", on_weight(exchange_two_filters)),
-    Mutant("depthwise 7 x 7 and the like: a tap lost (IREE #18600)", "taps", FOLD, "residual", on_weight(lose_a_tap, is_square)),
+    Mutant("last column of taps lost", "taps", FOLD, "residual", on_weight(lose_a_tap, is_square)),
     Mutant("rows and columns of a kernel", "taps", FOLD, "excite", on_weight(lambda w: w.swapaxes(2, 3), is_square)),
     Mutant("kernel flipped", "taps", PAD, "excite", on_weight(lambda w: w[..., ::-1, ::-1], is_square)),
     Mutant("weights of another layer", "wrong layer", FOLD, "shared", behind(weights_of_another_layer)),
@@ -736,8 +747,8 @@ MUTANTS = [
     Mutant("pad of a pointwise stage moved", "padding", ACT, "shuffle", before(move_the_pad_of_a_pointwise_stage)),
     Mutant("reflection as zeros", "border value", PAD, "shared", before(fold_a_reflection)),
     Mutant("border of ones", "border value", PAD, "excite", before(fold_a_pad_of_one)),
-    Mutant("hard-swish with 2.99", "activation constant", NAME, "excite", before(on_scalar("Add", lambda value: 2.99 if value == 3 else value))),
-    Mutant("hard-swish over 5.99", "activation constant", NAME, "excite", before(on_scalar("Div", lambda value: 5.99))),
+    Mutant("hard-swish with 2.99", "activation constant", NAME, "excite", before(on_scalar("Add", lambda v: min(v, 2.99)))),
+    Mutant("hard-swish over 5.99", "activation constant", NAME, "excite", before(on_scalar("Div", lambda v: 5.99))),
     Mutant("clip's maximum by a thousandth", "activation constant", ACT, "residual", on_fused_scalar("max", lambda v: v * 1.001)),
     Mutant("clip's maximum of another layer", "activation constant", ACT, "residual", behind(exchange_limits)),
     Mutant("slope by a hundredth", "activation constant", FOLD, "residual", on_parameter("LeakyRelu", "alpha", 1.01)),
@@ -759,8 +770,8 @@ MUTANTS = [
     Mutant("resize from the corner", "resampling", NAME, "shuffle", behind(resize_asymmetrically)),
     Mutant("excitation along rows", "excitation", FOLD, "excite", behind(excite_the_wrong_axis)),
     Mutant("excitation lost", "excitation", AFFINE, "excite", behind(lose_the_excitation)),
-    Mutant("tap lost on import", "import", CANONICAL, "residual", on_weight(lose_a_tap, is_square), escapes=REFERENCE),
-    Mutant("bias lost on import", "import", CANONICAL, "excite", behind(drop_the_bias), escapes=REFERENCE),
+    Mutant("tap lost on import", "import", CANONICAL, "residual", on_weight(lose_a_tap, is_square)),
+    Mutant("bias lost on import", "import", CANONICAL, "excite", behind(drop_the_bias)),
     Mutant("classifier transposed", "matrix product", GROUP, "residual", behind(transpose_the_classifier)),
 ]
 
@@ -852,8 +863,9 @@ def names_culprit(failed: Sequence[Check], mutant: Mutant) -> bool:
 
 
 def marked(mutant: Mutant) -> Any:
-    """A test's parameter; of a mutant that escapes it has to fail."""
-    marks = [pytest.mark.xfail(strict=True, raises=(AssertionError, InputError), reason=mutant.escapes)] if mutant.escapes else []
+    """A test's parameter; of a mutant that escapes it has to fail, but is not run where it would corrupt this process."""
+    run = mutant.escapes != OTHER_SHAPE
+    marks = [pytest.mark.xfail(strict=True, run=run, raises=AssertionError, reason=mutant.escapes)] if mutant.escapes else []
     return pytest.param(mutant, id=mutant.name, marks=marks)
 
 
@@ -867,6 +879,37 @@ def test_the_catalogue_is_large() -> None:
     assert len(MUTANTS) >= 60
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
     assert len({mutant.kind for mutant in MUTANTS}) >= 20
+
+
+def test_a_fold_in_single_precision_is_right(networks: Mapping[str, ir.Model]) -> None:
+    """Rounding is no mistake, though it is no equality either: https://github.com/onnx/optimizer/issues/255 ."""
+
+    def fold_in_single_precision(model: ir.Model) -> Iterator[None]:
+        conv, norm = normed(model)
+        weight, bias = constant(conv, 1), constant(conv, 2)
+        gamma, beta, mean, variance = (constant(norm, index) for index in (GAMMA, BETA, MEAN, VARIANCE))
+        scale = gamma / np.sqrt(variance + np.float32(epsilon_of(norm)))
+        yield
+        folded = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+        assert folded.dtype == np.float32
+        assert not np.array_equal(folded, constant(conv, 1)), "nothing is rounded otherwise"
+        set_constant(model, conv, 1, folded)
+        set_constant(model, conv, 2, (bias - mean) * scale + beta)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        install(Mutant("", "", FOLD, "residual", fold_in_single_precision), monkeypatch)
+        found = verify_model(networks["residual"], HOST)
+    assert found.passed, [check for check in found.checks if not check.passed]
+
+
+def test_a_norm_in_training_is_refused(networks: Mapping[str, ir.Model]) -> None:
+    """No pass may fold it, and there is no telling what it should give: https://github.com/apache/tvm/issues/18703 ."""
+    model = networks["residual"].clone()
+    norm = next(node for node in model.graph if node.name == "bn1")
+    norm.attributes["training_mode"] = ir.AttrInt64("training_mode", 1)
+    norm.resize_outputs(3)
+    with pytest.raises(InputError, match="training"):
+        verify_model(model, HOST)
 
 
 @pytest.mark.nightly

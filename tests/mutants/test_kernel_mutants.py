@@ -1,7 +1,8 @@
 """Wrong kernels: each is one mistake in one scheduled kernel, its constants or the Program, and the verdict has to name it.
 
-A mutant changes what lies between two steps of a build, of the first kernel that has a place for it: the scheduled TensorIR, the packed
-weights, the lowered kernel, or the calls. It raises `NoPlaceError` where a kernel has none. Addresses stay within their buffers.
+A mutant changes what lies between two steps of a build, of the first kernel that has a place for it: the scheduled TensorIR, the
+packed weights, the lowered kernel, or the calls. It raises `NoPlaceError` where a kernel has none. Addresses stay within their
+buffers.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sepwise.lowering.runner import open_runner
 from sepwise.lowering.strategies.base import Implementation
 from sepwise.lowering.verify import verify_model
 from sepwise.passes.equivalence import Check, sample_inputs
+from sepwise.passes.errors import InputError
 
 HOST = device.get("host")
 
@@ -85,6 +87,11 @@ def mapped(function: tirx.PrimFunc, node_type: type, change: Callable[[Any], Any
     if not changes:
         raise NoPlaceError
     return tirx.PrimFunc(function.params, body, function.ret_type, function.attrs)
+
+
+def everywhere(node_type: type, change: Callable[[Any], Any]) -> Rewrite:
+    """Rewrites all statements or expressions of one type."""
+    return lambda function: mapped(function, node_type, change)
 
 
 def on_stores(buffer: str, change: Callable[[tirx.BufferStore], Any]) -> Rewrite:
@@ -265,7 +272,9 @@ def on_activation(kinds: Sequence[str], change: Callable[[Call], Any]) -> Rewrit
     return on_values("output", Call, lambda call: change(call) if is_activation(call, *kinds) else call)
 
 
-def change_argument(index: int, number: float) -> Callable[[Call], Any]:
+def add_to(index: int, number: float) -> Callable[[Call], Any]:
+    """A parameter of an activation is larger."""
+
     def change(call: Call) -> Any:
         arguments = list(call.args)
         arguments[index] = tirx.const(float(arguments[index]) + number, "float32")
@@ -364,7 +373,7 @@ def divide_by_the_window(division: tirx.Div) -> Any:
     return division
 
 
-def resize_with_other_weights(number: tirx.FloatImm) -> Any:
+def resize_by_other_weights(number: tirx.FloatImm) -> Any:
     """Half a pixel becomes a quarter."""
     return tirx.const(0.25, "float32") if float(number) == 0.5 else number
 
@@ -522,6 +531,7 @@ MUTANTS = [
     Mutant("first channel not summed", "reduction", "schedule", "excite", shorten("v_ic", skip=1)),
     Mutant("last column of taps not summed", "reduction", "schedule", "residual", shorten("v_kw")),
     Mutant("first row of taps not summed", "reduction", "schedule", "excite", shorten("v_kh", skip=1)),
+    Mutant("last row of seven not summed (IREE #18600)", "reduction", "schedule", "seven", shorten("v_kh")),
     Mutant("last feature not summed", "reduction", "schedule", "residual", shorten("v_ic"), "fc"),
     Mutant("accumulator begins at one", "accumulator", "schedule", "residual", on_stores("conv", start_at_one)),
     Mutant("taps turned", "addresses", "schedule", "excite", on_data(turn_taps)),
@@ -532,8 +542,8 @@ MUTANTS = [
     Mutant("bias missing", "bias", "schedule", "residual", without("bias")),
     Mutant("activation missing", "activation", "schedule", "excite", on_activation(KINDS, lambda call: call.args[0])),
     Mutant("clip as ReLU", "activation", "schedule", "residual", on_activation(["clip"], clip_as_relu)),
-    Mutant("clip's maximum by a thousandth", "activation", "schedule", "residual", on_activation(["clip"], change_argument(2, 0.001))),
-    Mutant("slope by a thousandth", "activation", "schedule", "residual", on_activation(["leaky_relu"], change_argument(1, 0.001))),
+    Mutant("clip's maximum by a thousandth", "activation", "schedule", "residual", on_activation(["clip"], add_to(2, 0.001))),
+    Mutant("slope by a thousandth", "activation", "schedule", "residual", on_activation(["leaky_relu"], add_to(1, 0.001))),
     Mutant("activation behind the sum missing", "residual", "schedule", "residual", outermost(lambda call: call.args[0])),
     Mutant("residual before the activation", "residual", "schedule", "residual", on_stores("output", add_before_activating)),
     Mutant("residual missing", "residual", "schedule", "residual", without("residual")),
@@ -541,12 +551,12 @@ MUTANTS = [
     Mutant("border too wide in front", "border", "schedule", "excite", on_values("pad", tirx.LE, widen_the_border)),
     Mutant("border too wide behind", "border", "schedule", "excite", on_values("pad", tirx.LT, widen_the_far_border)),
     Mutant("border left as it was", "border", "schedule", "excite", on_stores("pad", leave_the_border)),
-    Mutant("last tile moved too far", "tail tile", "schedule", "tiles", move_the_last_tile_too_far),
-    Mutant("mean over one less", "pooling", "schedule", "residual", lambda f: mapped(f, tirx.Div, divide_by_one_less), "pool"),
+    Mutant("last tile moved too far (TVM #5148)", "tail tile", "schedule", "tiles", move_the_last_tile_too_far),
+    Mutant("mean over one less", "pooling", "schedule", "residual", everywhere(tirx.Div, divide_by_one_less), "pool"),
     Mutant("mean without the last row", "pooling", "schedule", "excite", shorten("v_k2"), "squeeze"),
-    Mutant("average over the window", "pooling", "schedule", "shuffle", lambda f: mapped(f, tirx.Div, divide_by_the_window), "pooled"),
-    Mutant("resize by other weights", "resampling", "schedule", "shuffle", lambda f: mapped(f, tirx.FloatImm, resize_with_other_weights), "zoom"),
-    Mutant("two lanes of a layout", "layout", "schedule", "residual", lambda f: mapped(f, tirx.Shuffle, exchange_two_lanes)),
+    Mutant("average over the window", "pooling", "schedule", "shuffle", everywhere(tirx.Div, divide_by_the_window), "pooled"),
+    Mutant("resize by other weights", "resize", "schedule", "shuffle", everywhere(tirx.FloatImm, resize_by_other_weights), "zoom"),
+    Mutant("two lanes of a layout", "layout", "schedule", "residual", everywhere(tirx.Shuffle, exchange_two_lanes)),
     Mutant("two packed channels", "packing", "constants", "residual", on_weights(exchange_two_channels)),
     Mutant("last lane of a tail", "packing", "constants", "residual", on_weights(repeat_the_last_lane)),
     Mutant("last lane of the second stage", "packing", "constants", "residual", on_weights(repeat_the_last_lane, 1)),
@@ -557,7 +567,7 @@ MUTANTS = [
     Mutant("half precision", "precision", "constants", "shuffle", on_weights(round_to_half)),
     Mutant("bias of the next lane", "bias", "constants", "excite", on_biases(lambda array: np.roll(array, 1))),
     Mutant("polynomial a term short", "precision", "polynomial", "shuffle", lambda terms: terms[:-1], "grouped"),
-    Mutant("polynomial's leading term", "precision", "polynomial", "shuffle", lambda terms: (terms[0] * 1.0001, *terms[1:]), "grouped"),
+    Mutant("leading term", "precision", "polynomial", "shuffle", lambda terms: (terms[0] * 1.0001, *terms[1:]), "grouped"),
     Mutant("last task not run", "tasks", "kernel", "shuffle", lose_the_last_task),
     Mutant("bias for weights", "memory", "program", "residual", exchange_constants),
     Mutant("two live values in one place", "memory", "program", "excite", overlap_two_live_values, scope="model"),
@@ -729,6 +739,13 @@ def test_the_catalogue_is_large() -> None:
     assert sum(mutant.at in ("schedule", "constants") for mutant in MUTANTS) >= 20
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
     assert len({mutant.kind for mutant in MUTANTS}) >= 10
+
+
+def test_code_that_the_processor_lacks_is_refused(networks: Mapping[str, ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not run, so nothing traps and nothing passes: https://github.com/alibaba/MNN/issues/4393 ."""
+    monkeypatch.setattr(device, "missing_flags", lambda target: ["sme2"])
+    with pytest.raises(InputError, match="lacks sme2"):
+        verify_model(networks["tiles"], HOST)
 
 
 @pytest.mark.nightly
