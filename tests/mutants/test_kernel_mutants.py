@@ -373,7 +373,7 @@ def divide_by_the_window(division: tirx.Div) -> Any:
     return division
 
 
-def resize_by_other_weights(number: tirx.FloatImm) -> Any:
+def other_weights(number: tirx.FloatImm) -> Any:
     """Half a pixel becomes a quarter."""
     return tirx.const(0.25, "float32") if float(number) == 0.5 else number
 
@@ -555,11 +555,11 @@ MUTANTS = [
     Mutant("mean over one less", "pooling", "schedule", "residual", everywhere(tirx.Div, divide_by_one_less), "pool"),
     Mutant("mean without the last row", "pooling", "schedule", "excite", shorten("v_k2"), "squeeze"),
     Mutant("average over the window", "pooling", "schedule", "shuffle", everywhere(tirx.Div, divide_by_the_window), "pooled"),
-    Mutant("resize by other weights", "resize", "schedule", "shuffle", everywhere(tirx.FloatImm, resize_by_other_weights), "zoom"),
+    Mutant("resize by other weights", "resize", "schedule", "shuffle", everywhere(tirx.FloatImm, other_weights), "zoom"),
     Mutant("two lanes of a layout", "layout", "schedule", "residual", everywhere(tirx.Shuffle, exchange_two_lanes)),
     Mutant("two packed channels", "packing", "constants", "residual", on_weights(exchange_two_channels)),
     Mutant("last lane of a tail", "packing", "constants", "residual", on_weights(repeat_the_last_lane)),
-    Mutant("last lane of the second stage", "packing", "constants", "residual", on_weights(repeat_the_last_lane, 1)),
+    Mutant("last lane of the second stage", "packing", "constants", "unreached", on_weights(repeat_the_last_lane, 1)),
     Mutant("lost tap", "packing", "constants", "excite", on_weights(taps_only(lose_a_tap))),
     Mutant("transposed taps", "packing", "constants", "shuffle", on_weights(taps_only(lambda array: array.swapaxes(1, 2)))),
     Mutant("channels in reverse", "packing", "constants", "excite", on_weights(reverse_the_steps)),
