@@ -23,6 +23,7 @@ from sepwise.lowering.tail import TailRunner, find_runtime_nodes, split
 from sepwise.lowering.workload import ConvWorkload, LinearWorkload
 from sepwise.passes import canonicalize, fuse, layer_costs, load_model
 from sepwise.passes.errors import UnsupportedError
+from sepwise.passes.vocabulary import FUSED_OPERATORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CompileReport", "build_program", "compile"]
 
-CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", *FUSED_OPERATORS})
 """Operators that the generic schedule should never get."""
 
 LINEAR = "linear"

@@ -69,7 +69,7 @@ MOST_TASKS: Final = 64
 """More tasks than that balance no better."""
 
 VECTOR_NS: Final = 0.5
-"""Assumed time of one vector operation on memory, for the number of tasks only."""
+"""Assumed time of one vector operation on memory."""
 
 EXPENSIVE_NS: Final = 8.0
 """Assumed time of one vector of an elementary function."""
@@ -84,7 +84,7 @@ SHUFFLED_PARTS: Final = 2
 """Runs of which a vector of channels is made where channels move between the lanes of packed tensors."""
 
 CYCLES_PER_NS: Final = 3.0
-"""Clock of the machines on which the times above were seen."""
+"""Cycles in the times above, which assume a core of about 3 GHz whatever the device: they weigh layouts against each other."""
 
 LONGEST_WRITTEN_OUT: Final = 512
 """Elements of rows whose vectors are written out one by one."""
@@ -870,7 +870,7 @@ class _Scheduler:
         return replace(nest, loops=[axis for axis in loops if axis is not vector], vector=vector, stage=stage)
 
     def _nanoseconds(self, nest: _Nest) -> float:
-        """A guess at a nest's time, good enough to count tasks."""
+        """A guess at a nest's time, good enough to count tasks and to prefer one layout to another."""
         stage = nest.stage
         points = math.prod(axis.extent for axis in (*nest.loops, *stage.reduced))
         expensive = _expensive_calls(stage)
@@ -1100,27 +1100,6 @@ class _Estimate(_Scheduler):
     def nanoseconds(self) -> float:
         """Predicts the time of all nests."""
         return sum(self._nanoseconds(nest) for stage in self._stages for nest in self._nests(stage))
-
-    def _gathering_nests(self, stage: Stage, buffer: _Buffer) -> list[_Nest]:
-        """A plain output whose rows are channels of packed inputs that lie across their blocks; empty for any other.
-
-        Axes that choose where a row begins (the anchors of a detection head) are written out.
-        """
-        row = next((axis for axis in reversed(stage.axes) if axis.extent > 1), None)
-        packed = [load for load in loads(stage.value) if self._find(load.source).layout.packed]
-        if row is None or stage.combiner is not None or row.extent > LONGEST_WRITTEN_OUT:
-            return []
-        if not any(_mentions(load.indices[1], row) for load in packed):
-            return []
-        parts = [stage]
-        for axis in stage.axes:
-            if axis is row or axis.extent == 1 or not any(_mentions(load.indices[1], axis) for load in packed):
-                continue
-            if len(parts) * axis.extent * row.extent > LONGEST_WRITTEN_OUT:
-                return []
-            parts = [restricted(part, axis, i, i + 1) for part in parts for i in range(axis.extent)]
-        nests = [self._permuted_nests(part, row, 0, self._lanes, buffer) for part in parts]
-        return [nest for found in nests for nest in found] if all(nests) else []
 
     def _permuted_nests(
         self, stage: Stage, channel: Axis, first: int, lanes: int, buffer: _Buffer

@@ -656,9 +656,9 @@ def _asinh(b: _Block, x: Expr) -> Expr:
 
 
 def _acosh(b: _Block, x: Expr) -> Expr:
-    """`log(x + sqrt(x^2 - 1))`."""
+    """`log(x + sqrt(x - 1) sqrt(x + 1))`, whose roots are NaN wherever x is below 1."""
     wide = b.let(b.cast("float64", x))
-    return _logarithm(b, wide + tirx.sqrt(wide * wide - b.d(1.0)), 1.0)
+    return _logarithm(b, wide + tirx.sqrt(wide - b.d(1.0)) * tirx.sqrt(wide + b.d(1.0)), 1.0)
 
 
 def _atanh(b: _Block, x: Expr) -> Expr:

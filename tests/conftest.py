@@ -100,7 +100,8 @@ def network() -> Callable[..., ir.Model]:
             array = rng.standard_normal(shape) / np.sqrt(max(int(np.prod(shape[1:])), 1))
             if value.name.startswith("var"):
                 array = np.abs(array) + 0.5
-            proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), value.name))
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(dtype), value.name))
             proto.graph.value_info.remove(value)
         for output in proto.graph.output:
             output.ClearField("type")

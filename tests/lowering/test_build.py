@@ -151,6 +151,20 @@ def test_a_generic_convolution_is_reported(network: Callable[..., ir.Model]) -> 
     assert report.strategy_mac_share == 4 * 4 * 16 / (4 * 4 * 16 + 4 * 4 * 9 * 16)
 
 
+def test_a_fused_convolution_on_the_generic_path_is_reported(network: Callable[..., ir.Model]) -> None:
+    text = """
+doubles (double[1,4,8,8] x) => (double[1,6,8,8] y) <double[4,1,3,3] w, double[6,4,1,1] v> {
+  [dw] a = Conv <group = 4, pads = [1,1,1,1]> (x, w)
+  [act] r = Relu (a)
+  [pw] y = Conv (r, v)
+}"""
+    program, report = build_program(network(HEAD + text), HOST)
+    assert report.strategy_mac_share == 0.0
+    assert report.generic_convolutions
+    assert program.macs == 4 * 64 * 9 + 6 * 4 * 64
+    assert {name for call in program.calls for name in call.nodes} == {"dw", "act", "pw"}
+
+
 def test_equal_workloads_share_their_code(built: dict[str, tuple[ir.Model, Program, build.CompileReport]]) -> None:
     _, program, _ = built["repeated"]
     convolutions = [call for call in program.calls if call.strategy != "generic"]

@@ -199,7 +199,7 @@ def test_limits_of_pairs(functions, name):
         ("sinh", [np.nan, np.inf, -np.inf, 0.0, -0.0], [np.nan, np.inf, -np.inf, 0.0, -0.0]),
         ("cosh", [np.nan, np.inf, -np.inf, 0.0], [np.nan, np.inf, np.inf, 1.0]),
         ("asinh", [np.nan, np.inf, -np.inf, 0.0, -0.0], [np.nan, np.inf, -np.inf, 0.0, -0.0]),
-        ("acosh", [np.nan, np.inf, -np.inf, 0.5, -2.0, 1.0], [np.nan, np.inf, np.nan, np.nan, np.nan, 0.0]),
+        ("acosh", [np.nan, np.inf, -np.inf, 0.5, -2.0, -1e10, -LARGEST, 1.0], [np.nan, np.inf, *[np.nan] * 5, 0.0]),
         ("atanh", [np.nan, 2.0, -1.0, 1.0, 0.0, -0.0], [np.nan, np.nan, -np.inf, np.inf, 0.0, -0.0]),
     ],
 )
