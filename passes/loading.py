@@ -226,6 +226,9 @@ def _fix_shapes(path: Path, proto: onnx.ModelProto, shapes: dict[str, Sequence[i
             kind = value.type.WhichOneof("value") or "no type"
             raise UnsupportedError(f"{path}: input '{name}' is not a tensor but {kind}. Only tensors can be given.")
         tensor_type = value.type.tensor_type
+        for axis, dim in enumerate(tensor_type.shape.dim):
+            if dim.HasField("dim_value") and dim.dim_value == 0:
+                raise InputError(f"{path}: dimension {axis} of '{name}' is 0; tensors without elements are not supported.")
         if name in shapes:
             _bind(path, name, tensor_type, [int(extent) for extent in shapes[name]], bound)
         elif not tensor_type.HasField("shape") or any(_is_open(dim) for dim in tensor_type.shape.dim):

@@ -206,6 +206,14 @@ def test_anonymous_dimensions_are_unequal(tmp_path: Path) -> None:
     assert list(load_model(path, shapes={"x": (1, 3, 5, 6)}).graph.inputs[0].shape or ()) == [1, 3, 5, 6]
 
 
+def test_dimensions_of_no_extent(tmp_path: Path) -> None:
+    """Fixed, and so no case of a missing shape; a shape that is given does not help either."""
+    for axis, shape in ((0, "0,3,8,8"), (2, "n,3,0,8")):
+        path = write(tmp_path, FIXED.replace("float[1,3,8,8] x", f"float[{shape}] x"))
+        message = f"dimension {axis} of 'x' is 0; tensors without elements are not supported."
+        assert refusal(path) == refusal(path, x=(1, 3, 8, 8)) == message
+
+
 def test_unknown_rank(tmp_path: Path) -> None:
     path = write(tmp_path, FIXED)
     model = onnx.load(path)
