@@ -631,12 +631,15 @@ class Injection:
 
     def _lowered(self, function: tirx.PrimFunc, symbol: str, target: Any) -> Any:
         self._symbols.append((function, symbol))
-        polynomial = self._rewritten("polynomial", symbol, vector_math.EXPM1_Q)
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(vector_math, "EXPM1_Q", polynomial)
-            return self._scheduled_and_lowered(function, symbol, target)
-
-    def _scheduled_and_lowered(self, function: tirx.PrimFunc, symbol: str, target: Any) -> Any:
+        if self._mutant is not None and self._mutant.at == "polynomial" and self.symbol is None:
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                monkeypatch.setattr(vector_math, "EXPM1_Q", self._mutant.rewrite(vector_math.EXPM1_Q))
+                changed = self._lower(function, symbol, target)
+            right = self._lower(function, symbol, target)
+            if tvm_ffi.structural_equal(changed.function, right.function):
+                return right
+            self.symbol = symbol
+            return changed
         return self._rewritten("kernel", symbol, self._lower(self._rewritten("schedule", symbol, function), symbol, target))
 
     def _scheduling(self, schedule: Callable[..., Implementation]) -> Callable[..., Implementation]:
