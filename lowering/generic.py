@@ -29,6 +29,7 @@ from sepwise.lowering.relayout import identity
 from sepwise.lowering.vector_math import activation
 from sepwise.passes import read_activation
 from sepwise.passes.errors import UnsupportedError
+from sepwise.passes.vocabulary import ELEMENTWISE_OPERATORS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,16 +76,6 @@ REDUCERS = frozenset(
     }
 )
 """Operators that need more than one element of their input for one of their output."""
-
-ELEMENTWISE = frozenset(
-    {
-        "Abs", "Acos", "Acosh", "Add", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Clip", "Cos", "Cosh", "Div", "Elu",
-        "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "HardSigmoid", "HardSwish", "LeakyRelu", "Less", "Log", "Max", "Min",
-        "Mish", "Mod", "Mul", "Neg", "Not", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin",
-        "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "Where",
-    }
-)  # fmt: skip
-"""Operators that compute each element from the elements at its place."""
 
 OWN_ACTIVATIONS = frozenset({"elu", "gelu", "mish", "silu", "softplus"})
 """Activations that are kernels by themselves: TVM's formulas for them overflow or cancel."""
@@ -427,7 +418,7 @@ def _is_mover(node: ir.Node) -> bool:
 
 def _is_elementwise(node: ir.Node) -> bool:
     """Whether a node computes each element for itself; recognised activations do."""
-    return node.op_type in ELEMENTWISE if node.domain == "" else True
+    return node.op_type in ELEMENTWISE_OPERATORS if node.domain == "" else True
 
 
 def _fusible(model: ir.Model, before: Sequence[ir.Node], node: ir.Node) -> bool:

@@ -19,15 +19,9 @@ from sepwise.passes.rewriting import (
     static_shape,
     unique_value_name,
 )
+from sepwise.passes.vocabulary import ELEMENTWISE_OPERATORS
 
 __all__ = ["SinkTransposePass"]
-
-ELEMENTWISE = (
-    "Abs", "Add", "Ceil", "Clip", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log",
-    "Max", "Min", "Mish", "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Softplus",
-    "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tanh",
-)  # fmt: skip
-"""Operators that compute each element from the elements at its place, by broadcasting."""
 
 ALONG_AN_AXIS = ("Concat",)
 """Operators that do the same to every element, but for one axis that they name."""
@@ -80,7 +74,7 @@ class SinkTransposePass(RewritePass[SunkTranspose]):
     def anchors(self, model: ir.Model, graph: ir.Graph) -> Iterator[ir.Node]:
         """Yields every node behind a Transpose that it could be exchanged or merged with."""
         for node in graph:
-            if is_operator(node, "Transpose", "Pad", *ALONG_AN_AXIS, *ELEMENTWISE) and any(
+            if is_operator(node, "Transpose", "Pad", *ALONG_AN_AXIS, *ELEMENTWISE_OPERATORS) and any(
                 value is not None and is_operator(value.producer(), "Transpose") for value in node.inputs
             ):
                 yield node
@@ -96,14 +90,14 @@ class SinkTransposePass(RewritePass[SunkTranspose]):
         if not transposes:
             return Refusal("none of its inputs is transposed any more", name)
         sources = {index: producer.inputs[0] for index, producer in transposes.items()}
-        perms = {_permutation(producer) for producer in transposes.values()}
+        own = _permutation(node) if is_operator(node, "Transpose") else None
+        perms = {_permutation(producer, rank=None if own is None else len(own)) for producer in transposes.values()}
         perm = next(iter(perms))
         found = {index: value for index, value in sources.items() if value is not None}
         if len(perms) > 1 or perm is None or len(found) < len(sources):
             return Refusal("its inputs are transposed in different ways", name)
         if is_operator(node, "Transpose"):
-            own = _permutation(node)
-            assert own is not None, "its input has a rank"
+            own = own or tuple(reversed(range(len(perm))))
             return SunkTranspose(node, tuple(perm[axis] for axis in own), found, {})
         for index, producer in transposes.items():
             refusal = sole_use_refusal(producer.outputs[0], producer, node)
@@ -114,14 +108,16 @@ class SinkTransposePass(RewritePass[SunkTranspose]):
             if value is None or index in found:
                 continue
             tensor = constant_tensor(value)
-            array = None if tensor is None else tensor.numpy()
-            if array is None or array.ndim > len(perm):
+            if tensor is None or len(tensor.shape) > len(perm):
                 return Refusal(f"its input '{value.name}' is neither constant nor transposed", name)
+            if tensor.dtype == ir.DataType.STRING:
+                return Refusal(f"its constant '{value.name}' is of strings", name)
+            array = tensor.numpy()
             if is_operator(node, "Pad") and index == PADS:
                 if len(array) != 2 * len(perm) or len(node.inputs) > 3:
                     return Refusal("its amounts are of some axes only", name)
                 array = array.reshape(2, -1)[:, _inverse(perm)].reshape(-1)
-            elif array.size > 1:
+            elif array.size != 1:
                 array = array.reshape((1,) * (len(perm) - array.ndim) + array.shape).transpose(_inverse(perm))
             else:
                 continue
@@ -163,13 +159,21 @@ class SinkTransposePass(RewritePass[SunkTranspose]):
             type=output.type,
             shape=None if shape is None else ir.Shape([shape[axis] for axis in _inverse(perm)]),
         )
-        computed = ir.Node("", node.op_type, node.inputs, list(node.attributes.values()), outputs=[inner], name=node.name)
-        computed.metadata_props.update(node.metadata_props)
-        moved = ir.Node(
-            "", "Transpose", [inner], [ir.AttrInt64s("perm", list(perm))], name=f"{before.name}.{node.name}"
+        computed = ir.Node(
+            "",
+            node.op_type,
+            node.inputs,
+            list(node.attributes.values()),
+            outputs=[inner],
+            name=node.name,
+            doc_string=node.doc_string,
+            metadata_props=node.metadata_props,
         )
+        moved = ir.Node("", "Transpose", [inner], [ir.AttrInt64s("perm", list(perm))], name=f"{before.name}.{node.name}")
         set_original_nodes(moved, original_nodes(before))
         moved.outputs[0].type, moved.outputs[0].shape = output.type, output.shape
+        moved.outputs[0].doc_string = output.doc_string
+        moved.outputs[0].metadata_props.update(output.metadata_props)
         ir.convenience.replace_nodes_and_values(graph, node, [node], [computed, moved], [output], moved.outputs)
         moved.outputs[0].name = name
 
@@ -182,13 +186,14 @@ def _remove(node: ir.Node, source: ir.Value) -> None:
         replace_with_input(node, source, keep_name=True)
 
 
-def _permutation(node: ir.Node) -> tuple[int, ...] | None:
-    """A Transpose's permutation, reversed axes where it gives none; None where the rank is unknown."""
+def _permutation(node: ir.Node, *, rank: int | None = None) -> tuple[int, ...] | None:
+    """A Transpose's permutation, reversed axes where it gives none; None where neither its input nor `rank` says how many."""
     perm = node.attributes.get_ints("perm")
     if perm is not None:
         return tuple(perm)
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    return None if shape is None else tuple(reversed(range(len(shape))))
+    rank = rank if shape is None else len(shape)
+    return None if rank is None else tuple(reversed(range(rank)))
 
 
 def _inverse(perm: Sequence[int]) -> list[int]:

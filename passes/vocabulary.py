@@ -1,6 +1,7 @@
 """The vocabulary of fused operators: what a chain of convolutions computes, independent of how it is spelled.
 
 The passes write it as model-local ONNX functions of the domain `sepwise`; `sepwise.passes.chains` reads it back.
+Beside it stands which operators of the standard domain are elementwise, as the passes and the lowering see it.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ __all__ = [
     "ACTIVATION_PARAMETERS",
     "DOMAIN",
     "DOMAIN_VERSION",
+    "ELEMENTWISE_OPERATORS",
     "FUSED_OPERATORS",
     "Activation",
     "ConvStage",
@@ -24,6 +26,20 @@ DOMAIN_VERSION: Final = 1
 
 FUSED_OPERATORS: Final = ("FusedConv", "SeparableConv", "InvertedResidual")
 """The families of fused operators: one stage; depthwise and pointwise in either order; pointwise, depthwise, pointwise."""
+
+ELEMENTWISE_OPERATORS: Final = frozenset(
+    {
+        "Abs", "Acos", "Acosh", "Add", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Clip", "Cos", "Cosh", "Div", "Elu",
+        "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "HardSigmoid", "HardSwish", "LeakyRelu", "Less", "Log", "Max", "Min",
+        "Mish", "Mod", "Mul", "Neg", "Not", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin",
+        "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "Where",
+    }
+)  # fmt: skip
+"""Operators of the standard domain, of one output, that compute each element from the elements at its place in their inputs.
+
+Inputs are broadcast from their last axes on (PRelu's slope to the shape of its data) or are scalars (Clip's bounds); no
+attribute names an axis. The elements' type may change (Cast, comparisons), their places and their number do not.
+"""
 
 ACTIVATION_PARAMETERS: Final[dict[str, tuple[str, ...]]] = {
     "relu": (),

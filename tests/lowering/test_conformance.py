@@ -17,12 +17,13 @@ from onnx.backend.test.case.test_case import TestCase
 
 from sepwise.lowering import device
 from sepwise.lowering.build import build_program
-from sepwise.lowering.generic import ELEMENT_TYPES, ELEMENTWISE, MULTIPLYING, REDUCERS, SHAPERS
+from sepwise.lowering.generic import ELEMENT_TYPES, MULTIPLYING, REDUCERS, SHAPERS
 from sepwise.lowering.runner import NativeRunner
 from sepwise.passes.equivalence import compare_kernel, run_with_bounds
 from sepwise.passes.errors import SepwiseError, UnsupportedError
+from sepwise.passes.vocabulary import ELEMENTWISE_OPERATORS
 
-OPERATORS = SHAPERS | REDUCERS | ELEMENTWISE | MULTIPLYING | frozenset(
+OPERATORS = SHAPERS | REDUCERS | ELEMENTWISE_OPERATORS | MULTIPLYING | frozenset(
     "ArgMax ArgMin BatchNormalization CumSum Einsum GatherElements GatherND GlobalLpPool GreaterOrEqual GridSample Hardmax "
     "InstanceNormalization IsInf IsNaN LessOrEqual LRN LpPool Mean Mod OneHot ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
     "ReduceProd ReduceSumSquare ScatterElements ScatterND Shrink Split ThresholdedRelu Trilu Upsample".split()

@@ -55,6 +55,21 @@ def test_pairs_that_end_in_an_output(build: Build, equivalent: Equivalent) -> No
     equivalent(model, sunk, exact=True)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [("", ""), ("", "<perm = [2,1,0]>"), ("<perm = [2,1,0]>", "")], ids=["neither", "second", "first"]
+)
+def test_one_permutation_says_how_many_axes_the_other_has(first: str, second: str, build: Build, equivalent: Equivalent) -> None:
+    shaped = build(HEAD + f"g (float[3,4,5] x) => (float y) {{ n = Neg (x) t = Transpose {first} (n) z = Transpose {second} (t) y = Abs (z) }}")
+    model = shaped.clone()
+    for node in model.graph:
+        if node.op_type != "Abs" and (node.op_type != "Neg" or first or second):
+            node.outputs[0].shape = None
+    sunk, fired, refused = sink(model)
+    assert (fired, refused) == (1, ())
+    assert operators(sunk) == ["Neg", "Abs"]
+    equivalent(shaped, sunk, exact=True)
+
+
 BODIES = {
     "unary": "s = Sigmoid (a)",
     "clip": "s = Clip (a, zero, one)",
@@ -66,7 +81,13 @@ BODIES = {
     "three": "q = Neg (x) b = OUT (q) s = Sum (a, b, image)",
     "joined": "q = Neg (x) b = OUT (q) s = Concat <axis = 3> (a, b)",
     "joined from the end": "q = Neg (x) b = OUT (q) s = Concat <axis = -2> (a, b, image)",
+    "joined with nothing": "s = Concat <axis = 1> (a, nothing)",
     "padded": "s = Pad (a, pads, one)",
+    "a type": "i = Cast <to = 6> (a) s = Cast <to = 1> (i)",
+    "a condition": "q = Neg (x) b = OUT (q) c = Greater (b, channels) s = Where (c, a, image)",
+    "a constant condition": "c = Less (image, channels) s = Where (chosen, channels, a)",
+    "logic": "c = Equal (a, image) d = Not (c) s = Cast <to = 1> (d)",
+    "remainder": "s = Mod <fmod = 1> (image, a)",
 }
 
 
@@ -75,7 +96,7 @@ def test_a_transpose_goes_past(body: str, build: Build, equivalent: Equivalent) 
     model = build(HEAD + f"""
     g (float[1,4,5,6] x) => (float y)
     <float zero = {{0}}, float one = {{1}}, float[4] channels, int64[8] pads = {{0,1,0,2,0,0,3,1}},
-     float[1,5,6,4] image>
+     float[1,5,6,4] image, float[1,0,6,4] nothing = {{}}, bool[6,1] chosen = {{1,0,0,1,1,0}}>
     {{ [before] a = {OUT} (x) {BODIES[body].replace("OUT", OUT)} [behind] b_ = {IN} (s) y = Abs (b_) }}
     """)
     sunk, fired, refused = sink(model)
@@ -96,9 +117,24 @@ def test_names_survive(build: Build) -> None:
     assert list(relu.outputs[0].shape or ()) == [1, 4, 5, 6]
 
 
+def test_what_is_said_of_a_value_survives(build: Build) -> None:
+    model = build(HEAD + f"g (float[1,4,5,6] x) => (float y) {{ [t] a = {OUT} (x) [r] y = Relu (a) }}")
+    relu = model.graph.node("r")
+    for said in (relu, relu.outputs[0]):
+        said.doc_string = f"of {said.name}"
+        said.metadata_props["by"] = f"{said.name}'s author"
+    sunk, fired, _ = sink(model)
+    assert fired == 1
+    output, relu = sunk.graph.outputs[0], sunk.graph.node("r")
+    assert (output.doc_string, output.metadata_props) == ("of y", {"by": "y's author"})
+    assert (relu.doc_string, relu.metadata_props) == ("of r", {"by": "r's author"})
+    assert (relu.outputs[0].doc_string, relu.outputs[0].metadata_props) == (None, {})
+
+
 REFUSED = {
     "its inputs are transposed in different ways": "s = Transpose <perm = [0,2,1,3]> (x) p = Transpose <perm = [0,3,2,1]> (w) y = Add (s, p)",
     "its input 'w' is neither constant nor transposed": f"s = {OUT} (x) y = Add (s, w)",
+    "its constant 'words' is of strings": f"c = Cast <to = 8> (w) s = {OUT} (c) y = Equal (s, words)",
     "its amounts are of some axes only": f"s = {OUT} (x) y = Pad (s, two, zero, axis)",
     "its amounts are not constant": f"s = {OUT} (x) y = Pad <pads = [0,0,0,0,0,0,0,1]> (s)",
     "the output 's' of Transpose 't' has a second consumer, 'other'": f"[t] s = {OUT} (x) y = Relu (s) [other] z = Softmax (s)",
@@ -113,7 +149,7 @@ def test_refuses(reason: str, build: Build) -> None:
     version = "10" if "not constant" in reason else "18"
     text = HEAD.replace(": 18", f": {version}") + f"""
     g (float[1,6,6,6] x, float[1,6,6,6] w) => ({wanted})
-    <int64[2] two = {{0, 1}}, float zero = {{0}}, int64[1] axis = {{3}}> {{ {REFUSED[reason]} }}
+    <int64[2] two = {{0, 1}}, float zero = {{0}}, int64[1] axis = {{3}}, string[6] words = {{"a", "b", "c", "d", "e", "f"}}> {{ {REFUSED[reason]} }}
     """
     model = build(text)
     sunk, fired, refused = sink(model)
