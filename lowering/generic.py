@@ -27,8 +27,10 @@ from sepwise.lowering.graph import Kernel, Layout, TensorType
 from sepwise.lowering.legalization import LEGALIZE
 from sepwise.lowering.relayout import identity
 from sepwise.lowering.vector_math import activation
-from sepwise.passes import read_activation
+from sepwise.passes import layer_costs, read_activation
+from sepwise.passes.chains import family
 from sepwise.passes.errors import UnsupportedError
+from sepwise.passes.rewriting import original_nodes
 from sepwise.passes.vocabulary import ELEMENTWISE_OPERATORS
 
 if TYPE_CHECKING:
@@ -439,6 +441,7 @@ class _GenericImporter:
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
+        self._layer_macs: dict[str, int] | None = None
         self.graph = GenericGraph()
 
     def add(self, group: Sequence[ir.Node]) -> None:
@@ -564,9 +567,9 @@ class _GenericImporter:
     def _add_calls(self, group: Sequence[ir.Node], calls: Sequence[_Call], names: dict[str, str]) -> None:
         """One kernel for each call."""
         nodes = tuple(name for node in group for name in _original_names(node))
-        operators = tuple(dict.fromkeys(node.op_type for node in group))
+        operators = tuple(dict.fromkeys(family(node) or node.op_type for node in group))
         results = [_name(value) for value in group[-1].outputs if value.name and _used(value)]
-        macs = sum(_macs(node) for node in group)
+        macs = sum(self._fused_macs(node) if family(node) else _macs(node) for node in group)
         for call in calls:
             name = f"g{len(self.graph.kernels)}_" + _identifier("_".join((*operators, *nodes[:1])))
             inputs = tuple(names.setdefault(source, f"{results[0]}.{source}") for source in call.sources)
@@ -586,6 +589,12 @@ class _GenericImporter:
                 constant_count=len(constants),
             )
             self.graph.kernels.append(Kernel(name, workload, inputs, tuple(constants), outputs, nodes))
+
+    def _fused_macs(self, node: ir.Node) -> int:
+        """Multiply-accumulates of a fused operator, whose function's body has no shapes of its own."""
+        if self._layer_macs is None:
+            self._layer_macs = {layer.name: layer.macs for layer in layer_costs(self._model).layers}
+        return sum(self._layer_macs.get(name, 0) for name in _original_names(node))
 
     def _output(self, names: dict[str, str], target: str, base: str, call: _Call, index: int) -> str:
         """The graph's name of a Relax variable that a call writes; its type is noted."""
@@ -758,7 +767,7 @@ def _used(value: ir.Value) -> bool:
 
 def _original_names(node: ir.Node) -> tuple[str, ...]:
     """Names of the user's nodes that a node covers."""
-    return (node.name,) if node.name else ()
+    return tuple(name for step in original_nodes(node) for name in step if name)
 
 
 def _macs(node: ir.Node) -> int:
