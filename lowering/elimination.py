@@ -5,11 +5,13 @@
 All tables that mention a variable are added up and replaced by their minimum over it; the variable whose sum is smallest
 goes first (Bertelè and Brioschi 1972, "Nonserial Dynamic Programming"). On chains with shared values, as networks are, the
 sums stay small and the result is exact. A variable whose sum would be too large is set instead to the state of the least
-lower bound.
+lower bound; before, states that a table excludes are excluded from all others (arc consistency, Mackworth 1977), and where
+nothing is possible with a state the next one is tried.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -50,12 +52,25 @@ def minimize(tables: Sequence[Table], *, largest: int = LARGEST_SUM) -> dict[Has
         largest: Entries of the largest table that may be made; the result is exact where none is larger.
 
     Returns:
-        The state of each variable; of equal sums always the same.
+        The state of each variable, their sum finite; of equal sums always the same.
+
+    Raises:
+        ValueError: Every combination of states is impossible.
 
     Example:
         >>> minimize([Table(("a",), np.array([0.0, 2.0])), Table(("a", "b"), np.array([[5.0, 4.0], [1.0, 3.0]]))])
         {'a': 1, 'b': 0}
     """
+    found = _search(tables, largest)
+    if found is None:
+        raise ValueError("Every combination of states is impossible: it meets an infinite cost.")
+    return {variable: found[variable] for table in tables for variable in table.variables}
+
+
+def _search(tables: Sequence[Table], largest: int) -> dict[Hashable, int] | None:
+    """Eliminates the variables whose sums are small, then tries states; None where every combination is impossible."""
+    if any(math.isinf(table.costs) for table in tables if not table.variables):
+        return None
     states = {
         variable: size for table in tables for variable, size in zip(table.variables, table.costs.shape, strict=True)
     }
@@ -74,31 +89,67 @@ def minimize(tables: Sequence[Table], *, largest: int = LARGEST_SUM) -> dict[Has
 
     sizes = {variable: size(variable) for variable in states}
     best: list[tuple[Hashable, tuple[Hashable, ...], np.ndarray]] = []
+    found: dict[Hashable, int] | None = {}
     while sizes:
         variable = min(sizes, key=sizes.__getitem__)
-        exact = sizes[variable] <= largest
-        if not exact:
-            variable = max(sizes, key=sizes.__getitem__)
+        if sizes[variable] > largest:
+            left = dict.fromkeys(table for group in touching.values() for table in group)
+            found = _branch(list(left), max(sizes, key=sizes.__getitem__), largest)
+            break
         *others, _ = around = scope(variable)
-        old = touching.pop(variable)
+        total = sum((_spread(table, around) for table in touching.pop(variable)), np.zeros((1,) * len(around)))
         del sizes[variable]
-        if exact:
-            total = sum((_spread(table, around) for table in old), np.zeros((1,) * len(around)))
-            best.append((variable, tuple(others), total.argmin(-1)))
-            new = [Table(tuple(others), total.min(-1))]
-        else:
-            state = int(np.argmin(sum(_spread(table, around).reshape(-1, states[variable]).min(0) for table in old)))
-            best.append((variable, (), np.array(state)))
-            new = [_restricted(table, variable, state) for table in old]
+        least = Table(tuple(others), total.min(-1))
+        if np.isinf(least.costs).all():
+            return None
+        best.append((variable, least.variables, total.argmin(-1)))
         for other in others:
-            kept = [table for table in touching[other] if variable not in table.variables]
-            touching[other] = kept + [table for table in new if other in table.variables]
+            touching[other] = [table for table in touching[other] if variable not in table.variables] + [least]
         for other in others:
             sizes[other] = size(other)
-    found: dict[Hashable, int] = {}
-    for variable, others, choice in reversed(best):
-        found[variable] = int(choice[tuple(found[other] for other in others)])
-    return {variable: found[variable] for variable in states}
+    if found is None:
+        return None
+    for variable, others_of_it, choice in reversed(best):
+        found[variable] = int(choice[tuple(found[other] for other in others_of_it)])
+    return found
+
+
+def _branch(tables: Sequence[Table], variable: Hashable, largest: int) -> dict[Hashable, int] | None:
+    """Tries a variable's states, from the least lower bound on, until the others are possible with one."""
+    tables = _make_consistent(tables)
+    touching = [table for table in tables if variable in table.variables]
+    bounds = np.sum([_least_by_state(table, variable) for table in touching], axis=0)
+    for state in map(int, np.argsort(bounds, kind="stable")):
+        if math.isinf(bounds[state]):
+            break
+        found = _search([_restricted(table, variable, state) for table in tables], largest)
+        if found is not None:
+            return {variable: state, **found}
+    return None
+
+
+def _make_consistent(tables: Sequence[Table]) -> list[Table]:
+    """Excludes states that one table makes impossible from all tables, until that excludes no more (arc consistency)."""
+    while True:
+        possible: dict[Hashable, np.ndarray] = {}
+        for table in tables:
+            for variable in table.variables:
+                here = np.isfinite(_least_by_state(table, variable))
+                possible[variable] = possible.get(variable, True) & here
+        masks = [[possible[variable] for variable in table.variables] for table in tables]
+        narrowed = [
+            Table(table.variables, np.where(functools.reduce(np.logical_and.outer, mask, np.True_), table.costs, math.inf))
+            for table, mask in zip(tables, masks, strict=True)
+        ]
+        if all(np.array_equal(new.costs, old.costs) for new, old in zip(narrowed, tables, strict=True)):
+            return narrowed
+        tables = narrowed
+
+
+def _least_by_state(table: Table, variable: Hashable) -> np.ndarray:
+    """The least cost with each state of a variable."""
+    axis = table.variables.index(variable)
+    return table.costs.min(tuple(other for other in range(table.costs.ndim) if other != axis))
 
 
 def _spread(table: Table, around: Sequence[Hashable]) -> np.ndarray:
@@ -109,6 +160,8 @@ def _spread(table: Table, around: Sequence[Hashable]) -> np.ndarray:
 
 
 def _restricted(table: Table, variable: Hashable, state: int) -> Table:
-    """The table for one state of a variable."""
+    """The table for one state of a variable; itself where it has another scope."""
+    if variable not in table.variables:
+        return table
     axis = table.variables.index(variable)
     return Table(table.variables[:axis] + table.variables[axis + 1 :], table.costs.take(state, axis))

@@ -76,6 +76,43 @@ def test_where_every_table_would_be_large_the_answer_is_possible() -> None:
     assert set(found) == set(range(12))
 
 
+@given(drawn(), st.sampled_from([1, 4, 8]))
+def test_where_tables_would_be_large_no_combination_is_impossible(tables: list[Table], largest: int) -> None:
+    found = minimize(tables, largest=largest)
+    assert set(found) == {variable for table in tables for variable in table.variables}
+    assert least(tables) <= total(tables, found) < math.inf
+
+
+def test_a_set_state_excludes_those_of_others() -> None:
+    """Variables that all have to agree, where one of them forbids what is cheap."""
+    agree = np.where(np.eye(3, dtype=bool), 0.0, math.inf)
+    tables = [Table((i, j), agree) for i in range(8) for j in range(i)]
+    tables += [Table((i,), np.array([0.0, 1.0, 2.0])) for i in range(7)] + [Table((7,), np.array([math.inf, math.inf, 0.0]))]
+    assert set(minimize(tables, largest=9).values()) == {2}
+
+
+def test_consistent_arcs_can_be_impossible_and_another_state_is_tried() -> None:
+    """Of three colours two are too few for a triangle, which no single arc shows; the cheap state leaves but two."""
+    differ = np.where(np.eye(3, dtype=bool), math.inf, 0.0)
+    triangle = [Table((a, b), differ) for a, b in ("ab", "bc", "ca")]
+    allowed = np.zeros((2, 3))
+    allowed[0, 2] = math.inf
+    cheap = Table(("s",), np.array([0.0, 5.0]))
+    tables = [cheap, *triangle, *(Table(("s", v), allowed) for v in "abc")]
+    found = minimize(tables, largest=1)
+    assert found["s"] == 1
+    assert total(tables, found) == 5.0
+
+
+@pytest.mark.parametrize("largest", [1, 2**20])
+def test_what_is_impossible_is_said(largest: int) -> None:
+    differ = np.where(np.eye(2, dtype=bool), math.inf, 0.0)
+    with pytest.raises(ValueError, match="Every combination of states is impossible"):
+        minimize([Table((a, b), differ) for a, b in ("ab", "bc", "ca")], largest=largest)
+    with pytest.raises(ValueError, match="Every combination of states is impossible"):
+        minimize([Table(("a",), np.zeros(2)), Table((), np.array(math.inf))], largest=largest)
+
+
 @pytest.mark.parametrize("variables", [("a",), ("a", "a"), ("a", "b", "c")])
 def test_a_table_has_one_axis_for_each_variable(variables: tuple[str, ...]) -> None:
     with pytest.raises(AssertionError):
