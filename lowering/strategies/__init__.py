@@ -1,6 +1,7 @@
 """Strategies by kind of workload: visible lists, in the order in which ties are broken.
 
-A new strategy is a file in this folder and one line in a list below, `"file.Class"`.
+A new strategy is a file in this folder and one line in a list below, `"file.Class"`: it is imported by that name, so that
+nothing else names it, and a wrong line is an error as soon as this package is imported.
 """
 
 from __future__ import annotations

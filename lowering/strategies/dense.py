@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DenseStrategy"]
 
+
 class DenseStrategy:
     """Direct convolution with one input channel for all lanes."""
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GroupedStrategy", "GroupedTile"]
 
+
 @dataclass(frozen=True, slots=True)
 class GroupedTile:
     """Sizes of a grouped kernel.
@@ -87,7 +88,7 @@ class GroupedStrategy:
         forms = [False]
         if compute.permuted_channels(stage, workload.input_lanes, workload.output_lanes):
             # At equal cost: a single step loads less where it permutes, several need fewer registers where they select.
-            forms.insert(0 if stage.in_channels_per_group == 1 else 1, True)
+            forms = [True, False] if stage.in_channels_per_group == 1 else [False, True]
         found = [
             GroupedTile(rows, pixels, _inputs(workload, pixels, permuted=permuted), permuted)
             for rows in row_shares(device, height, staged_row_bytes=row_bytes)
