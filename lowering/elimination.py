@@ -11,7 +11,6 @@ nothing is possible with a state the next one is tried.
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -131,15 +130,15 @@ def _branch(tables: Sequence[Table], variable: Hashable, largest: int) -> dict[H
 def _make_consistent(tables: Sequence[Table]) -> list[Table]:
     """Excludes states that one table makes impossible from all tables, until that excludes no more (arc consistency)."""
     while True:
-        possible: dict[Hashable, np.ndarray] = {}
+        excluded: dict[Hashable, Table] = {}
         for table in tables:
             for variable in table.variables:
-                here = np.isfinite(_least_by_state(table, variable))
-                possible[variable] = possible.get(variable, True) & here
-        masks = [[possible[variable] for variable in table.variables] for table in tables]
+                costs = np.where(np.isinf(_least_by_state(table, variable)), math.inf, 0.0)
+                before = excluded.get(variable)
+                excluded[variable] = Table((variable,), costs if before is None else costs + before.costs)
         narrowed = [
-            Table(table.variables, np.where(functools.reduce(np.logical_and.outer, mask, np.True_), table.costs, math.inf))
-            for table, mask in zip(tables, masks, strict=True)
+            Table(table.variables, sum((_spread(excluded[v], table.variables) for v in table.variables), table.costs))
+            for table in tables
         ]
         if all(np.array_equal(new.costs, old.costs) for new, old in zip(narrowed, tables, strict=True)):
             return narrowed
@@ -149,7 +148,8 @@ def _make_consistent(tables: Sequence[Table]) -> list[Table]:
 def _least_by_state(table: Table, variable: Hashable) -> np.ndarray:
     """The least cost with each state of a variable."""
     axis = table.variables.index(variable)
-    return table.costs.min(tuple(other for other in range(table.costs.ndim) if other != axis))
+    least: np.ndarray = table.costs.min(tuple(other for other in range(table.costs.ndim) if other != axis))
+    return least
 
 
 def _spread(table: Table, around: Sequence[Hashable]) -> np.ndarray:
