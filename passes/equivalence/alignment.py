@@ -261,7 +261,7 @@ class _Search:
         length = self._length(name)
         if length > LOOKAHEAD and length & (length - 1) and name not in self._rewritten.outputs:
             return False  # behind a wrong value the parts grow; they are judged at powers of two, not at each operation
-        return self._part(name, twin, self._twin).check.passed
+        return self._part(name, twin, self._twin).check.status != "failed"
 
     def _key(self, op: Operation, side: _Side, twins: Mapping[str, str]) -> Hashable | None:
         """Spells an operation in terms of values of the original; None where it reads something else."""
@@ -331,7 +331,7 @@ class _Search:
         right = self._values[twin]
         if any(a.shape != b.shape for a, b in zip(own, right, strict=True)) or _distance(own, right) > SCREEN:
             return False
-        return self._part(name, twin, without).check.passed
+        return self._part(name, twin, without).check.status != "failed"
 
     def _heals(self, name: str, twin: str) -> bool:
         """Tells whether a value, were it replaced by one of the original, would make what follows right."""

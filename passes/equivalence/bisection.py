@@ -57,7 +57,7 @@ def bisect_graphs(original: Model, rewritten: Model, inputs: Sequence[Mapping[st
             return replace(found, finding=(*found.finding, *others))
     finding = "No part of it differs beyond its own tolerance; the files are the whole models."
     whole = {"before.onnx": sides[0], "after.onnx": sides[1]}
-    failing = [feeds for feeds in inputs if any(not check.passed for check in compare_graph(sides[0], sides[1], feeds))]
+    failing = [feeds for feeds in inputs if any(map(_fails, compare_graph(sides[0], sides[1], feeds)))]
     return Reproducer((finding,), (), whole, dict((failing or inputs)[0]), _ARGUMENTS, reproduces=bool(failing))
 
 
@@ -92,7 +92,7 @@ def _isolate(
         for run in runs:
             feeds = {name: _stored(run[name], types[name]) for name in fault.inputs}
             check = _check(before, after, feeds)
-            if check is not None and not check.passed:
+            if check is not None and check.status == "failed":
                 feeds = reduce_inputs(feeds, lambda trial: _fails(_check(before, after, trial)))
                 check = _check(before, after, feeds) or check
                 wrong, nodes = _name(fault, graphs, rewritten)
@@ -114,7 +114,7 @@ def _check(before: onnx.ModelProto, after: onnx.ModelProto, feeds: Mapping[str, 
 
 
 def _fails(check: Check | None) -> bool:
-    return check is not None and not check.passed
+    return check is not None and check.status == "failed"
 
 
 def _described(name: str, array: Array, known: onnx.ValueInfoProto | None) -> onnx.ValueInfoProto:

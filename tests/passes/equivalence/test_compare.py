@@ -366,3 +366,39 @@ def test_rms_is_not_applied_to_few_elements() -> None:
     assert check.status == "failed"
     assert "RMS" in check.reason
     assert check.worst_ratio == 3
+
+
+@pytest.mark.parametrize("there", [np.nan, np.inf, -np.inf])
+def test_where_nothing_is_finite_nothing_is_proven(there: float, parse) -> None:
+    """Twice a number is another one, but twice NaN or infinity is itself."""
+    header = '<ir_version: 8, opset_import: ["" : 18]> g (float[4] x) => (float[4] y)'
+    model = parse(f"{header} {{ y = Identity(x) }}")
+    other = parse(f"{header} <float two = {{2.0}}> {{ y = Mul(x, two) }}")
+    for rest, status in ((there, "skipped"), (1.0, "failed")):
+        inputs = {"x": np.array([there, rest, rest, there], np.float32)}
+        right, found = Oracle(model).run(inputs), Oracle(other).run(inputs)
+        (graph,) = compare_graph(model, other, inputs)
+        checks = [graph, compare_execution(found, right, execution_sigma(model, inputs))]
+        checks.append(compare_kernel(found["y"], *run_with_bounds(model, inputs)["y"], name="k", nodes=["n"]))
+        assert [check.status for check in checks] == [status] * 3
+        assert all((check.reason == "nothing finite to compare: give other inputs") == (status == "skipped") for check in checks)
+        assert (checks[2].name, checks[2].nodes) == ("k", ("n",))
+        (same,) = compare_graph(model, model, inputs, exact=True)
+        assert same.status == ("skipped" if status == "skipped" else "passed")
+    assert compare_execution({"y": np.zeros(4, np.float32)}, right | {"y": np.full(4, there)}, {"y": np.zeros(4)}).status == "failed"
+
+
+def test_one_finite_output_is_something_to_compare(parse) -> None:
+    """Outputs that are constant infinities, empty or whole numbers need no other inputs."""
+    model = parse(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[4] x, float[0] e) => (float[4] y, float[4] m, float[0] z, bool[4] b) '
+        "<float zero = {0.0}> { y = Relu(x) none = Mul(x, zero) m = Log(none) z = Relu(e) b = IsNaN(x) }"
+    )
+    for value, status in ((1.0, "passed"), (np.nan, "skipped")):
+        inputs = {"x": np.full(4, value, np.float32), "e": np.zeros(0, np.float32)}
+        found = {check.name: check.status for check in compare_graph(model, model, inputs)}
+        assert found == {"y": status, "m": status, "z": "passed", "b": "passed"}
+        oracle = Oracle(model).run(inputs)
+        assert compare_execution(oracle, oracle, execution_sigma(model, inputs)).status == status
+    assert compare_kernel(np.zeros(0, np.float32), np.zeros(0), np.zeros(0)).passed
+    assert compare_kernel(np.ones(2, np.int64), np.ones(2, np.int64), np.zeros(2)).passed

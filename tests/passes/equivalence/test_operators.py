@@ -300,7 +300,8 @@ def check_against_onnxruntime(
         np.testing.assert_array_equal(bounded[name][0], value)
         check = compare_kernel(actual[name], *bounded[name], name=name)
         record_property("worst_ratio", check.worst_ratio)
-        assert check.passed, check
+        finite = value.dtype.kind != "f" or np.isfinite(value).any()
+        assert check.status == ("passed" if finite else "skipped"), check
 
 
 def test_every_operator_is_tested() -> None:
