@@ -317,16 +317,20 @@ def verify(
         against: A second file that should compute the same; then nothing is compiled.
         inputs: Arrays by input name; drawn where None.
         shapes: Shapes of inputs that the file leaves open.
-        threads: Worker threads.
+        threads: Worker threads of the compiled network; 1 with `against`.
         bisect: Narrow a failure down to a pass and its operators or to a kernel, and save what reproduces it.
-        output: Folder to save it in, new or empty; `<model>.bisect` in the current folder where None.
+        output: Folder to save it in, new or empty; `<model>.bisect` in the current folder where None. Only with `bisect`.
 
     Returns:
         Every check with its error and its bound; with `bisect` also what a failure was narrowed down to.
 
     Raises:
-        InputError: The model, the target or the folder cannot be used.
+        InputError: The model, the target or the folder cannot be used, or two options exclude each other.
     """
+    from sepwise.passes.errors import InputError
+
+    if output is not None and not bisect:
+        raise InputError(f"Output {output}: is for what bisecting finds. Give --output with --bisect, or neither.")
     source = resolve(model, shapes)
     folder = None
     if bisect:
@@ -353,6 +357,8 @@ def _verify(
 
         if target != "host":
             raise InputError(f"Target '{target}': two files are compared without a target. Give one of --target and --against.")
+        if threads != 1:
+            raise InputError(f"{threads} threads: two files are compared by one. Give one of --threads and --against.")
         return compare_files(source, resolve(against, shapes), inputs, bisect=bisect)
     from sepwise.lowering import device
     from sepwise.lowering.verify import verify as verify_model

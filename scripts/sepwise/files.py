@@ -24,6 +24,7 @@ __all__ = [
     "ModelFile",
     "new_file",
     "read_arrays",
+    "read_inputs_of",
     "require_empty",
     "require_writable",
     "resolve",
@@ -64,7 +65,8 @@ def resolve(model: str | Path, shapes: Shapes = None) -> ModelFile:
 
     path = Path(model)
     if path.is_file():
-        named = shapes if shapes is None or isinstance(shapes, Mapping) else {_only_input(path): shapes}
+        hint = "give each shape with its input's name, as in --shape x=1,3,224,224"
+        named = shapes if shapes is None or isinstance(shapes, Mapping) else {_only_input(path, hint): shapes}
         return ModelFile(path.stem, path, named)
     if path.is_dir():
         raise InputError(f"{model}: is a folder; needed is an ONNX file or a zoo name.")
@@ -77,8 +79,8 @@ def resolve(model: str | Path, shapes: Shapes = None) -> ModelFile:
     return ModelFile(str(model), _cached_export(str(model), shapes), None)
 
 
-def _only_input(path: Path) -> str:
-    """Names a file's only input, for a shape that was given without a name."""
+def _only_input(path: Path, hint: str) -> str:
+    """Names a file's only input, for a shape or an array that was given without a name; `hint` says how to give several."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -93,9 +95,7 @@ def _only_input(path: Path) -> str:
     constants = {initializer.name for initializer in graph.initializer}
     names = [value.name for value in graph.input if value.name not in constants]
     if len(names) != 1:
-        raise InputError(
-            f"{path}: has the inputs {', '.join(names)}; give each shape with its input's name, as in --shape x=1,3,224,224."
-        )
+        raise InputError(f"{path}: has the inputs {', '.join(names) or 'none'}; {hint}.")
     return str(names[0])
 
 
@@ -237,6 +237,27 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             return {name: loaded[name] for name in loaded.files}
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read as numpy arrays ({error}); save it with numpy.save or numpy.savez.") from error
+
+
+def read_inputs_of(model: str | Path, path: Path, shapes: Shapes = None) -> dict[str, np.ndarray]:
+    """Reads the inputs of a model from an npz file, or its only one from an npy file.
+
+    Args:
+        model: Path of an ONNX file, or a zoo name.
+        path: The file of arrays.
+        shapes: Shapes by input name, or the shape of the only input.
+
+    Returns:
+        Arrays by input name.
+
+    Raises:
+        InputError: A file cannot be read, or the arrays need names.
+    """
+    arrays = read_arrays(path)
+    if "" not in arrays:
+        return arrays
+    hint = f"{path} holds one array without a name: give an .npz of all by name, as numpy.savez makes it"
+    return {_only_input(resolve(model, shapes).path, hint): arrays[""]}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -36,16 +36,13 @@ def verify(
     """Check passes, kernels and the whole network against a float64 reference, with derived tolerances."""
     os.environ.setdefault(_BLAS_THREADS, "1")  # read when numpy is loaded
     from sepwise import api
-    from sepwise.files import read_arrays
-    from sepwise.passes.errors import InputError
+    from sepwise.files import read_inputs_of
     from sepwise.report import require_places, write_html, write_junit
     from sepwise.report.provenance import spell_command
 
-    if output is not None and not bisect:
-        raise InputError(f"--output {output}: is for what --bisect finds. Give both or neither.")
     require_places(html, junit)
     shapes = read_shapes(shape)
-    inputs = None if data is None else read_arrays(data)
+    inputs = None if data is None else read_inputs_of(model, data, shapes)
     with working(f"verifying {model}"):
         verdict = api.verify(
             model,

@@ -11,6 +11,7 @@ import pytest
 
 from sepwise import api
 from sepwise.passes.equivalence import Check, Verification
+from sepwise.passes.errors import InputError
 
 PASSED = Check("kernel", "k0", ("dw",), "passed", 1e-7, 2e-7, 0.5, (0, 1))
 FAILED = replace(PASSED, name="k1", status="failed", worst_ratio=3.0, reason="off by 6e-07 at [0, 1]")
@@ -63,9 +64,36 @@ def test_bisection_is_passed_on(command: Callable[..., Any], verdicts: Callable[
     asked = verdicts(PASSED)
     assert command("verify", "net.onnx", "--bisect", "--output", tmp_path / "found").status == 0
     assert (asked["bisect"], asked["output"]) == (True, tmp_path / "found")
-    status, _, err = command("verify", "net.onnx", "--output", tmp_path / "found")
+
+
+def test_options_that_would_do_nothing_are_refused(command: Callable[..., Any], tmp_path: Path) -> None:
+    """In the command's words and in Python's alike."""
+    file = tmp_path / "a.onnx"
+    onnx.save(onnx.parser.parse_model(f"{HEAD} Exp(x) y = Tanh(h) }}"), file)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"output": tmp_path / "found"}, "is for what bisecting finds"),
+        ({"against": file, "threads": 3}, "3 threads: two files are compared by one"),
+        ({"against": file, "target": "cortex-a72"}, "two files are compared without a target"),
+    ]
+    for options, message in cases:
+        status, _, err = command("verify", file, *(word for name, value in options.items() for word in (f"--{name}", value)))
+        assert (status, message in err) == (2, True)
+        with pytest.raises(InputError, match=message):
+            api.verify(file, **options)
+
+
+def test_one_array_without_a_name_is_the_only_input(command: Callable[..., Any], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((1, 4, 8, 8), np.float32))
+    one, two = tmp_path / "one.onnx", tmp_path / "two.onnx"
+    text = f"{HEAD} Exp(x) y = Tanh(h) }}"
+    onnx.save(onnx.parser.parse_model(text), one)
+    onnx.save(onnx.parser.parse_model(text.replace("(float[1,4,8,8] x)", "(float[1,4,8,8] x, float[1] z)")), two)
+    status, out, _ = command("verify", one, "--against", one, "--input", tmp_path / "x.npy", "--json")
+    assert (status, json.loads(out)["inputs"]) == (0, ["given"])
+    status, _, err = command("verify", two, "--against", two, "--input", tmp_path / "x.npy")
     assert status == 2
-    assert "is for what --bisect finds" in err
+    assert "has the inputs x, z;" in err
+    assert "give an .npz of all by name" in " ".join(err.split())
 
 
 HEAD = '<ir_version: 10, opset_import: ["" : 18]> net (float[1,4,8,8] x) => (float[1,4,8,8] y) { h = '
