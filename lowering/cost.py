@@ -38,6 +38,13 @@ CACHE_SHARE = 0.75
 LAUNCH_CYCLES = 4000
 """Cycles to hand a parallel kernel to a second worker and to wait for it."""
 
+CALL_CYCLES = 500.0
+"""Cycles to begin a kernel whose code and arguments are in no first-level cache: an estimate.
+
+Where they are in it, a whole kernel takes 170 cycles, work included: the median run of a chain of 48 pointwise convolutions
+of one pixel with 8 to 96 channels, by its kernels (x86-64 at 2.6 GHz, one thread, 2026-11-22, `sepwise bench`). Among large
+tensors neither code nor arguments stay there, and three times as much is allowed for."""
+
 TASK_CYCLES = 20
 """Cycles to start one task."""
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sepwise.lowering.cost import stream_cycles
+from sepwise.lowering.cost import CALL_CYCLES, stream_cycles
 from sepwise.lowering.elimination import Table, minimize
 from sepwise.lowering.generic import GenericWorkload, conversion
 from sepwise.lowering.generic_schedule import predicted_cycles
@@ -49,11 +49,11 @@ __all__ = ["assign_layouts"]
 PLAIN = Layout()
 LEAST_PACKED_RANK = 3
 
-CALL_CYCLES = 500.0
-"""Cycles to begin a kernel: its code and its arguments are in no first-level cache."""
-
 MOST_MIXED = 7
-"""Tensors that one part of a generic kernel may have in any mixture of layouts; more of them all have its output's."""
+"""Tensors that one part of a generic kernel may have in any mixture of layouts; more of them all have its output's.
+
+Each mixture is one prediction, 128 at most: they double with each tensor, while assigning layouts has to stay a small part of
+the time that a network takes to compile."""
 
 Held = tuple[Layout, ...]
 """The layouts in which a value is held; first the one in which it is written."""
