@@ -44,6 +44,9 @@ __all__ = ["EmulatedRunner", "InstructionCounts", "NativeRunner", "Runner", "ali
 
 Arrays = dict[str, np.ndarray]
 
+UNWRITTEN = 0xFF
+"""Byte left behind by a kernel that ran alone: float32 values of it are NaN, so no later run can take them for results."""
+
 
 @dataclass(frozen=True, slots=True)
 class InstructionCounts:
@@ -370,7 +373,10 @@ class NativeRunner(Runner):
                 self._memory(value)[:] = to_memory(value, array).reshape(-1).view(np.uint8)
             self._call(index, index + 1)
             values = [self.program.find_value(name) for name in call.outputs]
-            return {value.name: from_memory(value, self._memory(value)) for value in values}
+            written = {value.name: from_memory(value, self._memory(value)) for value in values}
+            for memory in (self._arena, *self._outputs):
+                memory.fill(UNWRITTEN)
+            return written
 
     def time(self, repeats: int, *, inputs: Mapping[str, np.ndarray] | None = None) -> list[float]:
         """Times whole runs, the kernels in C, and behind them the tail as `run` runs it.

@@ -115,9 +115,19 @@ def verify_model(
         kinds = EMULATED_KINDS if device.emulated else NATIVE_KINDS
         feeds = [sample_inputs(model, seed, kind) for seed, kind in enumerate(kinds)]
         described = kinds
-    program, _ = build_program(model, device, threads=threads)
     stages = (("load_model", model), *report.stages)
     graph_checks = _check_passes(model, stages[1:], feeds)
+    wrong = next((check.pass_name for check in graph_checks if check.status == "failed"), None)
+    if wrong is not None:  # its shapes may not be those that kernels are built for
+        name = model.graph.name or "model"
+        left_out = _skip(name, f"the pass {wrong} is wrong, so what it leaves was not compiled")
+        found = Verification(name, device.name, (*graph_checks, *left_out), passes=report.passes, inputs=described)
+        if not bisect:
+            return found
+        from sepwise.lowering.bisect import bisect_passes
+
+        return replace(found, reproducer=bisect_passes(stages, graph_checks, feeds))
+    program, _ = build_program(model, device, threads=threads)
     with open_runner(program, threads=threads) as runner:
         ungrouped = [stage for name, stage in stages if name != GROUPING][-1]
         checker = KernelChecker(program, runner, ungrouped, feeds[0])
@@ -127,13 +137,16 @@ def verify_model(
         found = Verification(program.name, device.name, checks, passes=report.passes, inputs=described)
         if not bisect or all(check.status != "failed" for check in checks):
             return found
-        from sepwise.lowering.bisect import bisect_kernels, bisect_passes, bisect_program
+        from sepwise.lowering.bisect import bisect_kernels, bisect_program
 
-        if any(check.status == "failed" for check in graph_checks):
-            return replace(found, reproducer=bisect_passes(stages, graph_checks, feeds))
         if any(check.status == "failed" for check in kernel_checks):
             return replace(found, reproducer=bisect_kernels(checker, kernel_checks, device, threads))
         return replace(found, reproducer=bisect_program(checker, canonical, model_check, device, threads))
+
+
+def _skip(name: str, reason: str) -> list[Check]:
+    """Checks of kernels and model that were not made."""
+    return [Check(scope, name, (), "skipped", 0.0, 0.0, None, None, reason=reason) for scope in ("kernel", "model")]
 
 
 def _check_passes(
