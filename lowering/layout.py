@@ -163,7 +163,7 @@ class _Assignment:
             for position, name in enumerate(kernel.inputs):
                 if isinstance(kernel.workload, GenericWorkload):
                     state = found.get((kernel.name, position))
-                    layouts = self._readable(name)
+                    layouts = self._readable(kernel, position)
                     self._reads[kernel.name, position] = layouts[state] if state is not None else self._held[name][0]
                 else:
                     costs = {layout: self._strategy_cycles(kernel, position, layout) for layout in self._held[name]}
@@ -208,7 +208,8 @@ class _Assignment:
         cycles = self._cycles_of(workload)
         tables = []
         for position, name in enumerate(kernel.inputs):
-            streams = {layout: self._stream_cycles(self._graph.values[name], layout) for layout in self._readable(name)}
+            value, layouts = self._graph.values[name], self._readable(kernel, position)
+            streams = {layout: self._stream_cycles(value, layout) for layout in layouts}
             reading = [
                 [stream if layout in held else math.inf for layout, stream in streams.items()]
                 for held in self._options[name]
@@ -230,7 +231,7 @@ class _Assignment:
         for index in touched:
             if index < inputs:
                 variables.append((kernel.name, index))
-                states.append(self._readable(kernel.inputs[index]))
+                states.append(self._readable(kernel, index))
             else:
                 variables.append(kernel.outputs[index - inputs])
                 states.append([held[0] for held in self._options[kernel.outputs[index - inputs]]])
@@ -251,8 +252,13 @@ class _Assignment:
             tables.append(Table((variable, variables[-1]), np.array(unlike)))
         return tables
 
-    def _readable(self, name: str) -> list[Layout]:
-        """The layouts in which a value may be read."""
+    def _readable(self, kernel: Kernel, position: int) -> list[Layout]:
+        """The layouts in which a generic kernel may read an input: only plain where it takes it for another shape."""
+        name = kernel.inputs[position]
+        assert isinstance(kernel.workload, GenericWorkload)
+        read = tuple(int(extent) for extent in kernel.workload.function.params[position].ty.shape)
+        if read != self._graph.values[name].shape:
+            return [PLAIN]
         return list(dict.fromkeys(layout for held in self._options[name] for layout in held))
 
     def _cycles_of(self, workload: GenericWorkload) -> _GenericCycles:

@@ -52,6 +52,7 @@ def conversions(graph: KernelGraph) -> list[tuple[str, str]]:
         (kernel.inputs[0], kernel.outputs[0])
         for kernel in graph.kernels
         if isinstance(kernel.workload, GenericWorkload) and kernel.workload.operators == ("Layout",)
+        and kernel.workload.input_layouts != kernel.workload.output_layouts
     ]
 
 
@@ -232,6 +233,26 @@ def test_the_first_layer_reads_the_image_as_it_is(target: device.Device, network
     check(graph, views, target)
     assert graph.values["a"].layout == PLAIN
     assert [copy for _, copy in conversions(graph)] == ["y"]
+
+
+@pytest.mark.parametrize("shape", ["1,36,3,12", "1296"])
+def test_an_input_that_is_an_output_in_another_shape_is_read_plain(
+    shape: str, target: device.Device, network: Callable[..., ir.Model]
+) -> None:
+    """Though the convolution's packed copy is there."""
+    prices = Priced(target, 1)
+    prices.plain = math.inf
+    rank = len(shape.split(","))
+    graph, views = assigned(network(HEAD + f"""
+    reshaped (float[1,36,6,6] x) => (float[1,8,6,6] y, float[{shape}] z)
+    <float[8,36,1,1] w, int64[{rank}] s = {{{shape}}}> {{ y = Conv (x, w) z = Reshape (x, s) }}
+    """), target, prices)
+    check(graph, views, target)
+    copy = next(kernel for kernel in graph.kernels if kernel.outputs == ("z",))
+    assert isinstance(copy.workload, GenericWorkload)
+    assert copy.inputs == ("x",)
+    assert copy.workload.input_layouts == (PLAIN,)
+    assert "x" in dict(conversions(graph))
 
 
 def test_a_strategy_that_takes_no_plain_input_gets_none(target: device.Device, network: Callable[..., ir.Model]) -> None:
