@@ -98,7 +98,7 @@ def run_with_bounds(
         inputs: tensors by input name. They are rounded to float32 first, as the kernel is fed; so their error is 0.
         keep: names of intermediate values to return as well.
         single: whether inputs and constants are float32; those of a model in float64 are taken as they are. The bound
-            is that of float32 arithmetic in both cases: the reference has no digits beyond float64.
+            is that of float32 arithmetic in both cases, which is wide for float64.
 
     Returns:
         (value, bound) of each output, then of what was to be kept; both float64 and of one shape. The bound is
