@@ -146,12 +146,14 @@ def _try_alone(
     """Verifies a part by itself, on the first of some inputs that shows a failure."""
     workload = {
         "kernel": call.name,
-        "strategy": call.strategy,
         "target": device.name,
-        "nodes": list(call.nodes),
-        "macs": call.macs,
-        "tasks": call.tasks,
         "threads": threads,
+        "workload": call.workload,
+        "strategy": call.strategy,
+        "tile": call.tile,
+        "tasks": call.tasks,
+        "macs": call.macs,
+        "nodes": list(call.nodes),
     }
     shown = next((feeds for feeds in candidates if _fails_alone(part, feeds, device, threads)), None)
     options = () if threads == 1 else ("--threads", str(threads))

@@ -34,11 +34,15 @@ if TYPE_CHECKING:
     from sepwise.lowering.graph import Kernel, KernelGraph
     from sepwise.lowering.importer import ImportedGraph
     from sepwise.lowering.memory_plan import MemoryPlan
+    from sepwise.lowering.selection import Choice
 
 __all__ = ["CompileReport", "build_program", "compile"]
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", *FUSED_OPERATORS})
 """Operators that the generic schedule should never get."""
+
+GENERIC = "generic"
+"""What reports call the schedule of operators that no strategy takes."""
 
 LINEAR = "linear"
 """Kind of the layers that are matrix products."""
@@ -196,9 +200,9 @@ def _build(
     imported = import_graph(model, device, selector, value_names=value_names)
     graph = imported.graph
     assign_layouts(graph, imported.views, selector)
-    compiled, strategies = _compile_kernels(graph, imported.weights, device, selector)
+    compiled, choices = _compile_kernels(graph, imported.weights, device, selector)
     objects = _build_objects(graph, compiled, device)
-    return _assemble(graph, imported, device, compiled, strategies, objects), graph
+    return _assemble(graph, imported, device, compiled, choices, objects), graph
 
 
 def _compile_kernels(
@@ -206,11 +210,11 @@ def _compile_kernels(
     weights: Mapping[str, list[tuple[np.ndarray, np.ndarray]]],
     device: Device,
     selector: Selector,
-) -> tuple[dict[str, CompiledKernel], dict[str, str]]:
-    """Schedules and lowers each kernel, equal workloads once; packs weights. By kernel name; and strategy names."""
+) -> tuple[dict[str, CompiledKernel], dict[str, Choice]]:
+    """Schedules and lowers each kernel, equal workloads once; packs weights. By kernel name; and the choices of strategies."""
     target = tvm_target(device)
     compiled: dict[str, CompiledKernel] = {}
-    strategies: dict[str, str] = {}
+    choices: dict[str, Choice] = {}
     by_key: dict[str, CompiledKernel] = {}
     packers = {}
     for kernel in graph.kernels:
@@ -224,15 +228,13 @@ def _compile_kernels(
                 assert not isinstance(choice, list), "the importer made a workload that nothing computes"
                 implementation = choice.strategy.schedule(workload, device, choice.tile)
                 by_key[workload.key] = lower_kernel(implementation.function, kernel.name, target)
-                packers[workload.key] = (implementation.pack, choice.strategy.name)
+                packers[workload.key] = (implementation.pack, choice)
         compiled[kernel.name] = by_key[workload.key]
         if workload.key in packers:
-            pack, strategies[kernel.name] = packers[workload.key]
+            pack, choices[kernel.name] = packers[workload.key]
             for name, array in zip(kernel.constants, pack(weights[kernel.name]), strict=True):
                 graph.constants[name] = array
-        else:
-            strategies[kernel.name] = "generic"
-    return compiled, strategies
+    return compiled, choices
 
 
 def _build_objects(graph: KernelGraph, compiled: Mapping[str, CompiledKernel], device: Device) -> bytes:
@@ -277,7 +279,7 @@ def _assemble(
     imported: ImportedGraph,
     device: Device,
     compiled: Mapping[str, CompiledKernel],
-    strategies: Mapping[str, str],
+    choices: Mapping[str, Choice],
     objects: bytes,
 ) -> Program:
     """Places values and constants and spells out the calls."""
@@ -286,6 +288,7 @@ def _assemble(
     calls = []
     for kernel in graph.kernels:
         code = compiled[kernel.name]
+        choice = choices.get(kernel.name)
         arguments = (
             *(homes[name] for name in kernel.inputs),
             *(BufferRef(Home.CONSTANT, offsets[name]) for name in kernel.constants),
@@ -302,7 +305,9 @@ def _assemble(
                 scratch_bytes=code.scratch_bytes,
                 macs=kernel.workload.macs,
                 nodes=kernel.nodes,
-                strategy=strategies[kernel.name],
+                strategy=GENERIC if choice is None else choice.strategy.name,
+                workload=kernel.workload.key,
+                tile="" if choice is None else str(choice.tile),
             )
         )
     network = set(graph.inputs) | (set(graph.outputs) - set(imported.renamed))

@@ -58,6 +58,8 @@ class KernelCall:
         macs: Multiply-accumulates of all tasks.
         nodes: The ONNX nodes it computes.
         strategy: The implementation that was chosen, for reports.
+        workload: `Workload.key`, which says in full what is computed.
+        tile: The sizes that the strategy works in, for reports; empty where it has none.
     """
 
     name: str
@@ -70,6 +72,8 @@ class KernelCall:
     macs: int
     nodes: tuple[str, ...]
     strategy: str
+    workload: str = ""
+    tile: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,7 +204,14 @@ class ConvWorkload:
 
     @property
     def key(self) -> str:
-        """Identifies the computation; equal keys, equal kernels."""
+        """Identifies the computation; equal keys, equal kernels.
+
+            conv/n1x9x9/13>13g13[3s1p0.1d1,3s1p0.1d1]:relu|13>21g1[1s1p0.0d1,1s1p0.0d1]+r:relu/l16.16/float32
+
+        Batch and spatial shape; of each stage channels in and out, groups, for each axis kernel, stride, pads before and
+        behind, and dilation, and the activation; `+r` for a residual, with the activation behind it; lanes of input and
+        output, 0 for a plain tensor; element types.
+        """
         stages = "|".join(map(str, self.stages))
         tail = "+r" if self.residual else ""
         if self.post_activation is not None:

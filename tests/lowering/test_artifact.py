@@ -190,6 +190,21 @@ def test_another_format_is_named(copy: Path) -> None:
         load(copy)
 
 
+def test_calls_without_workloads_are_read(copy: Path, c_program_tensors: Tensors) -> None:
+    """Artifacts from before they were noted."""
+
+    def change(document: dict[str, object]) -> None:
+        body = document["program"]
+        assert isinstance(body, dict)
+        for call in body["calls"]:
+            del call["workload"], call["tile"]
+
+    edit(copy, change)
+    with load(copy) as loaded:
+        assert {call.workload for call in loaded.program.calls} == {""}
+        np.testing.assert_array_equal(loaded.run(x=c_program_tensors["x"], shift=c_program_tensors["shift"])["s"], c_program_tensors["s"])
+
+
 def test_code_for_another_cpu_is_refused(copy: Path) -> None:
     def change(document: dict[str, object]) -> None:
         facts = document["device"]

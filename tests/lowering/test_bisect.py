@@ -107,9 +107,20 @@ def test_a_wrong_kernel(network: Callable[..., ir.Model], monkeypatch: pytest.Mo
     assert fails_alone(reproducer)
     (check,) = (check for check in found.checks if check.name in reproducer.checks)
     assert (check.scope, check.nodes) == ("kernel", reproducer.nodes)
-    assert reproducer.workload["kernel"] == check.name
-    assert reproducer.workload["strategy"] == check.strategy
+    assert {"kernel": check.name, "strategy": check.strategy, "target": "host"}.items() <= reproducer.workload.items()
     assert reproducer.arguments[:4] == ("verify", "part.onnx", "--target", "host")
+
+
+def test_the_workload_is_named_in_full(network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file alone computes the same stages, in other layouts perhaps: its inputs and outputs are plain."""
+    lose_a_tap(monkeypatch)
+    _, reproducer = narrowed(network(NETWORK))
+    family, sizes, stages, _, dtypes = str(reproducer.workload["workload"]).split("/")
+    assert (family, sizes, dtypes) == ("conv", "n1x9x9", "float32")
+    assert stages.startswith("13>13g13[3s1p1.1d1,3s1p1.1d1]:relu")
+    alone, _ = build.build_program(ir.from_proto(reproducer.models["part.onnx"]), HOST)
+    assert any(f"/{stages}/" in call.workload for call in alone.calls)
+    assert "Tile(" in str(reproducer.workload["tile"])
 
 
 def test_the_input_is_the_smallest(network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,6 +211,14 @@ def test_strategies_are_named(built: dict[str, tuple[ir.Model, Program, build.Co
     assert "linear" in names
 
 
+def test_calls_name_workload_and_tile(built: dict[str, tuple[ir.Model, Program, build.CompileReport]]) -> None:
+    """A workload is a symbol, and a symbol a workload."""
+    for _, program, _ in built.values():
+        pairs = {(call.workload, call.symbol) for call in program.calls}
+        assert len(pairs) == len({workload for workload, _ in pairs}) == len({symbol for _, symbol in pairs})
+        assert all(bool(call.tile) == (call.strategy != "generic") for call in program.calls)
+
+
 # The API ---------------------------------------------------------------------------------------------------------------
 
 
