@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from sepwise.passes.contrib_operators import expand_contrib_operators
 from sepwise.passes.errors import InputError, UnsupportedError
 
 __all__ = ["MINIMUM_OPSET", "load_model"]
@@ -17,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 MINIMUM_OPSET = 7
 """The oldest operator set taken: before it, broadcasting and BatchNormalization mean something else."""
+
+MACHINE_DOMAIN = "com.microsoft.nchwc"
+"""What ONNX Runtime writes at its highest level of optimisation."""
 
 GRAPH_FIELD, OPSET_FIELD = 7, 8
 """Field numbers in ModelProto."""
@@ -46,6 +50,7 @@ def load_model(path: str | Path, *, shapes: Mapping[str, Sequence[int]] | None =
     path = Path(path)
     proto = _parse(path)
     _check_opsets(path, proto)
+    expand_contrib_operators(proto, str(path))
     _check_operators(path, proto)
     _check_external_data(path, proto)
     _fix_shapes(path, proto, dict(shapes or {}))
@@ -167,6 +172,8 @@ def _check_operators(path: Path, proto: onnx.ModelProto) -> None:
             schema = onnx.defs.get_schema(node.op_type, version, domain)
         except onnx.defs.SchemaError:
             hint = "Export the model with standard operators only" if domain else "Check the exporter's operator set"
+            if domain == MACHINE_DOMAIN:
+                hint = "Its tensors are laid out for one machine: let ONNX Runtime save the model at ORT_ENABLE_EXTENDED"
             raise UnsupportedError(f"{who}, which is unknown in version {version} of its domain. {hint}.") from None
         if schema.deprecated:
             raise UnsupportedError(f"{who}, which version {version} of its domain no longer has. Export it again.")

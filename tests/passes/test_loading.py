@@ -163,10 +163,10 @@ def test_unknown_operator(tmp_path: Path, operator: str) -> None:
 
 
 def test_unknown_operator_of_another_domain(tmp_path: Path) -> None:
-    text = FIXED.replace("Relu", "com.microsoft.FusedConv").replace('"" : 17', '"" : 17, "com.microsoft" : 1')
+    text = FIXED.replace("Relu", "com.microsoft.Inverse").replace('"" : 17', '"" : 17, "com.microsoft" : 1')
     message = refusal(write(tmp_path, text), UnsupportedError)
     assert message.startswith(
-        "node 'act' uses the operator com.microsoft::FusedConv, which is unknown in version 1 of its domain."
+        "node 'act' uses the operator com.microsoft::Inverse, which is unknown in version 1 of its domain."
     )
     assert "standard operators only" in message
 
