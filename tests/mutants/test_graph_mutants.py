@@ -29,6 +29,8 @@ PASSES: dict[str, type[RewritePass[Any]]] = {each.name: each for each in get_arg
 Change = Callable[[ir.Model], None]
 Around = Callable[[ir.Model], Iterator[None]]
 Differs = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
+Record = Callable[[str, object], None]
+"""Pytest's `record_property`: `scripts/benchmarks/verification.py` collects what is told to it as `mutant`."""
 
 
 class NoPlaceError(Exception):
@@ -836,24 +838,28 @@ def install(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(culprit, "call", wrong(culprit.call, mutant.around))
 
 
-def outputs(model: ir.Model, feed: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the fused model computes, nothing where its shapes do not fit."""
-    fused = fuse(model).model
+def outputs(fused: ir.Model, feed: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a fused model computes, nothing where its shapes do not fit."""
     try:
         return Oracle(fused).run(feed)
     except InputError:
         return {name: np.empty(0) for name in (value.name or "" for value in fused.graph.outputs)}
 
 
-def verify_mutant(model: ir.Model, mutant: Mutant, differs: Differs) -> list[Check]:
+def verify_mutant(model: ir.Model, mutant: Mutant, differs: Differs, record: Record) -> list[Check]:
     """Verifies a model with a mutant in place, which changes what it computes; what did not pass."""
     feed = sample_inputs(model, 0, mutant.shown_on)
-    right = outputs(model, feed)
+    right = outputs(fuse(model).model, feed)
     with pytest.MonkeyPatch.context() as monkeypatch:
         install(mutant, monkeypatch)
-        if not differs(right, outputs(model, feed)):
+        wrong = fuse(model).model
+        if not differs(right, outputs(wrong, feed)):
             raise RuntimeError(f"'{mutant.name}' is no mutant: it computes the same")
-        return [check for check in verify_model(model, HOST).checks if not check.passed]
+        found = verify_model(model, HOST)
+    failed = [check for check in found.checks if not check.passed]
+    caught = names_culprit(failed, mutant)
+    record("mutant", {"mutant": mutant, "caught": caught, "verification": found, "original": model, "rewritten": wrong})
+    return failed
 
 
 def names_culprit(failed: Sequence[Check], mutant: Mutant) -> bool:
@@ -868,8 +874,10 @@ def marked(mutant: Mutant) -> Any:
 
 
 @pytest.mark.parametrize("mutant", [marked(mutant) for mutant in MUTANTS])
-def test_a_wrong_rewrite_is_found_and_named(mutant: Mutant, networks: Mapping[str, ir.Model], differs: Differs) -> None:
-    failed = verify_mutant(networks[mutant.network], mutant, differs)
+def test_a_wrong_rewrite_is_found_and_named(
+    mutant: Mutant, networks: Mapping[str, ir.Model], differs: Differs, record_property: Record
+) -> None:
+    failed = verify_mutant(networks[mutant.network], mutant, differs, record_property)
     assert names_culprit(failed, mutant), failed[:1]
 
 
@@ -911,13 +919,13 @@ def test_a_norm_in_training_is_refused(networks: Mapping[str, ir.Model]) -> None
 
 
 @pytest.mark.nightly
-def test_wrong_rewrites_of_whole_networks(whole_network: ir.Model, differs: Differs) -> None:
+def test_wrong_rewrites_of_whole_networks(whole_network: ir.Model, differs: Differs, record_property: Record) -> None:
     tried, escaped = 0, []
     for mutant in MUTANTS:
         if mutant.escapes:
             continue
         try:
-            failed = verify_mutant(whole_network, mutant, differs)
+            failed = verify_mutant(whole_network, mutant, differs, record_property)
         except NoPlaceError:
             continue
         tried += 1

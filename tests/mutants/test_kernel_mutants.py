@@ -30,6 +30,9 @@ HOST = device.get("host")
 
 Differs = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
 
+Record = Callable[[str, object], None]
+"""Pytest's `record_property`: `scripts/benchmarks/verification.py` collects what is told to it as `mutant`."""
+
 Rewrite = Callable[[Any], Any]
 """Of a `PrimFunc`, a list of packed constants, a `CompiledKernel` or a `Program`, as the mutant's `at` says."""
 
@@ -593,12 +596,14 @@ class Injection:
         symbol: The kernel that it changed, None before.
         program: What was built, None before.
         written: What each kernel wrote when it was checked alone, and the network's outputs.
+        execution: What the whole network was judged by: its outputs, the oracle's and sigma_x, on each input set.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, mutant: Mutant | None) -> None:
         self.symbol: str | None = None
         self.program: Program | None = None
         self.written: dict[str, np.ndarray] = {}
+        self.execution: tuple[Any, ...] = ()
         self._mutant = mutant
         self._symbols: list[tuple[tirx.PrimFunc, str]] = []
         self._lower, self._build = build.lower_kernel, verify.build_program
@@ -669,6 +674,7 @@ class Injection:
 
     def _judged(self, outputs: Sequence[Mapping[str, np.ndarray]], *rest: Any, **keywords: Any) -> Any:
         self.written.update({name: np.stack([run[name] for run in outputs]) for name in outputs[0]})
+        self.execution = (outputs, *rest)
         return self._judge(outputs, *rest, **keywords)
 
 
@@ -694,7 +700,9 @@ def run_twice(program: Program | None, feeds: Sequence[Mapping[str, np.ndarray]]
         return [runner.run(feed) for feed in feeds][-1]
 
 
-def failures(model: ir.Model, mutant: Mutant, right: Injection, differs: Differs) -> tuple[list[Check], set[str]]:
+def failures(
+    model: ir.Model, mutant: Mutant, right: Injection, differs: Differs, record: Record
+) -> tuple[list[Check], set[str]]:
     """Verifies a model with a mutant in place, which changes what it computes; what did not pass, and the wrong kernels."""
     normal = {name: array.astype(np.float32) for name, array in sample_inputs(model, 0).items()}
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -711,7 +719,11 @@ def failures(model: ir.Model, mutant: Mutant, right: Injection, differs: Differs
         wrote = [{name: each.written[name] for name in names & set(each.written)} for each in (right, injection)]
     if not differs(*wrote):
         raise RuntimeError(f"'{mutant.name}' is no mutant: it computes the same")
-    return [check for check in found.checks if not check.passed], culprits
+    failed = [check for check in found.checks if not check.passed]
+    caught = names_culprit(failed, mutant, culprits)
+    told = {"mutant": mutant, "caught": caught, "verification": found, "culprits": culprits, "execution": injection.execution}
+    record("mutant", told)
+    return failed, culprits
 
 
 def names_culprit(failed: Sequence[Check], mutant: Mutant, culprits: set[str]) -> bool:
@@ -730,9 +742,9 @@ def marked(mutant: Mutant) -> Any:
 
 @pytest.mark.parametrize("mutant", [marked(mutant) for mutant in MUTANTS])
 def test_a_wrong_kernel_is_found_and_named(
-    mutant: Mutant, networks: Mapping[str, ir.Model], right: Mapping[str, Injection], differs: Differs
+    mutant: Mutant, networks: Mapping[str, ir.Model], right: Mapping[str, Injection], differs: Differs, record_property: Record
 ) -> None:
-    failed, culprits = failures(networks[mutant.network], mutant, right[mutant.network], differs)
+    failed, culprits = failures(networks[mutant.network], mutant, right[mutant.network], differs, record_property)
     assert names_culprit(failed, mutant, culprits), (culprits, failed)
 
 
@@ -751,14 +763,14 @@ def test_code_that_the_processor_lacks_is_refused(networks: Mapping[str, ir.Mode
 
 
 @pytest.mark.nightly
-def test_wrong_kernels_of_whole_networks(whole_network: ir.Model, differs: Differs) -> None:
+def test_wrong_kernels_of_whole_networks(whole_network: ir.Model, differs: Differs, record_property: Record) -> None:
     right = verify_right(whole_network)
     tried, escaped = 0, []
     for mutant in MUTANTS:
         if mutant.escapes:
             continue
         try:
-            failed, culprits = failures(whole_network, replace(mutant, node=None), right, differs)
+            failed, culprits = failures(whole_network, replace(mutant, node=None), right, differs, record_property)
         except NoPlaceError:
             continue
         tried += 1
