@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     import onnx_ir as ir
@@ -13,14 +13,24 @@ if TYPE_CHECKING:
     from sepwise.files import ModelFile
     from sepwise.passes.equivalence import Verification
 
-__all__ = ["compare_files"]
+__all__ = ["compare_files", "run_onnxruntime"]
 
 _KINDS: Final = ("normal", "uniform")
 """Inputs that are drawn, one set of each."""
 
 
-def _run_unoptimised(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Runs a model in ONNX Runtime as it is spelled.
+def run_onnxruntime(
+    model: ir.Model, feeds: Sequence[Mapping[str, np.ndarray]], *, optimised: bool = False
+) -> list[dict[str, np.ndarray]]:
+    """Runs a model in ONNX Runtime.
+
+    Args:
+        model: What to run.
+        feeds: Input sets.
+        optimised: Whether ONNX Runtime may rewrite it; otherwise it runs as it is spelled.
+
+    Returns:
+        Outputs by name for each input set.
 
     Raises:
         CheckFailed: ONNX Runtime does not run it.
@@ -31,14 +41,15 @@ def _run_unoptimised(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> dict[
 
     from sepwise.passes.errors import CheckFailed
 
+    levels = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
     options.log_severity_level = 4
     data = onnx_ir.to_proto(model).SerializeToString()
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        return [dict(zip(names, session.run(names, dict(feed)), strict=True)) for feed in feeds]
     except (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.NotImplemented, errors.RuntimeException) as error:
         raise CheckFailed(f"ONNX Runtime does not run it: {' '.join(str(error).split())}") from error
 
@@ -133,7 +144,7 @@ def compare_files(
     for file, model in zip((first, second), models, strict=True):
         name = f"{file.path.name} in ONNX Runtime"
         try:
-            outputs = [_run_unoptimised(model, feed) for feed in feeds]
+            outputs = run_onnxruntime(model, feeds)
         except CheckFailed as error:
             checks.append(Check("model", name, (), "skipped", 0.0, 0.0, None, None, reason=str(error)))
         else:
