@@ -85,7 +85,7 @@ def trained_networks(request: pytest.FixtureRequest) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def network() -> Callable[..., ir.Model]:
-    """Gives a function that reads ONNX text; constants without values (`<float[4,3] w>`) are drawn, those named `var...` positive."""
+    """Gives a function that reads ONNX text; constants without values (`<float[4,3] w>`) are drawn, those named `var...` positive, `tiny...` next to 0."""
 
     import numpy as np
     import onnx
@@ -100,6 +100,8 @@ def network() -> Callable[..., ir.Model]:
             array = rng.standard_normal(shape) / np.sqrt(max(int(np.prod(shape[1:])), 1))
             if value.name.startswith("var"):
                 array = np.abs(array) + 0.5
+            elif value.name.startswith("tiny"):
+                array = np.abs(array) * 1e-6
             dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
             proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(dtype), value.name))
             proto.graph.value_info.remove(value)
