@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import platform
+import shutil
 import tomllib
 from dataclasses import dataclass, fields
 from functools import cache
@@ -13,10 +14,13 @@ from typing import Any, Literal
 
 from sepwise.passes.errors import InputError
 
-__all__ = ["Device", "detect", "get", "host_flags", "load", "missing_flags", "names"]
+__all__ = ["Device", "Reach", "detect", "get", "host_flags", "load", "missing_flags", "names", "reach"]
 
 HOST = "host"
 Isa = Literal["x86", "arm"]
+
+INSTALL_EMULATOR = "apt-get install qemu-user"
+"""What installs every emulator that `devices.toml` names."""
 
 _FACTS_FILE = Path(__file__).parent / "devices.toml"
 _X86_LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2")
@@ -39,7 +43,8 @@ class Device:
         isa: Instruction set family.
         lanes: float32 lanes of one vector register.
         vector_registers: Architectural vector registers.
-        fma_ports: Vector fused multiply-adds that can start in one cycle.
+        flushes_subnormals: Whether vector arithmetic takes and gives 0 for numbers below the normal range.
+        fma_ports: Vector fused multiply-adds that can start in one cycle; below 1 where one takes several.
         load_ports: Vector loads that can start in one cycle; below 1 where a vector takes several.
         issue_width: Instructions that can be renamed, or issued in order, in one cycle.
         fma_latency_cycles: Cycles from one accumulation to the next on the same register.
@@ -51,7 +56,7 @@ class Device:
         l3_bytes: Level 3 cache, 0 for none.
         clock_hz: Clock, or None where it is not known or varies.
         emulator: qemu-user's program, or None where the device only runs natively.
-        emulator_cpu: What the emulator calls the cpu.
+        emulator_cpu: What the emulator calls the cpu, or the relative of it that it knows.
         zig_target: How zig names the target for freestanding C.
         sources: Where each fact comes from, as pairs of fact and source.
     """
@@ -64,7 +69,8 @@ class Device:
     isa: Isa
     lanes: int
     vector_registers: int
-    fma_ports: int
+    flushes_subnormals: bool
+    fma_ports: float
     load_ports: float
     issue_width: int
     fma_latency_cycles: int
@@ -87,7 +93,7 @@ class Device:
 
     @property
     def fuses_multiply_add(self) -> bool:
-        """Whether one instruction multiplies and adds: always on Advanced SIMD, on x86 where the cpu reports it."""
+        """Whether one instruction multiplies and adds: on every ARM device, on x86 where the cpu reports it."""
         return self.isa == "arm" or "fma" in self.flags
 
     @property
@@ -105,6 +111,21 @@ _CORE_FACTS = (
     "l2_bytes_per_cycle",
     "memory_bytes_per_cycle",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How programs for a device run on this machine.
+
+    Attributes:
+        method: `native` in this process, `emulated` under the device's emulator.
+        missing: Programs to be installed, extensions of the processor, or the machine that is needed; empty where it runs.
+        install: The command that installs what is missing, None where nothing is or no command does.
+    """
+
+    method: Literal["native", "emulated"]
+    missing: tuple[str, ...] = ()
+    install: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +196,19 @@ def load(path: Path) -> dict[str, Device]:
     unknown = sorted(set(document) - {"device", "x86_core", "arm_core"})
     if unknown:
         raise InputError(f"{path.name}: unknown table '{unknown[0]}'; known are device, x86_core, arm_core.")
-    return {name: _read_device(path.name, name, facts) for name, facts in document["device"].items()}
+    tables = document["device"]
+    return {name: _read_device(path.name, name, _with_likes(path.name, name, tables)) for name in tables}
+
+
+def _with_likes(file: str, name: str, tables: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The facts of a device's table over those of the device that it is `like`."""
+    own = dict(tables[name])
+    like = own.pop("like", None)
+    if like is None:
+        return own
+    if like not in tables or "like" in tables[like]:
+        raise InputError(f"{file}: device '{name}' is like '{like}'; needed is a device with facts of its own.")
+    return {**tables[like], **own}
 
 
 def _read_device(file: str, name: str, facts: dict[str, Any]) -> Device:
@@ -193,7 +226,7 @@ def _read_device(file: str, name: str, facts: dict[str, Any]) -> Device:
     values = {fact: entry["value"] for fact, entry in facts.items()}
     return Device(
         name=name,
-        isa="arm" if values["triple"].startswith("aarch64") else "x86",
+        isa="x86" if values["triple"].startswith("x86_64") else "arm",
         sources=tuple((fact, entry["source"]) for fact, entry in facts.items()),
         **{
             **values,
@@ -219,6 +252,23 @@ def missing_flags(device: Device) -> list[str]:
     if machine != platform.machine():
         return [machine]
     return sorted(device.flags - host_flags())
+
+
+def reach(device: Device) -> Reach:
+    """Says how programs for a device run on this machine, and what that lacks.
+
+    Args:
+        device: Any device.
+
+    Returns:
+        Method and what is missing.
+    """
+    missing = tuple(missing_flags(device))
+    if not missing or device.emulator is None:
+        return Reach("native", missing)
+    if shutil.which(device.emulator) is None:
+        return Reach("emulated", (device.emulator,), INSTALL_EMULATOR)
+    return Reach("emulated")
 
 
 @cache
@@ -284,6 +334,7 @@ def describe_machine(*, machine: str, cpus: list[dict[str, str]], cpu_folder: Pa
         isa=base.isa,
         lanes=lanes,
         vector_registers=registers,
+        flushes_subnormals=base.flushes_subnormals,
         cores=len(distinct_cores(cpu_folder, allowed)),
         l1d_bytes=caches.get(1, base.l1d_bytes),
         l2_bytes=caches.get(2, base.l2_bytes),
@@ -380,7 +431,13 @@ def _recognise_arm(cpus: list[dict[str, str]]) -> _Core:
     parts = {(int(cpu.get("CPU implementer", "0"), 0), int(cpu.get("CPU part", "0"), 0)) for cpu in cpus}
     if len(parts) == 1:
         for core in _cores("arm_core"):
-            if (core["implementer"], core["part"]) in parts and present >= set(core["flags"]):
+            if (core["implementer"], core["part"]) not in parts:
+                continue
+            if (name := core.get("device")) is not None:
+                device = load(_FACTS_FILE)[name]
+                if present >= device.flags:
+                    return _Core(device.cpu, device.flags, device.features, _core_facts(device), f"detected: {device.cpu}")
+            elif present >= set(core["flags"]):
                 return _recognised(core, frozenset(core["flags"]))
     used = {flag: feature for flag, feature in _ARM_FEATURES.items() if flag in present}
     features = tuple(used.values())
@@ -395,5 +452,9 @@ def _recognised(core: dict[str, Any], flags: frozenset[str]) -> _Core:
 
 def _unrecognised(cpu: str, flags: frozenset[str], features: tuple[str, ...], base: Device) -> _Core:
     """A core of which only the flags are known, with the facts of a device that stands for it."""
-    facts = {fact: getattr(base, fact) for fact in _CORE_FACTS}
-    return _Core(cpu, flags, features, facts, f"core not recognised, taken from {base.name}")
+    return _Core(cpu, flags, features, _core_facts(base), f"core not recognised, taken from {base.name}")
+
+
+def _core_facts(device: Device) -> dict[str, Any]:
+    """The facts of a device that are its core's."""
+    return {fact: getattr(device, fact) for fact in _CORE_FACTS}

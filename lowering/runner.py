@@ -740,7 +740,7 @@ def _find_emulator(device: Device) -> str:
     if path is None:
         raise InputError(
             f"Target '{device.name}': needs {device.emulator}, which is not installed. "
-            "Install it with `apt-get install qemu-user`."
+            f"Install it with `{devices.INSTALL_EMULATOR}`."
         )
     return path
 

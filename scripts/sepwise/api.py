@@ -6,7 +6,7 @@ Each imports what it needs when it is called; importing this module loads nothin
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,20 +48,44 @@ class TargetFacts:
     Attributes:
         name: What `--target` takes.
         method: How programs for it run here: `native` or `emulated`.
+        emulator: The emulator's program, None where there is none.
+        emulator_cpu: The cpu that it emulates: the target's, or the relative of it that it knows.
+        missing: What this machine lacks to run them: programs to install, extensions of the processor, or another machine.
+        install: The command that installs what is missing, None where nothing is or no command does.
+        triple: LLVM's target triple.
         cpu: LLVM's name of the cpu.
+        features: LLVM's features that are added to the cpu's, or taken from them.
         isa: Instruction set family.
         lanes: float32 lanes of a vector register.
+        vector_registers: Architectural vector registers.
+        flushes_subnormals: Whether vector arithmetic takes and gives 0 for numbers below the normal range.
+        cores: Physical cores of the machine that stands for the target.
+        clock_hz: Its clock, None where it is not known or varies.
         l1d_bytes: Level 1 data cache.
         l2_bytes: Level 2 cache that one core sees.
+        l3_bytes: Level 3 cache, 0 for none.
+        sources: Where each fact comes from.
     """
 
     name: str
     method: str
+    emulator: str | None
+    emulator_cpu: str | None
+    missing: tuple[str, ...]
+    install: str | None
+    triple: str
     cpu: str
+    features: tuple[str, ...]
     isa: str
     lanes: int
+    vector_registers: int
+    flushes_subnormals: bool
+    cores: int
+    clock_hz: int | None
     l1d_bytes: int
     l2_bytes: int
+    l3_bytes: int
+    sources: dict[str, str]
 
     def to_json(self) -> dict[str, object]:
         """Gives the fields as a JSON object."""
@@ -123,18 +147,13 @@ def targets() -> list[TargetFacts]:
     """
     from sepwise.lowering import device
 
-    return [
-        TargetFacts(
-            name=name,
-            method="emulated" if facts.emulated else "native",
-            cpu=facts.cpu,
-            isa=facts.isa,
-            lanes=facts.lanes,
-            l1d_bytes=facts.l1d_bytes,
-            l2_bytes=facts.l2_bytes,
-        )
-        for name, facts in ((name, device.get(name)) for name in device.names())
-    ]
+    found = []
+    for name in device.names():
+        facts = device.get(name)
+        reach = device.reach(facts)
+        same = {field.name: getattr(facts, field.name) for field in fields(TargetFacts) if hasattr(facts, field.name)}
+        found.append(TargetFacts(**same | asdict(reach) | {"sources": dict(facts.sources)}))
+    return found
 
 
 def export(

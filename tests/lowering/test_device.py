@@ -33,7 +33,11 @@ def describe(machine: str, cpus: list[dict[str, str]], folder: Path) -> devices.
     return devices.describe_machine(machine=machine, cpus=cpus, cpu_folder=folder, allowed=frozenset({0, 1}))
 
 
-@pytest.mark.parametrize("name", ["x86-64-v2", "x86-64-v3", "x86-64-v4", "cortex-a72"])
+FACTS_FILE = Path(devices.__file__).with_name("devices.toml")
+ARM64 = ("cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-v1")
+
+
+@pytest.mark.parametrize("name", devices.names()[1:])
 def test_every_fact_of_a_device_has_a_source(name: str) -> None:
     device = devices.get(name)
     facts = {field.name for field in dataclasses.fields(device)} - {"name", "isa", "sources"}
@@ -41,7 +45,8 @@ def test_every_fact_of_a_device_has_a_source(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "lanes", "registers"), [("x86-64-v2", 4, 16), ("x86-64-v3", 8, 16), ("x86-64-v4", 16, 32), ("cortex-a72", 4, 32)]
+    ("name", "lanes", "registers"),
+    [("x86-64-v2", 4, 16), ("x86-64-v3", 8, 16), ("x86-64-v4", 16, 32), *((name, 4, 32) for name in ARM64)],
 )
 def test_register_files(name: str, lanes: int, registers: int) -> None:
     device = devices.get(name)
@@ -52,9 +57,39 @@ def test_which_devices_fuse_multiply_and_add() -> None:
     assert {name for name in devices.names() if not devices.get(name).fuses_multiply_add} - {"host"} == {"x86-64-v2"}
 
 
+@pytest.mark.parametrize(
+    ("board", "core", "differs"),
+    [
+        ("rpi3", "cortex-a53", set()),
+        ("rpi3b-plus", "cortex-a53", {"clock_hz", "memory_bytes_per_cycle"}),
+        ("rpi4", "cortex-a72", set()),
+        ("rpi5", "cortex-a76", set()),
+        ("graviton2", "neoverse-n1", set()),
+        ("graviton3", "neoverse-v1", set()),
+    ],
+)
+def test_a_board_has_the_facts_of_its_core(board: str, core: str, differs: set[str]) -> None:
+    one, other = (dataclasses.asdict(devices.get(name)) for name in (board, core))
+    assert {fact for fact in one if one[fact] != other[fact]} - {"name", "sources"} == differs
+    assert {fact for fact, source in one["sources"] if source != dict(other["sources"])[fact]} == differs
+
+
+def test_how_a_device_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices.reach(devices.get("host")) == devices.Reach("native")
+    strange = dataclasses.replace(devices.get("x86-64-v4"), flags=frozenset({"no such flag"}), triple=devices.get("host").triple)
+    assert devices.reach(strange) == devices.Reach("native", ("no such flag",))
+    foreign = dataclasses.replace(devices.get("cortex-a72"), triple="riscv64-unknown-linux-gnu", emulator="qemu-riscv64")
+    monkeypatch.setenv("PATH", "")
+    assert devices.reach(foreign) == devices.Reach("emulated", ("qemu-riscv64",), "apt-get install qemu-user")
+    assert devices.reach(dataclasses.replace(foreign, emulator=None)) == devices.Reach("native", ("riscv64",))
+    monkeypatch.undo()
+    monkeypatch.setattr(devices.shutil, "which", lambda program: f"/usr/bin/{program}")
+    assert devices.reach(foreign) == devices.Reach("emulated")
+
+
 def test_an_unknown_target_names_the_closest() -> None:
-    with pytest.raises(InputError, match=r"Target 'cortex-a27': unknown.*Did you mean 'cortex-a72'\?"):
-        devices.get("cortex-a27")
+    with pytest.raises(InputError, match=r"Target 'cortx-a72': unknown.*Did you mean 'cortex-a72'\?"):
+        devices.get("cortx-a72")
 
 
 def test_host_is_this_machine() -> None:
@@ -106,12 +141,16 @@ def test_an_unknown_core_has_the_facts_of_its_level(
 
 @pytest.mark.parametrize("kind", ["x86_core", "arm_core"])
 def test_every_recognisable_core_has_its_facts(kind: str) -> None:
-    with Path(devices.__file__).with_name("devices.toml").open("rb") as file:
-        cores = tomllib.load(file)[kind]
-    assert cores
-    for core in cores:
-        assert all(core[fact] > 0 for fact in CORE_FACTS), core["cpu"]
-        assert core["l2_bytes_per_cycle"] >= core["memory_bytes_per_cycle"], core["cpu"]
+    document = tomllib.loads(FACTS_FILE.read_text())
+    assert document[kind]
+    for core in document[kind]:
+        if "device" in core:
+            assert set(core) == {"device", "implementer", "part"}
+            facts = {fact: getattr(devices.get(core["device"]), fact) for fact in CORE_FACTS}
+        else:
+            facts = {fact: core[fact] for fact in CORE_FACTS}
+        assert all(value > 0 for value in facts.values()), core
+        assert facts["l2_bytes_per_cycle"] >= facts["memory_bytes_per_cycle"], core
 
 
 def test_hidden_flags_fall_back_to_the_level_that_is_left(tmp_path: Path) -> None:
@@ -147,6 +186,15 @@ def test_arm_hosts(tmp_path: Path) -> None:
     assert (mixed.cpu, mixed.features) == ("generic", ("+dotprod",))
 
 
+def test_an_arm_host_is_the_device_of_its_core(tmp_path: Path) -> None:
+    v1 = devices.get("neoverse-v1")
+    host = describe("aarch64", arm(0xD40, 0xD40, features=" ".join((*v1.flags, "sve"))), tmp_path)
+    assert (host.cpu, host.flags, host.features) == (v1.cpu, v1.flags, ("-sve",))
+    assert core_facts(host) == core_facts(v1)
+    hidden = describe("aarch64", arm(0xD40, 0xD40, features=" ".join(v1.flags - {"i8mm"})), tmp_path)
+    assert hidden.cpu == "generic"
+
+
 def test_an_unknown_machine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="this machine is riscv64"):
         describe("riscv64", [], tmp_path)
@@ -174,10 +222,12 @@ def test_caches_and_cores_come_from_sysfs(tmp_path: Path) -> None:
         (("lanes =", "# lanes ="), "device 'cortex-a72': fact 'lanes' is missing"),
         (('source = "Armv8-A: v0 to v31"', 'source = ""'), "fact 'vector_registers' is .*needed is { value, source }"),
         (("[device.cortex-a72]", "[gadget]\nx = 1\n\n[device.cortex-a72]"), "unknown table 'gadget'"),
+        (('like = "cortex-a72"', 'like = "cortex-a27"'), "device 'rpi4' is like 'cortex-a27'; needed is a device with facts"),
+        (('like = "cortex-a76"', 'like = "rpi4"'), "device 'rpi5' is like 'rpi4'; needed is a device with facts"),
     ],
 )
 def test_a_wrong_facts_file_is_refused(change: tuple[str, str], message: str, tmp_path: Path) -> None:
-    text = Path(devices.__file__).with_name("devices.toml").read_text()
+    text = FACTS_FILE.read_text()
     head, tail = text.split("[device.cortex-a72]")
     text = head + ("[device.cortex-a72]" + tail).replace(*change, 1)
     path = tmp_path / "facts.toml"

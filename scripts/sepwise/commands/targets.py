@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
 from sepwise.console import number, print_json, print_table
 from sepwise.options import AsJson
+
+if TYPE_CHECKING:
+    from sepwise.api import TargetFacts
 
 __all__ = ["targets"]
 
@@ -16,5 +22,32 @@ def targets(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"targets": [target.to_json() for target in found]})
         return
-    rows = [[t.name, t.method, t.cpu, t.isa, number(t.lanes * 32), number(t.l1d_bytes), number(t.l2_bytes)] for t in found]
-    print_table("Targets", ["name", "runs", "cpu", "isa", "vector bits", "L1d bytes", "L2 bytes"], rows)
+    print_table("Targets", list(_COLUMNS), [[spell(target) for spell in _COLUMNS.values()] for target in found])
+    lacking: dict[tuple[str, str | None], list[str]] = {}
+    for target in found:
+        if target.missing:
+            lacking.setdefault((", ".join(target.missing), target.install), []).append(target.name)
+    for (missing, install), names in lacking.items():
+        remedy = f"install it with `{install}`" if install else "nothing installs it"
+        print(f"Missing here for {', '.join(names)}: {missing}; {remedy}.")
+
+
+def _runs(target: TargetFacts) -> str:
+    """How programs for a target run on this machine, under its emulator with the cpu that this knows."""
+    if target.missing:
+        return "not here"
+    return f"{target.emulator} -cpu {target.emulator_cpu}" if target.method == "emulated" else "native"
+
+
+_COLUMNS: Final[dict[str, Callable[[TargetFacts], str]]] = {
+    "name": lambda t: t.name,
+    "cpu": lambda t: t.cpu + "".join(t.features),
+    "isa": lambda t: t.isa,
+    "vectors": lambda t: f"{t.vector_registers} x {32 * t.lanes} bit",
+    "cores": lambda t: number(t.cores),
+    "GHz": lambda t: "-" if t.clock_hz is None else f"{t.clock_hz / 1e9:.3g}",
+    "L1d KiB": lambda t: number(t.l1d_bytes >> 10),
+    "L2 KiB": lambda t: number(t.l2_bytes >> 10),
+    "L3 KiB": lambda t: number(t.l3_bytes >> 10),
+    "runs": _runs,
+}

@@ -1,17 +1,38 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import pytest
+
 import sepwise
+from sepwise import api
 
 
 def test_targets(command: Callable[..., Any]) -> None:
     facts = sepwise.targets()
     status, out, err = command("targets")
     assert (status, err) == (0, "")
-    rows = [line for line in out.splitlines() if any(target.method in line for target in facts)]
+    rows = [line for line in out.splitlines() if line.startswith("│")]
     assert len(rows) == len(facts)
     for target, row in zip(facts, rows, strict=True):
-        assert all(word in row for word in (target.name, target.cpu, target.isa, str(32 * target.lanes), f"{target.l2_bytes:,}"))
+        words = (target.name, target.cpu, target.isa, f"{target.vector_registers} x {32 * target.lanes} bit")
+        assert all(word in row for word in (*words, f"{target.l2_bytes >> 10:,}", f"{target.cores:,}"))
+        if not target.missing:
+            assert target.method == "native" or f"{target.emulator} -cpu {target.emulator_cpu}" in row
     status, out, _ = command("targets", "--json")
-    assert (status, json.loads(out)) == (0, {"targets": [target.to_json() for target in facts]})
+    assert (status, json.loads(out)) == (0, json.loads(json.dumps({"targets": [target.to_json() for target in facts]})))
+
+
+def test_what_is_missing_is_said_once(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    host, *others = sepwise.targets()
+    absent = [replace(target, method="emulated", missing=("qemu-x",), install="apt-get install x") for target in others[:2]]
+    foreign = replace(others[2], method="native", missing=("avx", "fma"), install=None)
+    monkeypatch.setattr(api, "targets", lambda: [host, *absent, foreign])
+    status, out, _ = command("targets")
+    assert status == 0
+    assert [line for line in out.splitlines() if line.startswith("Missing")] == [
+        f"Missing here for {absent[0].name}, {absent[1].name}: qemu-x; install it with `apt-get install x`.",
+        f"Missing here for {foreign.name}: avx, fma; nothing installs it.",
+    ]
+    assert ["not here" in line for line in out.splitlines() if line.startswith("│")] == [False, True, True, True]
