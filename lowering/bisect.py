@@ -3,8 +3,9 @@
     a pass fails      the first one that does, between the model before it and the model behind it (`bisect_graphs`)
     a kernel fails    the smallest one that fails by itself too, as the part of the graph that it covers
     only the whole    each kernel is right on the oracle's tensors, so it is fed others: the first call that writes something
-                      else in the course of a run than alone on the same tensors; where there is none, the rounding of
-                      kernels adds up, and the one counts that is worst against what float32 arithmetic explains
+                      else in the course of a run than alone on the same tensors; where there is none, the tail, if it is
+                      wrong on the oracle's tensors; otherwise the rounding of kernels adds up, and the one counts that is
+                      worst against what float32 arithmetic explains
 
 Whatever is found is verified by itself, in the smallest part of the model that fails, before it is said to reproduce.
 """
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from sepwise.lowering.program import Home, KernelCall
 from sepwise.lowering.verify import onnx_name, verify_model
 from sepwise.passes.equivalence import (
     Oracle,
@@ -38,13 +40,16 @@ if TYPE_CHECKING:
     import onnx
 
     from sepwise.lowering.device import Device
-    from sepwise.lowering.program import KernelCall, Program
+    from sepwise.lowering.program import BufferRef, Program, Tail
     from sepwise.lowering.verify import KernelChecker
     from sepwise.passes.equivalence import Check
 
 __all__ = ["bisect_kernels", "bisect_passes", "bisect_program"]
 
 PART = "part.onnx"
+
+WHOLE = "Every kernel is right, and each writes in the course of a run what it writes alone. The files are the whole model."
+"""What is said where nothing smaller than the model fails."""
 
 ATTEMPTS = 4
 """Parts that are compiled by themselves in search of one that fails."""
@@ -136,37 +141,34 @@ def _kernel_fails(checker: KernelChecker, index: int, part: onnx.ModelProto, fee
 
 def _try_alone(
     finding: Sequence[str],
-    call: KernelCall,
+    step: KernelCall | Tail | None,
     part: onnx.ModelProto,
     candidates: Sequence[Mapping[str, np.ndarray]],
     device: Device,
     threads: int,
     checks: Sequence[str],
 ) -> Reproducer:
-    """Verifies a part by itself, on the first of some inputs that shows a failure."""
-    workload = {
-        "kernel": call.name,
-        "target": device.name,
-        "threads": threads,
-        "workload": call.workload,
-        "strategy": call.strategy,
-        "tile": call.tile,
-        "tasks": call.tasks,
-        "macs": call.macs,
-        "nodes": list(call.nodes),
-    }
+    """Verifies a part by itself, on the first of some inputs that shows a failure; None as the step is the whole model."""
     shown = next((feeds for feeds in candidates if _fails_alone(part, feeds, device, threads)), None)
     options = () if threads == 1 else ("--threads", str(threads))
     return Reproducer(
         finding=tuple(finding),
-        nodes=call.nodes,
+        nodes=() if step is None else step.nodes,
         models={PART: part},
         inputs=candidates[0] if shown is None else shown,
         arguments=("verify", PART, "--target", device.name, "--input", "input.npz", *options),
         reproduces=shown is not None,
-        workload=workload,
+        workload={} if step is None else _describe(step, device, threads),
         checks=tuple(checks),
     )
+
+
+def _describe(step: KernelCall | Tail, device: Device, threads: int) -> dict[str, object]:
+    """What was compiled, for whom, and how."""
+    facts: dict[str, object] = {"kernel": step.name, "target": device.name, "threads": threads, "strategy": step.strategy}
+    if isinstance(step, KernelCall):
+        facts |= {"workload": step.workload, "tile": step.tile, "tasks": step.tasks}
+    return {**facts, "macs": step.macs, "nodes": list(step.nodes)}
 
 
 def _fails_alone(part: onnx.ModelProto, feeds: Mapping[str, np.ndarray], device: Device, threads: int) -> bool:
@@ -190,18 +192,22 @@ def bisect_program(checker: KernelChecker, model: ir.Model, check: Check, device
 
     Returns:
         The first call that goes wrong in the course of a run and the smallest part of the model in which it does, or the
-        kernel whose rounding is worst.
+        tail, or the kernel whose rounding is worst, or the whole model.
     """
     program = checker.program
     feeds = {value.name: checker.tensors[value.name] for value in program.inputs}
     wrong = _first_wrong_call(checker, feeds)
     if wrong is None:
-        return _worst_rounding(checker, model, check, device, threads)
+        return (
+            _wrong_tail(checker, feeds, check, device, threads)
+            or _worst_rounding(checker, check, device, threads)
+            or _try_alone((WHOLE,), None, ir.to_proto(model), (feeds,), device, threads, (check.name,))
+        )
     sources, targets = checker.covered[wrong.name]
     target = next(iter(targets), onnx_name(program, wrong.outputs[0]))
     finding = (
         f"Every kernel is right by itself, but {wrong.name} writes something else in the course of a run than on the same "
-        "tensors alone: what it reads was overwritten, or is read from a wrong place.",
+        f"tensors alone: {_explain(program, wrong)}.",
         f"It computes '{target}' from {', '.join(map(repr, sources))}: nodes {', '.join(wrong.nodes)}.",
     )
     smallest = None
@@ -228,6 +234,38 @@ def _first_wrong_call(checker: KernelChecker, feeds: Mapping[str, np.ndarray]) -
     return None
 
 
+def _explain(program: Program, reader: KernelCall) -> str:
+    """Says which value a call does not find where and as it was written."""
+    place = program.calls.index(reader)
+    writes = [
+        (index, name, reference)
+        for index, call in enumerate(program.calls)
+        for name, reference in zip(call.outputs, call.arguments[-len(call.outputs) :], strict=True)
+    ]
+    for name, reference in zip(reader.inputs, reader.arguments, strict=False):
+        written = next(((index, at) for index, other, at in writes if other == name), None)
+        if written is None:  # an input of the network, or a view of what was written under another name
+            earlier = [(index, at) for index, _, at in writes if at == reference and index < place]
+            written = earlier[-1] if earlier else (-1, reference)
+        index, at = written
+        if index > place:
+            return f"it reads '{name}' before {program.calls[index].name} writes it"
+        if at != reference:
+            return f"it reads '{name}' elsewhere than {program.calls[index].name} writes it"
+        for later, other, over in writes:
+            if index < later < place and _overlap(program, name, reference, other, over):
+                return f"{program.calls[later].name} writes '{other}' over '{name}', which it reads"
+    return "what it reads was overwritten"
+
+
+def _overlap(program: Program, name: str, reference: BufferRef, other: str, over: BufferRef) -> bool:
+    """Whether two values share bytes."""
+    if reference.home != over.home or reference.home is not Home.ARENA:
+        return reference == over
+    low, high = sorted(((reference.offset, name), (over.offset, other)))
+    return low[0] + program.find_value(low[1]).type.nbytes > high[0]
+
+
 def _parts_before(
     checker: KernelChecker, target: str, feeds: Mapping[str, np.ndarray]
 ) -> list[tuple[onnx.ModelProto, Arrays]]:
@@ -250,7 +288,27 @@ def _spread(parts: list[tuple[onnx.ModelProto, Arrays]]) -> list[tuple[onnx.Mode
     return parts[::step]
 
 
-def _worst_rounding(checker: KernelChecker, model: ir.Model, check: Check, device: Device, threads: int) -> Reproducer:
+def _wrong_tail(
+    checker: KernelChecker, feeds: Mapping[str, np.ndarray], check: Check, device: Device, threads: int
+) -> Reproducer | None:
+    """Tries what TVM's virtual machine runs by itself, on the oracle's tensors."""
+    tail = checker.program.tail
+    if tail is None:
+        return None
+    part = extract(checker.model, tail.inputs, tail.outputs)
+    oracle = Oracle(checker.model).run(feeds, keep=set(tail.inputs) - set(feeds))
+    kept = {name: checker.as_stored(array) for name, array in {**oracle, **feeds}.items()}
+    finding = (
+        "Every kernel is right, but the end of the network, which TVM's virtual machine runs, is wrong.",
+        f"It computes {', '.join(map(repr, tail.outputs))} from {', '.join(map(repr, tail.inputs))}: "
+        f"nodes {', '.join(tail.nodes)}.",
+    )
+    inputs = {name: kept[name] for name in tail.inputs}
+    tried = _try_alone(finding, tail, part, (inputs,), device, threads, (check.name,))
+    return tried if tried.reproduces else None
+
+
+def _worst_rounding(checker: KernelChecker, check: Check, device: Device, threads: int) -> Reproducer | None:
     """Finds the kernel, right by its bound, that is worst against what float32 arithmetic is expected to do."""
     program = checker.program
     worst: tuple[float, KernelCall, onnx.ModelProto, Arrays] | None = None
@@ -269,25 +327,12 @@ def _worst_rounding(checker: KernelChecker, model: ir.Model, check: Check, devic
         ratio = math.inf if judged.worst_ratio is None else judged.worst_ratio
         if judged.status == "failed" and (worst is None or ratio > worst[0]):
             worst = (ratio, call, proto, feeds)
-    if worst is not None:
-        ratio, call, proto, feeds = worst
-        finding = (
-            f"Every kernel is within its bound, but {call.name} ({call.strategy}) is off by {ratio:.3g} times what float32 "
-            "arithmetic is expected to be.",
-            f"It computes {', '.join(map(repr, checker.covered[call.name][1]))}: nodes {', '.join(call.nodes)}.",
-        )
-        return _try_alone(finding, call, proto, (feeds,), device, threads, (check.name,))
-    left = "Every kernel is right, and each writes in the course of a run what it writes alone. The files are the whole model."
-    if program.tail is not None:
-        left = "Every kernel is right; the end of the network, which TVM's virtual machine runs, is what is left."
-    inputs = {value.name: checker.tensors[value.name] for value in program.inputs}
-    proto = ir.to_proto(model)
-    return Reproducer(
-        finding=(left,),
-        nodes=() if program.tail is None else program.tail.nodes,
-        models={PART: proto},
-        inputs=inputs,
-        arguments=("verify", PART, "--target", device.name, "--input", "input.npz"),
-        reproduces=_fails_alone(proto, inputs, device, threads),
-        checks=(check.name,),
+    if worst is None:
+        return None
+    ratio, call, proto, feeds = worst
+    finding = (
+        f"Every kernel is within its bound, but {call.name} ({call.strategy}) is off by {ratio:.3g} times what float32 "
+        "arithmetic is expected to be.",
+        f"It computes {', '.join(map(repr, checker.covered[call.name][1]))}: nodes {', '.join(call.nodes)}.",
     )
+    return _try_alone(finding, call, proto, (feeds,), device, threads, (check.name,))

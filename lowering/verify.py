@@ -193,7 +193,7 @@ class KernelChecker:
         typed = (*program.inputs, *program.values, *program.outputs)
         self.single = any(value.type.dtype == "float32" for value in typed)
         tensors = {**feed, **Oracle(self.model).run(feed, keep=names & known)}
-        self.tensors = {name: self._as_stored(array) for name, array in tensors.items()}
+        self.tensors = {name: self.as_stored(array) for name, array in tensors.items()}
         self.covered: dict[str, tuple[list[str], list[str]]] = {}
         self._unnamed: dict[str, tuple[np.ndarray, list[str]]] = {}
 
@@ -227,8 +227,15 @@ class KernelChecker:
         self.covered[call.name] = (sources, list(named))
         return [self._compare(call, sources, named)] if named else []
 
-    def _as_stored(self, array: np.ndarray) -> np.ndarray:
-        """What a kernel is fed of the oracle's tensor: float32, unless the whole Program is in float64."""
+    def as_stored(self, array: np.ndarray) -> np.ndarray:
+        """Gives what a kernel is fed of the oracle's tensor.
+
+        Args:
+            array: Of any type.
+
+        Returns:
+            Floating-point numbers in float32, unless the whole Program is in float64.
+        """
         return array.astype(np.float32) if self.single and array.dtype == np.float64 else array
 
     def _compare(self, call: KernelCall, sources: Sequence[str], written: Mapping[str, np.ndarray]) -> Check:

@@ -37,7 +37,8 @@ def load_model(path: str | Path, *, shapes: Mapping[str, Sequence[int]] | None =
         shapes: Shapes of inputs by name, needed where the file leaves dimensions open.
 
     Returns:
-        The model, each of its inputs with a fixed shape.
+        The model, each of its inputs with a fixed shape. External data is in memory: no part of the model depends on where
+        its file lies.
 
     Raises:
         InputError: If the file is missing, is not ONNX, is truncated, lacks its external data or is not valid, or if
@@ -55,15 +56,14 @@ def load_model(path: str | Path, *, shapes: Mapping[str, Sequence[int]] | None =
     _check_external_data(path, proto)
     _fix_shapes(path, proto, dict(shapes or {}))
     _check_validity(path, proto)
+    onnx.load_external_data_for_model(proto, str(path.parent))
     try:
-        model = ir.from_proto(proto)
+        return ir.from_proto(proto)
     except ir.serde.SerdeError as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise InputError(f"{path}: is not a valid model: {' '.join(str(cause).split())}. Repair or export it again.") from error
-    _attach_external_data(model, path.parent)
-    return model
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -300,7 +300,3 @@ def _proposal(tensor_type: onnx.TypeProto.Tensor) -> str:
         return "1,3,224,224"
     dims = enumerate(tensor_type.shape.dim)
     return ",".join(str(DEMONSTRATION_EXTENT.get(axis, 224) if _is_open(dim) else dim.dim_value) for axis, dim in dims)
-
-
-def _attach_external_data(model: ir.Model, folder: Path) -> None:
-    ir.external_data.set_base_dir(model.graph, folder)

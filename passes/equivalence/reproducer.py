@@ -65,9 +65,13 @@ class Reproducer:
         Raises:
             OSError: if it cannot be written.
         """
+        import onnx_ir as ir  # half a second, and only needed where something is wrong
+
+        from sepwise.passes.saving import write_model
+
         folder.mkdir(parents=True, exist_ok=True)
         for name, model in self.models.items():
-            onnx.save(model, folder / name)
+            write_model(ir.from_proto(model), folder / name)
         with zipfile.ZipFile(folder / INPUTS, "w", zipfile.ZIP_DEFLATED) as archive:  # numpy.savez takes some names for its own
             for name, array in self.inputs.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:

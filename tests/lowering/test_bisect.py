@@ -1,6 +1,10 @@
 """Wrong passes, kernels and Programs are narrowed down, and what is written fails by itself."""
 
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +13,11 @@ import onnx_ir as ir
 import pytest
 
 from sepwise.lowering import build, device
-from sepwise.lowering.program import Home
+from sepwise.lowering.device import Device
+from sepwise.lowering.program import Home, Program
 from sepwise.lowering.strategies import packing
-from sepwise.lowering.verify import verify_model
+from sepwise.lowering.tail import TailRunner
+from sepwise.lowering.verify import verify, verify_model
 from sepwise.passes import fold_batch_norm
 from sepwise.passes.equivalence import Reproducer, Verification
 
@@ -38,9 +44,24 @@ small (float[1,13,9,9] x) => (float[1,13,9,9] y)
 """
 
 
-def narrowed(model: ir.Model) -> tuple[Verification, Reproducer]:
+TAIL = NETWORK.replace("=> (float[1,13,9,9] y)", "=> (float[1,5,9,9] v, int64[1,5,9,9] i)").replace(
+    "w3>", "w3, int64[1] k = {5}>"
+).replace("[last] y = Conv (t, w3)", "[last] y = Conv (t, w3)\n  [top] v, i = TopK <axis = 1> (y, k)")
+"""TVM's virtual machine runs the last node."""
+
+
+@pytest.fixture(
+    params=["host", pytest.param("cortex-a72", marks=[pytest.mark.emulated, pytest.mark.skipif(
+        shutil.which("qemu-aarch64") is None, reason="qemu-aarch64 is missing: apt-get install qemu-user")])]
+)  # fmt: skip
+def target(request: pytest.FixtureRequest) -> Device:
+    """This machine, and one that is emulated."""
+    return device.get(request.param)
+
+
+def narrowed(model: ir.Model, target: Device = HOST) -> tuple[Verification, Reproducer]:
     """Verifies and bisects; the files that are found fail again, and only where they should."""
-    found = verify_model(model, HOST, bisect=True)
+    found = verify_model(model, target, bisect=True)
     assert not found.passed
     reproducer = found.reproducer
     assert reproducer is not None
@@ -52,8 +73,8 @@ def narrowed(model: ir.Model) -> tuple[Verification, Reproducer]:
     return found, reproducer
 
 
-def fails_alone(reproducer: Reproducer) -> bool:
-    again = verify_model(ir.from_proto(reproducer.models["part.onnx"]), HOST, inputs=reproducer.inputs)
+def fails_alone(reproducer: Reproducer, target: Device = HOST) -> bool:
+    again = verify_model(ir.from_proto(reproducer.models["part.onnx"]), target, inputs=reproducer.inputs)
     return any(check.status == "failed" for check in again.checks)
 
 
@@ -99,16 +120,23 @@ def lose_a_tap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "pack_weight", wrong)
 
 
-def test_a_wrong_kernel(network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_kernel(target: Device, network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
     lose_a_tap(monkeypatch)
-    found, reproducer = narrowed(network(NETWORK))
+    found, reproducer = narrowed(network(NETWORK), target)
     assert "dw" in reproducer.nodes
     assert reproducer.reproduces
-    assert fails_alone(reproducer)
+    assert fails_alone(reproducer, target)
     (check,) = (check for check in found.checks if check.name in reproducer.checks)
     assert (check.scope, check.nodes) == ("kernel", reproducer.nodes)
-    assert {"kernel": check.name, "strategy": check.strategy, "target": "host"}.items() <= reproducer.workload.items()
-    assert reproducer.arguments[:4] == ("verify", "part.onnx", "--target", "host")
+    assert {"kernel": check.name, "strategy": check.strategy, "target": target.name}.items() <= reproducer.workload.items()
+    assert reproducer.arguments[:4] == ("verify", "part.onnx", "--target", target.name)
+
+
+def test_a_wrong_kernel_in_front_of_a_tail(network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    lose_a_tap(monkeypatch)
+    _, reproducer = narrowed(network(TAIL))
+    assert "dw" in reproducer.nodes
+    assert reproducer.reproduces
 
 
 def test_the_workload_is_named_in_full(network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,8 +180,8 @@ def test_a_kernel_that_is_right_by_itself_is_said_to_be(
     assert "do NOT show it" in reproducer.text[-1]
 
 
-def test_a_wrong_memory_plan(network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value that is read late lies where another is written meanwhile: each kernel alone is right."""
+def misplace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`a6`, which is read late, lies where `p` is written meanwhile."""
     place = build._place_values
 
     def wrong(*arguments: Any, **keywords: Any) -> Any:
@@ -164,9 +192,65 @@ def test_a_wrong_memory_plan(network: Callable[..., ir.Model], monkeypatch: pyte
         return plan, homes
 
     monkeypatch.setattr(build, "_place_values", wrong)
-    found, reproducer = narrowed(network(NETWORK))
+
+
+def test_a_wrong_memory_plan(target: Device, network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kernel alone is right; both values are named."""
+    misplace(monkeypatch)
+    found, reproducer = narrowed(network(NETWORK), target)
     assert all(check.scope == "model" for check in found.checks if check.status == "failed")
     assert "in the course of a run" in reproducer.finding[0]
+    assert "writes 'p' over 'a6', which it reads" in reproducer.finding[0]
     assert reproducer.checks == (found.checks[-1].name,)
     assert reproducer.reproduces
+    assert fails_alone(reproducer, target)
+
+
+def test_calls_in_a_wrong_order(network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    assemble = build._assemble
+
+    def wrong(*arguments: Any) -> Program:
+        program = assemble(*arguments)
+        names = [call.name for call in program.calls]
+        first = next(place for place, call in enumerate(program.calls) if "project" in call.nodes)
+        calls = [*program.calls]
+        calls[first : first + 2] = reversed(calls[first : first + 2])
+        assert names != [call.name for call in calls]
+        return replace(program, calls=tuple(calls))
+
+    monkeypatch.setattr(build, "_assemble", wrong)
+    _, reproducer = narrowed(network(NETWORK))
+    assert "it reads 'q' before" in reproducer.finding[0]
+    assert set(reproducer.nodes) == {"soft", "sum"}
+
+
+def test_a_wrong_tail(network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels in front of it are right, so that the files hold nothing of them."""
+    run = TailRunner.run
+
+    def wrong(self: TailRunner, values: Any) -> dict[str, np.ndarray]:
+        outputs = run(self, values)
+        return {**outputs, "v": np.ascontiguousarray(outputs["v"][:, ::-1])}
+
+    monkeypatch.setattr(TailRunner, "run", wrong)
+    _, reproducer = narrowed(network(TAIL))
+    assert reproducer.nodes == ("top",)
+    assert [node.name for node in reproducer.models["part.onnx"].graph.node] == ["top"]
+    assert (reproducer.workload["kernel"], reproducer.workload["strategy"]) == ("tail", "relax-vm")
+    assert reproducer.reproduces
     assert fails_alone(reproducer)
+
+
+def test_the_folder_is_enough(network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Weights that lay beside the model are in it, and the model may be gone."""
+    lose_a_tap(monkeypatch)
+    onnx.save(ir.to_proto(network(NETWORK)), tmp_path / "net.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    found = verify(tmp_path / "net.onnx", bisect=True).save_reproducer(tmp_path / "found")
+    (tmp_path / "net.onnx").unlink()
+    (tmp_path / "w.bin").unlink()
+    assert found.reproducer is not None
+    with np.load(tmp_path / "found" / "input.npz") as arrays:
+        again = verify(tmp_path / "found" / "part.onnx", inputs=dict(arrays))
+    assert any(check.status == "failed" for check in again.checks)
+    facts = json.loads((tmp_path / "found" / "workload.json").read_text())
+    assert facts == json.loads(json.dumps(found.reproducer.workload))

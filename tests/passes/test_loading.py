@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
@@ -114,6 +115,15 @@ def test_external_data(tmp_path: Path) -> None:
     tensor = model.graph.initializers["unused"].const_value
     assert tensor is not None
     np.testing.assert_array_equal(tensor.numpy(), 1.0)
+
+
+def test_external_data_is_in_memory(tmp_path: Path) -> None:
+    """Parts that are cut out of the model are whole without its files."""
+    path = external(tmp_path)
+    model = ir.to_proto(load_model(path))
+    (tmp_path / "weights.bin").unlink()
+    (tensor,) = (each for each in model.graph.initializer if each.name == "unused")
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor), 1.0)
 
 
 def test_missing_external_data(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
+from sepwise.passes import load_model, saving
 from sepwise.passes.equivalence import Check, Reproducer, Verification
 
 FAILED = Check("graph", "fold: y", (), "failed", 1.0, 0.1, 10.0, (0,), reason="off")
@@ -38,6 +39,22 @@ def test_the_folder(reproducer: Reproducer, tmp_path: Path) -> None:
         "'y' is wrong.",
         "The files alone show it: sepwise verify before.onnx --against after.onnx --input input.npz",
     ]
+
+
+def test_weights_that_one_file_cannot_hold(
+    reproducer: Reproducer, parse: Callable[..., onnx.ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie beside it, in the folder."""
+    monkeypatch.setattr(saving, "PROTOBUF_LIMIT_BYTES", 100)
+    model = parse('<ir_version: 9, opset_import: ["" : 18]> g (float[100] x) => (float[100] y) <float[100] w> { y = Add (x, w) }')
+    weight = np.arange(100, dtype=np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    replace(reproducer, models={"part.onnx": model}).save(tmp_path / "found")
+    moved = (tmp_path / "found").rename(tmp_path / "elsewhere")
+    assert {path.name for path in moved.iterdir()} == {"part.onnx", "part.onnx.data", "input.npz", "reproduce.txt"}
+    loaded = load_model(moved / "part.onnx").graph.initializers["w"].const_value
+    assert loaded is not None
+    assert np.array_equal(loaded.numpy(), weight)
 
 
 def test_a_workload_is_written(reproducer: Reproducer, tmp_path: Path) -> None:
