@@ -319,11 +319,23 @@ _MOVED_TYPES = {
 
 
 def _only_moves(value: Any) -> bool:
-    """Whether a value is a constant, an element of a buffer, or one or the other of such."""
+    """Whether a value is a constant, an element of a buffer, or one or the other of such.
+
+    Where the indices alone decide between two values, LLVM may make a loop of each: then one of them is enough.
+    """
     if isinstance(value, tirx.Broadcast):
         return isinstance(value.value, (tirx.FloatImm, tirx.IntImm))
     if isinstance(value, tirx.Select):
-        return _only_moves(value.true_value) and _only_moves(value.false_value)
-    if isinstance(value, Call) and getattr(value.op, "name", "") == "prim.if_then_else":
-        return all(map(_only_moves, value.args[1:]))
-    return isinstance(value, (tirx.FloatImm, tirx.IntImm, TensorLoad))
+        condition, *branches = value.condition, value.true_value, value.false_value
+    elif isinstance(value, Call) and getattr(value.op, "name", "") == "prim.if_then_else":
+        condition, *branches = value.args
+    else:
+        return isinstance(value, (tirx.FloatImm, tirx.IntImm, TensorLoad))
+    return (all if _reads(condition) else any)(map(_only_moves, branches))
+
+
+def _reads(value: Any) -> bool:
+    """Whether a value depends on what is in a buffer."""
+    loads: list[TensorLoad] = []
+    tvm_ffi.structural_walk(value, (TensorLoad, loads.append))
+    return bool(loads)

@@ -270,6 +270,21 @@ def test_copying_and_clearing_calls_no_library(name: str, dtype: str) -> None:
     assert [s.name for s in symbols(file) if s["st_shndx"] == "SHN_UNDEF" and s.name] == []
 
 
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("choice", [tirx.if_then_else, tirx.Select])
+def test_copying_beside_computing_calls_no_library(name: str, choice: Callable[..., Any]) -> None:
+    """A concatenation of what is computed and what is there: LLVM makes a loop of each."""
+    a, b = te.placeholder((5, 2340), name="a"), te.placeholder((2340,), name="b")
+    joined = te.compute((6, 2340), lambda i, j: choice(i == 5, b[j], a[tirx.min(i, 4), j] * a[tirx.min(i, 4), j]), name="joined")
+    target = codegen.tvm_target(device.get(name))
+    function = s_tir.Schedule(te.create_prim_func([a, b, joined]))
+    *_, inner = function.get_loops(function.get_sblock("joined"))
+    function.vectorize(function.split(inner, [None, 4])[1])
+    kernel = codegen.lower_kernel(function.mod["main"], "kernel", target)
+    file = ELFFile(io.BytesIO(codegen.build_object({"kernel": kernel}, target)))
+    assert [s.name for s in symbols(file) if s["st_shndx"] == "SHN_UNDEF" and s.name] == []
+
+
 def test_an_object_that_calls_a_library_is_refused() -> None:
     a = te.placeholder((64,), name="a", dtype="float64")
     function = te.create_prim_func([a, te.compute((64,), lambda i: tirx.exp(a[i]), name="b")])
