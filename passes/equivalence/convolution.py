@@ -239,7 +239,8 @@ def _transposed_crop(
     if wanted is not None:
         wanted = wanted[-rank:]
     elif auto_pad in {"SAME_UPPER", "SAME_LOWER"}:
-        wanted = [i * s for i, s in zip(spatial, strides, strict=True)]
+        # Where a stride exceeds its window, nothing can be cut off: ONNX's shape inference and ONNX Runtime leave that as it is.
+        wanted = [min(i * s, f + e) for i, s, f, e in zip(spatial, strides, full, extra, strict=True)]
     if wanted is None:
         if auto_pad == "VALID":
             pads = [0] * (2 * rank)

@@ -77,6 +77,20 @@ def test_conv_transpose(run_onnxruntime, data) -> None:
 
 @SMALL
 @given(data=st.data())
+def test_conv_transpose_to_the_same_size(run_onnxruntime, data) -> None:
+    """A stride beyond the window leaves nothing to cut off, and the output shorter than input times stride."""
+    rank, mode = data.draw(st.integers(1, 3), "rank"), data.draw(st.sampled_from(["SAME_UPPER", "SAME_LOWER"]))
+    kernel, strides = per_axis(data.draw, rank, 1, 3), per_axis(data.draw, rank, 1, 3)
+    dilations, sizes = per_axis(data.draw, rank, 1, 2), per_axis(data.draw, rank, 1, 5)
+    rng = np.random.default_rng(0)
+    constants = {"w": rng.standard_normal((2, 3, *kernel), np.float32)}
+    x = rng.standard_normal((1, 2, *sizes), np.float32)
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=strides, dilations=dilations, auto_pad=mode)
+    check(run_onnxruntime, node, x, constants)
+
+
+@SMALL
+@given(data=st.data())
 def test_pools(run_onnxruntime, data) -> None:
     rank = data.draw(st.integers(1, 3), "rank")
     operator = data.draw(st.sampled_from(["MaxPool", "AveragePool"]))
