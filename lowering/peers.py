@@ -44,7 +44,7 @@ class Job:
         original: The ONNX file as it came in.
         simplified: The same network canonicalised: shapes fixed, constants folded.
         artifact: Folder of our compiled artifact.
-        inputs: One set of inputs, used for every run.
+        inputs: One set of inputs, used for every run that is not given another.
         threads: Worker threads.
     """
 
@@ -61,8 +61,8 @@ class Runtime(Protocol):
 
     version: str
 
-    def run(self) -> dict[str, np.ndarray]:
-        """Runs once and returns the outputs by name."""
+    def run(self, inputs: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+        """Runs once, on the job's inputs or on others of their shapes, and returns the outputs by name."""
 
     def time(self, repeats: int) -> list[float]:
         """Runs `repeats` times and returns the microseconds of each."""
@@ -100,9 +100,9 @@ class Sepwise:
         self._inputs = job.inputs
         self._runner.run(job.inputs)
 
-    def run(self) -> dict[str, np.ndarray]:
-        """Runs once and returns the outputs by name."""
-        return self._runner.run(self._inputs)
+    def run(self, inputs: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+        """Runs once, on the job's inputs or on others of their shapes, and returns the outputs by name."""
+        return self._runner.run(self._inputs if inputs is None else inputs)
 
     def time(self, repeats: int) -> list[float]:
         """Runs `repeats` times and returns the microseconds of each."""
@@ -159,11 +159,13 @@ class OnnxRuntime:
         session, binding = bound
         return _timed(lambda: session.run_with_iobinding(binding), repeats)
 
-    def run(self) -> dict[str, np.ndarray]:
-        """Runs once and returns the outputs by name."""
+    def run(self, inputs: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+        """Runs once, on the job's inputs or on others of their shapes, and returns the outputs by name."""
         session, binding = self._bindings[0]
-        session.run_with_iobinding(binding)
         outputs = [output.name for output in session.get_outputs()]
+        if inputs is not None:
+            return dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True))
+        session.run_with_iobinding(binding)
         return dict(zip(outputs, binding.copy_outputs_to_cpu(), strict=True))
 
     def time(self, repeats: int) -> list[float]:
@@ -200,16 +202,18 @@ class StockTvm:
         machine = relax.VirtualMachine(tvm.compile(module, tvm_target(device.detect())), tvm.cpu())
         constants = {initializer.name for initializer in model.graph.initializer}
         order = [value.name for value in model.graph.input if value.name not in constants]
-        arguments = [tvm.runtime.tensor(job.inputs[name]) for name in order]
-        self._main: Callable[[], Any] = lambda: machine["main"](*arguments)
+        self._place = lambda inputs: [tvm.runtime.tensor(inputs[name]) for name in order]
+        self._call: Callable[..., Any] = machine["main"]
+        arguments = self._place(job.inputs)
+        self._main: Callable[[], Any] = lambda: self._call(*arguments)
         if job.threads > 1:
             # TVM binds its workers to cpus but leaves this thread free to sit on the same one as a worker.
             self._main()
             os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-    def run(self) -> dict[str, np.ndarray]:
-        """Runs once and returns the outputs by name."""
-        result = self._main()
+    def run(self, inputs: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+        """Runs once, on the job's inputs or on others of their shapes, and returns the outputs by name."""
+        result = self._main() if inputs is None else self._call(*self._place(inputs))
         tensors = [result] if len(self._outputs) == 1 and hasattr(result, "numpy") else list(result)
         return {name: tensor.numpy() for name, tensor in zip(self._outputs, tensors, strict=True)}
 
@@ -284,13 +288,16 @@ class Worker:
             raise SepwiseError(f"Runtime '{self.name}': {answer}.")
         raise InputError(f"Runtime '{self.name}': cannot run this network ({answer}); leave it out of --against.")
 
-    def run(self) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Runs once.
+
+        Args:
+            inputs: Other inputs than the job's, of the same shapes.
 
         Returns:
             The outputs by name.
         """
-        outputs: dict[str, np.ndarray] = self._ask(("run", 1))
+        outputs: dict[str, np.ndarray] = self._ask(("run", inputs))
         return outputs
 
     def time(self, repeats: int) -> list[float]:
@@ -340,9 +347,10 @@ class Worker:
         self.close()
 
 
-def _answer(runtime: Runtime, verb: str, repeats: int) -> object:
+def _answer(runtime: Runtime, verb: str, argument: Any) -> object:
     if verb == "run":
-        return runtime.run()
+        return runtime.run(argument)
+    repeats: int = argument
     runtime.time(1)
     if verb == "time":
         return runtime.time(repeats)

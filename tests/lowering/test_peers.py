@@ -35,11 +35,12 @@ def with_runtime(job: Job, runtime: str) -> Job:
 def test_worker_computes_and_times(job: Job, runtime: str) -> None:
     x = job.inputs["x"]
     with Worker(with_runtime(job, runtime)) as worker:
-        outputs = worker.run()
+        runs = [(x, worker.run()), (-x, worker.run({"x": -x})), (x, worker.run())]
         times_us = worker.time(5)
-    assert set(outputs) == {"y", "z"}
-    np.testing.assert_array_equal(outputs["y"], np.maximum(x, 0))
-    np.testing.assert_array_equal(outputs["z"], np.maximum(x, 0) + x)
+    for given, outputs in runs:
+        assert set(outputs) == {"y", "z"}
+        np.testing.assert_array_equal(outputs["y"], np.maximum(given, 0))
+        np.testing.assert_array_equal(outputs["z"], np.maximum(given, 0) + given)
     assert len(times_us) == 5
     assert all(time_us > 0 for time_us in times_us)
     assert worker.version
