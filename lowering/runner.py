@@ -40,12 +40,19 @@ if TYPE_CHECKING:
     from sepwise.lowering.program import BufferRef, KernelCall, Program, Value
     from sepwise.lowering.tail import TailRunner
 
-__all__ = ["EmulatedRunner", "InstructionCounts", "NativeRunner", "Runner", "aligned_empty", "open_runner"]
+__all__ = ["EmulatedRunner", "InstructionCounts", "NativeRunner", "Runner", "StrayWriteError", "aligned_empty", "open_runner"]
 
 Arrays = dict[str, np.ndarray]
 
 UNWRITTEN = 0xFF
-"""Byte left behind by a kernel that ran alone: float32 values of it are NaN, so no later run can take them for results."""
+"""Byte around and behind a kernel that runs alone: float32 values of it are NaN, so no later run can take them for results."""
+
+GUARD_BYTES = 4096
+"""Bytes behind the arena and each network output that no kernel may change."""
+
+
+class StrayWriteError(SepwiseError):
+    """A kernel that ran alone changed memory outside of its outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +179,7 @@ class Runner(ABC):
 
         Raises:
             InputError: The arrays are not what the kernel takes.
+            StrayWriteError: It also wrote elsewhere in the arena or in an output, or just behind them.
         """
 
     @abstractmethod
@@ -227,6 +235,33 @@ class Runner(ABC):
                 raise InputError(f"Value '{name}': model '{self.program.name}' computes no such value.")
             groups.setdefault(self._written[name], []).append(self.program.find_value(name))
         return groups
+
+    def _take_outputs(self, call: KernelCall, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> Arrays:
+        """Reads what a call wrote out of the arena and the network outputs, as they were before it and are behind it.
+
+        `before` is left as `after` should be: the same but for the call's outputs.
+        """
+        written: Arrays = {}
+        for name, reference in zip(call.outputs, call.arguments[-len(call.outputs) :], strict=True):
+            value = self.program.find_value(name)
+            region, first = _find_region(reference)
+            place = slice(first, first + value.type.nbytes)
+            before[region][place] = after[region][place]
+            written[name] = from_memory(value, after[region][place])
+        names = ["the arena", *(f"the output '{value.name}'" for value in self.program.outputs)]
+        for name, wanted, found in zip(names, before, after, strict=True):
+            if not np.array_equal(wanted, found):
+                changed = np.flatnonzero(wanted != found)
+                raise StrayWriteError(
+                    f"Kernel '{call.name}': changed {changed.size} bytes outside of its outputs, the first at byte {changed[0]} "
+                    f"of {name}. Report it: memory of other values is overwritten."
+                )
+        return written
+
+
+def _find_region(reference: BufferRef) -> tuple[int, int]:
+    """Which of the arena and the network outputs a buffer lies in, the arena first, and at which byte of it."""
+    return (0, reference.offset) if reference.home is Home.ARENA else (1 + reference.offset, 0)
 
 
 def _writers(program: Program) -> dict[str, int]:
@@ -308,10 +343,11 @@ class NativeRunner(Runner):
         if self._constants.ctypes.data % ALIGNMENT_BYTES:
             self._constants = aligned_empty(program.constants.nbytes)
             self._constants[:] = program.constants
-        self._arena = aligned_empty(program.arena_bytes)
+        sizes_bytes = (program.arena_bytes, *(value.type.nbytes for value in program.outputs))
+        self._guarded = [aligned_empty(nbytes + GUARD_BYTES) for nbytes in sizes_bytes]
+        self._arena, *self._outputs = (memory[:-GUARD_BYTES] for memory in self._guarded)
         self._scratch = aligned_empty(program.scratch_bytes * threads)
         self._inputs = [aligned_empty(value.type.nbytes) for value in program.inputs]
-        self._outputs = [aligned_empty(value.type.nbytes) for value in program.outputs]
         self._pool = self._start_pool()
         self._arguments = (
             ctypes.c_void_p(self._constants.ctypes.data),
@@ -369,14 +405,17 @@ class NativeRunner(Runner):
         pairs = self._check_kernel_inputs(call, arrays)
         with self._lock:
             self._require_open()
+            for memory in self._guarded:
+                memory.fill(UNWRITTEN)
             for value, array in pairs:
                 self._memory(value)[:] = to_memory(value, array).reshape(-1).view(np.uint8)
+            before = [memory.copy() for memory in self._guarded]
             self._call(index, index + 1)
-            values = [self.program.find_value(name) for name in call.outputs]
-            written = {value.name: from_memory(value, self._memory(value)) for value in values}
-            for memory in (self._arena, *self._outputs):
-                memory.fill(UNWRITTEN)
-            return written
+            try:
+                return self._take_outputs(call, before, self._guarded)
+            finally:
+                for memory in self._guarded:
+                    memory.fill(UNWRITTEN)
 
     def time(self, repeats: int, *, inputs: Mapping[str, np.ndarray] | None = None) -> list[float]:
         """Times whole runs, the kernels in C, and behind them the tail as `run` runs it.
@@ -568,10 +607,18 @@ class EmulatedRunner(Runner):
         pairs = self._check_kernel_inputs(call, arrays)
         with self._lock:
             guest = self._open_guest()
+            before = guest.clear()
             for value, array in pairs:
-                guest.write(value.buffer, to_memory(value, array))
+                memory = to_memory(value, array)
+                guest.write(value.buffer, memory)
+                if value.buffer.home in (Home.ARENA, Home.OUTPUT):
+                    region, first = _find_region(value.buffer)
+                    before[region][first : first + memory.nbytes] = memory.reshape(-1).view(np.uint8)
             guest.run(index)
-            return {name: guest.read(self.program.find_value(name)) for name in call.outputs}
+            try:
+                return self._take_outputs(call, before, guest.read_guarded())
+            finally:
+                guest.clear()
 
     def count(self, inputs: Mapping[str, np.ndarray]) -> InstructionCounts:
         """Counts guest instructions of one run, call by call.
@@ -642,13 +689,16 @@ class _Guest:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
         self._end = weakref.finalize(self, _end_guest, self._process, self._errors)
         self._call = -1
-        self._send(_ALLOCATE, _REGIONS[Home.ARENA], 0, program.arena_bytes)
+        self._clear = False
+        self._guarded = [(Home.ARENA, 0, program.arena_bytes + GUARD_BYTES)]
+        self._guarded += [(Home.OUTPUT, i, value.type.nbytes + GUARD_BYTES) for i, value in enumerate(program.outputs)]
+        for home, index, nbytes in self._guarded:
+            self._send(_ALLOCATE, _REGIONS[home], index, nbytes)
         self._send(_ALLOCATE, _SCRATCH, 0, program.scratch_bytes)
         self._send(_ALLOCATE, _REGIONS[Home.CONSTANT], 0, program.constants.nbytes)
         self._send(_WRITE, _REGIONS[Home.CONSTANT], 0, program.constants.nbytes, program.constants)
-        for home, values in ((Home.INPUT, program.inputs), (Home.OUTPUT, program.outputs)):
-            for index, value in enumerate(values):
-                self._send(_ALLOCATE, _REGIONS[home], index, value.type.nbytes)
+        for index, value in enumerate(program.inputs):
+            self._send(_ALLOCATE, _REGIONS[Home.INPUT], index, value.type.nbytes)
 
     @property
     def alive(self) -> bool:
@@ -658,6 +708,7 @@ class _Guest:
     def write(self, buffer: BufferRef, array: np.ndarray) -> None:
         """Writes a tensor as it is."""
         data = np.ascontiguousarray(array)
+        self._clear = False
         self._send(_WRITE, _REGIONS[buffer.home], buffer.offset, data.nbytes, data)
 
     def read(self, value: Value) -> np.ndarray:
@@ -666,9 +717,27 @@ class _Guest:
         self._send(_READ, _REGIONS[value.buffer.home], value.buffer.offset, nbytes)
         return from_memory(value, np.frombuffer(self._receive(nbytes), np.uint8))
 
+    def clear(self) -> list[np.ndarray]:
+        """Makes the arena and the network outputs, with what is behind them, `UNWRITTEN`; gives what they are then."""
+        memories = [np.full(nbytes, UNWRITTEN, np.uint8) for _, _, nbytes in self._guarded]
+        if not self._clear:
+            for (home, index, nbytes), memory in zip(self._guarded, memories, strict=True):
+                self._send(_WRITE, _REGIONS[home], index, nbytes, memory)
+            self._clear = True
+        return memories
+
+    def read_guarded(self) -> list[np.ndarray]:
+        """Reads what `clear` makes."""
+        memories = []
+        for home, index, nbytes in self._guarded:
+            self._send(_READ, _REGIONS[home], index, nbytes)
+            memories.append(np.frombuffer(self._receive(nbytes), np.uint8))
+        return memories
+
     def run(self, index: int) -> None:
         """Runs one kernel call to its end."""
         self._call = index
+        self._clear = False
         self._send(_RUN, index, 0, 0)
         (status,) = struct.unpack("<q", self._receive(8))
         if status:

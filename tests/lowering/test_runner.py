@@ -17,6 +17,7 @@ from sepwise.lowering.runner import (
     EmulatedRunner,
     NativeRunner,
     Runner,
+    StrayWriteError,
     aligned_empty,
     from_memory,
     open_runner,
@@ -45,6 +46,28 @@ void scale(const float *x, const float *shift, const float *bias, float *y, vola
   if (y[task] != -1) y[task] += 1;
 }
 void add_and_sum(const float *y, const float *x, float *s, float *z, void *scratch, int32_t task) { s[task] = y[task]; }
+"""
+
+
+# Of 2 tasks that write 2 blocks of 140 floats at byte 128 of the arena the last one writes something more.
+STRAY_KERNELS = """
+#include <stdint.h>
+void scale(const float *x, const float *shift, const float *bias, float *y, void *scratch, int32_t task) {
+  for (int i = 0; i < 140; ++i) y[task * 140 + i] = 1;
+  if (task == 1) y[%d] = 1;
+}
+void add_and_sum(const float *y, const float *x, float *s, float *z, void *scratch, int32_t task) {
+  s[task] = z[task] = 1;
+  if (task == 0) %s = 1;
+}
+"""
+
+IDLE_KERNELS = """
+#include <stdint.h>
+void scale(const float *x, const float *shift, const float *bias, float *y, void *scratch, int32_t task) {}
+void add_and_sum(const float *y, const float *x, float *s, float *z, void *scratch, int32_t task) {
+  for (int p = 0; p < 35; ++p) s[task * 35 + p] = y[((task / 4) * 35 + p) * 4 + task % 4];
+}
 """
 
 
@@ -99,6 +122,42 @@ def test_a_single_kernel(runner: Runner, c_program_tensors: Tensors) -> None:
     np.testing.assert_array_equal(outputs["z"], y.sum((2, 3)))
     first = runner.run_kernel(0, [c_program_tensors["x"], c_program_tensors["shift"]])
     np.testing.assert_array_equal(first["y"], c_program_tensors["y"])
+
+
+@pytest.mark.parametrize("kind", ["one thread", "emulated"])
+@pytest.mark.parametrize(
+    ("index", "stray", "place"),
+    [
+        (0, 280, "4 bytes outside of its outputs, the first at byte 1248 of the arena"),
+        (0, -1, "4 bytes outside of its outputs, the first at byte 124 of the arena"),
+        (0, 0, ""),
+        (1, "*(float *)y = -1.7f, s[0]", "4 bytes outside of its outputs, the first at byte 128 of the arena"),
+        (1, "s[210]", "4 bytes outside of its outputs, the first at byte 840 of the output 's'"),
+        (1, "z[6]", "4 bytes outside of its outputs, the first at byte 24 of the output 'z'"),
+    ],
+)
+def test_a_kernel_alone_writes_its_outputs_only(
+    kind: str, index: int, stray: int | str, place: str, c_program: Callable[..., Program], c_program_tensors: Tensors
+) -> None:
+    kernels = STRAY_KERNELS % ((stray, "s[0]") if index == 0 else (0, stray))
+    names = ("x", "shift") if index == 0 else ("y", "x")
+    arrays = [c_program_tensors[name] + 2 for name in names]
+    with open_kind(kind, lambda *target: c_program(*target, kernels=kernels)) as runner:
+        if not place:
+            assert (runner.run_kernel(index, arrays)["y"] == 1).all()
+            return
+        name = runner.program.calls[index].name
+        with pytest.raises(StrayWriteError, match=f"Kernel '{name}': changed {place}") as stopped:
+            runner.run_kernel(index, arrays)
+        assert "Report it" in str(stopped.value)
+
+
+@pytest.mark.parametrize("kind", ["one thread", "emulated"])
+def test_a_kernel_alone_leaves_nothing_behind(kind: str, c_program: Callable[..., Program], c_program_tensors: Tensors) -> None:
+    """A run in which the first kernel writes nothing finds neither its tensors nor its results."""
+    with open_kind(kind, lambda *target: c_program(*target, kernels=IDLE_KERNELS)) as runner:
+        runner.run_kernel(1, [c_program_tensors["y"], c_program_tensors["x"]])
+        assert np.isnan(runner.run(inputs_of(c_program_tensors))["s"]).all()
 
 
 @pytest.mark.parametrize(
