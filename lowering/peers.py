@@ -202,8 +202,10 @@ class StockTvm:
         machine = relax.VirtualMachine(tvm.compile(module, tvm_target(device.detect())), tvm.cpu())
         constants = {initializer.name for initializer in model.graph.initializer}
         order = [value.name for value in model.graph.input if value.name not in constants]
-        self._place = lambda inputs: [tvm.runtime.tensor(inputs[name]) for name in order]
         self._call: Callable[..., Any] = machine["main"]
+        self._place: Callable[[Mapping[str, np.ndarray]], list[Any]] = lambda inputs: [
+            tvm.runtime.tensor(inputs[name]) for name in order
+        ]
         arguments = self._place(job.inputs)
         self._main: Callable[[], Any] = lambda: self._call(*arguments)
         if job.threads > 1:
