@@ -10,4 +10,4 @@ rm -rf build/types
 mkdir -p build/types/sepwise
 for entry in scripts/sepwise/*; do ln -s "$root/$entry" "build/types/$(basename "$(dirname "$entry")")/"; done
 for package in models passes lowering; do ln -s "$root/$package" build/types/sepwise/; done
-exec "${PYTHON:-.venv/bin/python}" -m mypy "$@" build/types/sepwise scripts/demo.py
+exec "${PYTHON:-.venv/bin/python}" -m mypy "$@" build/types/sepwise scripts/demo.py scripts/benchmarks/*.py
