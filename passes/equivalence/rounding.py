@@ -19,10 +19,11 @@ from sepwise.passes.equivalence.pooling import average_pool, average_pool_counts
 from sepwise.passes.equivalence.resampling import apply_axis, axis_weights, read_plan, resized_axes
 from sepwise.passes.errors import UnsupportedError
 
-__all__ = ["ALLOWANCES", "LARGEST", "MOVES", "SELECTS", "TINY", "UNIT", "Allowance", "gamma", "noise_scale"]
+__all__ = ["ALLOWANCES", "LARGEST", "MOVES", "NORMAL", "SELECTS", "TINY", "UNIT", "Allowance", "gamma", "noise_scale"]
 
 UNIT = 2.0**-24  # unit roundoff of float32: half the distance from 1 to the next number, relative
 TINY = 2.0**-149  # smallest subnormal of float32: rounding below the normal range is absolute
+NORMAL = 2.0**-126  # smallest normal of float32: arithmetic that flushes subnormals takes what is below it for 0
 MAXIMUM_SIGMAS = 3  # a largest error of several roundings, in standard deviations of their sum
 LARGEST = float(np.finfo(np.float32).max)
 

@@ -6,11 +6,17 @@
 errors of the operands may grow, and what the operator's own rounding adds. The rules hold for every order of
 summation, blocked or not, with fused multiply-add or not (Higham, Accuracy and Stability of Numerical Algorithms,
 chapter 3), for batch norms and scales that were folded into weights, and for affine maps that are rewritten with
-their constants multiplied through. They assume IEEE float32 with gradual underflow.
+their constants multiplied through.
+
+Arithmetic is IEEE float32 with gradual underflow, or (`flush`) takes and gives 0 for numbers below the normal range, as vector
+units of Armv7 do. Each number that is flushed is one off by less than the smallest normal number N: operands below
+N have that error, and of a sum of k products each product, each partial sum and each weight that a batch norm was
+folded into, (2 k + 4) N (1 + max |x|) in all. What only moves through memory is left as it is.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -39,7 +45,7 @@ from sepwise.passes.equivalence.resampling import (
     read_plan,
     resized_axes,
 )
-from sepwise.passes.equivalence.rounding import ALLOWANCES, LARGEST, MOVES, TINY, UNIT, gamma
+from sepwise.passes.equivalence.rounding import ALLOWANCES, LARGEST, MOVES, NORMAL, TINY, UNIT, gamma
 from sepwise.passes.errors import UnsupportedError
 
 __all__ = ["run_with_bounds"]
@@ -82,7 +88,12 @@ Rule: TypeAlias = Callable[..., Array]
 
 
 def run_with_bounds(
-    model: "Model | Oracle", inputs: Mapping[str, Array], *, keep: Collection[str] = (), single: bool = True
+    model: "Model | Oracle",
+    inputs: Mapping[str, Array],
+    *,
+    keep: Collection[str] = (),
+    single: bool = True,
+    flush: bool = False,
 ) -> dict[str, tuple[Array, Array]]:
     """Computes the outputs of a model and how far any float32 execution may be from them.
 
@@ -99,6 +110,7 @@ def run_with_bounds(
         keep: names of intermediate values to return as well.
         single: whether inputs and constants are float32; those of a model in float64 are taken as they are. The bound
             is that of float32 arithmetic in both cases, which is wide for float64.
+        flush: whether arithmetic takes and gives 0 for numbers below the normal range.
 
     Returns:
         (value, bound) of each output, then of what was to be kept; both float64 and of one shape. The bound is
@@ -115,7 +127,7 @@ def run_with_bounds(
             graph,
             {name: Bounded(array, EXACT) for name, array in feeds.items()},
             constant=lambda _, array: Bounded(_as_stored(array) if single else array, EXACT),
-            step=_step,
+            step=partial(_step, flush=flush),
             truth=_truth,
             keep=keep,
         )
@@ -133,9 +145,12 @@ def _truth(condition: Bounded) -> bool:
     return bool(condition.value.all())
 
 
-def _step(op: Operation, operands: Operands) -> tuple[Bounded, ...]:
+def _step(op: Operation, operands: Operands, *, flush: bool) -> tuple[Bounded, ...]:
     values = [None if o is None else o.value for o in operands]
     outputs = evaluate(op, values)
+    if flush and op.operator not in MOVES:
+        read = len(operands) if op.operator in READS_ALL else 1
+        operands = [*map(_flushed, operands[:read]), *operands[read:]]
     exact = all(o is None or o.exact for o in operands)
     if op.operator in ("Shape", "Size"):
         return _exact(outputs)
@@ -148,9 +163,25 @@ def _step(op: Operation, operands: Operands) -> tuple[Bounded, ...]:
         raise UnsupportedError(f"{op}: has no rule in the running error analysis, so no bound can be given for it.")
     error = rule(op, outputs[0], *operands)
     if op.operator not in NEVER_ROUND and outputs[0].dtype.kind == "f":
-        error = error + 4 * TINY  # a result below the normal range is rounded absolutely, in at most a few steps
+        error = error + (_flushed_results(operands) if flush else 4 * TINY)  # below the normal range rounding is absolute
     first = Bounded(outputs[0], _finish(outputs[0], error))
     return (first, *(Bounded(y, np.full(y.shape, np.inf)) for y in outputs[1:]))
+
+
+def _flushed(operand: Bounded | None) -> Bounded | None:
+    """An operand whose elements may be taken for 0 where they may lie below the normal range."""
+    if operand is None or operand.value.dtype.kind != "f":
+        return operand
+    below = (operand.size > 0) & (np.abs(operand.value) - operand.error < NORMAL)
+    return Bounded(operand.value, operand.error + NORMAL * below) if below.any() else operand
+
+
+def _flushed_results(operands: Operands) -> float:
+    """What flushed products, partial sums and folded weights amount to: no element is made of more than the largest operand."""
+    terms = max((o.value.size for o in operands if o is not None), default=0)
+    data = operands[0].size if operands and operands[0] is not None else np.zeros(1)
+    largest = np.max(data, where=np.isfinite(data), initial=0.0)
+    return (2 * terms + 4) * NORMAL * (1 + float(largest))
 
 
 def _finish(y: Array, error: Array) -> Array:
@@ -657,6 +688,14 @@ RULES: Mapping[str, Rule] = {
 }
 
 # With exact operands these are exact: they select, round to whole numbers, or compute shapes.
+# Operators that compute with all their operands; of the others those after the first are parameters.
+READS_ALL = frozenset(
+    {
+        *("Add", "Div", "Max", "Mean", "Min", "Mul", "Sub", "Sum", "Where"),
+        *("Conv", "ConvTranspose", "Gemm", "MatMul"),
+    }
+)
+
 NEVER_ROUND = frozenset(
     {
         *("Abs", "Cast", "Ceil", "Clip", "Floor", "Max", "Min", "Neg", "Relu", "Round", "Sign", "ThresholdedRelu", "Where"),

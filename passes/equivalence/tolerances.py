@@ -8,7 +8,7 @@ from sepwise.passes.equivalence.graph import Array, Graph, Model, Operation
 from sepwise.passes.equivalence.interpreter import interpret, read_inputs
 from sepwise.passes.equivalence.operators import evaluate
 from sepwise.passes.equivalence.oracle import Oracle, as_graph
-from sepwise.passes.equivalence.rounding import UNIT, noise_scale
+from sepwise.passes.equivalence.rounding import NORMAL, UNIT, noise_scale
 
 __all__ = ["constant_rounding_sigma", "constant_rounding_sigmas", "execution_sigma", "structural_values"]
 
@@ -129,7 +129,9 @@ def _rounded(rng: np.random.Generator, array: Array) -> Array:
     return noise
 
 
-def execution_sigma(model: "Model | Oracle", inputs: Mapping[str, Array], seeds: int = SEEDS) -> dict[str, Array]:
+def execution_sigma(
+    model: "Model | Oracle", inputs: Mapping[str, Array], seeds: int = SEEDS, *, flush: bool = False
+) -> dict[str, Array]:
     """Measures how far float32 arithmetic is expected to move the outputs of a model (sigma_x).
 
     The argument: an execution in float32 rounds after every operation, in an order of its own. The model is run in
@@ -143,6 +145,8 @@ def execution_sigma(model: "Model | Oracle", inputs: Mapping[str, Array], seeds:
         model: the model as it came in.
         inputs: tensors by input name, rounded to float32 first, as an execution is fed.
         seeds: number of runs.
+        flush: whether arithmetic takes and gives 0 for numbers below the normal range, which makes every result one off
+            by up to the smallest normal number.
 
     Returns:
         sigma_x of each output; for integer outputs it tells where rounding decides the value.
@@ -160,7 +164,7 @@ def execution_sigma(model: "Model | Oracle", inputs: Mapping[str, Array], seeds:
         if not fixed.intersection(op.outputs):
             scale = noise_scale(op, operands, outputs)
             if scale is not None:
-                scales[op.outputs] = np.nan_to_num(scale, posinf=0.0).astype(np.float32)
+                scales[op.outputs] = np.nan_to_num(scale + NORMAL * flush, posinf=0.0).astype(np.float32)
         return outputs
 
     def perturbed(rng: np.random.Generator) -> Callable[[Operation, list[Array | None]], tuple[Array, ...]]:

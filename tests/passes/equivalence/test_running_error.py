@@ -45,6 +45,42 @@ def test_bound_is_not_absurd(random_network, run_onnxruntime, record_property) -
     assert max(ratios) < 1
 
 
+def flushed(x: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(x) < 2.0**-126, np.float32(0), x).astype(np.float32)
+
+
+def test_arithmetic_that_flushes_subnormals_stays_inside_its_own_bound_only(parse) -> None:
+    """A product of matrices and a scale, every operand, product, partial sum and result below the normal range taken for 0."""
+    model = parse(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[5,40] x, float[40,6] w, float s) => (float y, float r) '
+        "{ p = MatMul(x, w) y = Mul(p, s) r = Relu(x) }"
+    )
+    rng = np.random.default_rng(0)
+    for x_scale, w_scale, s in ((1e-20, 1e-19, 1e3), (1e-39, 1e30, 1.0), (1.0, 1e-38, 2.0), (1.0, 1.0, 1e-38)):
+        x = (rng.standard_normal((5, 40)) * x_scale).astype(np.float32)
+        w = (rng.standard_normal((40, 6)) * w_scale).astype(np.float32)
+        total = np.zeros((5, 6), np.float32)
+        for k in range(40):
+            product = flushed(flushed(x)[:, k : k + 1] * flushed(w)[k])
+            total = flushed(total + product)
+        inputs = {"x": x, "w": w, "s": np.float32(s)}
+        outputs = {"y": flushed(total * flushed(np.float32(s))), "r": flushed(np.maximum(x, 0))}
+        ieee, own = run_with_bounds(model, inputs), run_with_bounds(model, inputs, flush=True)
+        assert all(compare_kernel(outputs[name], *own[name]).passed for name in outputs), x_scale
+        assert not all(compare_kernel(outputs[name], *ieee[name]).passed for name in outputs) or s == 1e-38
+
+
+def test_what_flushing_adds_is_nothing_to_normal_numbers(parse) -> None:
+    model = parse(CONV)
+    inputs = sample_inputs(model, 0)
+    (value, bound), (same, wider) = (run_with_bounds(model, inputs, flush=flush)["y"] for flush in (False, True))
+    assert np.array_equal(value, same)
+    assert np.all(wider - bound <= 1e-30)
+    moved = parse('<ir_version: 8, opset_import: ["" : 18]> g (float[3] x) => (float y) { y = Transpose(x) }')
+    _, bound = run_with_bounds(moved, {"x": np.full(3, 1e-40, np.float32)}, flush=True)["y"]
+    assert not bound.any()
+
+
 CONV = (
     '<ir_version: 8, opset_import: ["" : 18]> g (float[1,24,9,9] x) => (float y) <float[8,24,3,3] w, float[8] b> '
     "{ y = Conv<pads=[1,1,1,1]>(x, w, b) }"
