@@ -30,8 +30,8 @@ RUNTIME = Path(__file__).parent / "runtime"
 
 _FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-fno-sanitize=undefined", "-fno-stack-protector")
 _HOSTED_FLAGS = ("-fPIC",)
-_FREESTANDING_FLAGS = ("-ffreestanding", "-fno-builtin")
-_ELF_EMULATIONS = {"aarch64": "aarch64linux", "x86_64": "elf_x86_64"}
+_FREESTANDING_FLAGS = ("-ffreestanding", "-fno-builtin", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables")
+_ELF_EMULATIONS = {"aarch64": "aarch64linux", "arm": "armelf_linux_eabi", "x86_64": "elf_x86_64"}
 
 
 @cache

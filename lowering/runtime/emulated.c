@@ -23,6 +23,9 @@ __asm__(".globl _start\n_start:\n  mov x29, #0\n  mov x30, #0\n  bl serve\n"); /
 #elif defined(__x86_64__)
 enum { SYS_read = 0, SYS_write = 1, SYS_exit = 231, SYS_mmap = 9 };
 __asm__(".globl _start\n_start:\n  xor %ebp, %ebp\n  call serve\n"); /* rsp comes aligned to 16 */
+#elif defined(__arm__)
+enum { SYS_read = 3, SYS_write = 4, SYS_exit = 248, SYS_mmap = 192 /* mmap2 */ };
+__asm__(".globl _start\n_start:\n  mov r11, #0\n  mov lr, #0\n  bl serve\n"); /* sp comes aligned to 8 */
 #else
 #error "no system calls known for this target"
 #endif
@@ -38,6 +41,18 @@ static long call_system(long number, long a, long b, long c, long d, long e, lon
   register long x5 __asm__("x5") = f;
   __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
   return x0;
+#elif defined(__arm__)
+  register long r0 __asm__("r0") = a;
+  register long r1 __asm__("r1") = b;
+  register long r2 __asm__("r2") = c;
+  register long r3 __asm__("r3") = d;
+  register long r4 __asm__("r4") = e;
+  register long r5 __asm__("r5") = f;
+  __asm__ volatile("push {r7}\n  mov r7, %1\n  svc #0\n  pop {r7}" /* r7 may be the frame pointer */
+                   : "+r"(r0)
+                   : "r"(number), "r"(r1), "r"(r2), "r"(r3), "r"(r4), "r"(r5)
+                   : "memory");
+  return r0;
 #else
   register long r10 __asm__("r10") = d;
   register long r8 __asm__("r8") = e;

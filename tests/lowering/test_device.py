@@ -46,11 +46,15 @@ def test_every_fact_of_a_device_has_a_source(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "lanes", "registers"),
-    [("x86-64-v2", 4, 16), ("x86-64-v3", 8, 16), ("x86-64-v4", 16, 32), *((name, 4, 32) for name in ARM64)],
+    [("x86-64-v2", 4, 16), ("x86-64-v3", 8, 16), ("x86-64-v4", 16, 32), *((name, 4, 32) for name in ARM64), ("cortex-a7", 4, 16)],
 )
 def test_register_files(name: str, lanes: int, registers: int) -> None:
     device = devices.get(name)
     assert (device.lanes, device.vector_registers) == (lanes, registers)
+
+
+def test_which_devices_flush_subnormals() -> None:
+    assert {name for name in devices.names() if devices.get(name).flushes_subnormals} == {"cortex-a7", "rpi2"}
 
 
 def test_which_devices_fuse_multiply_and_add() -> None:
@@ -60,6 +64,7 @@ def test_which_devices_fuse_multiply_and_add() -> None:
 @pytest.mark.parametrize(
     ("board", "core", "differs"),
     [
+        ("rpi2", "cortex-a7", set()),
         ("rpi3", "cortex-a53", set()),
         ("rpi3b-plus", "cortex-a53", {"clock_hz", "memory_bytes_per_cycle"}),
         ("rpi4", "cortex-a72", set()),
