@@ -133,7 +133,7 @@ def _isolate_kernel(checker: KernelChecker, check: Check, device: Device, thread
 def _kernel_fails(checker: KernelChecker, index: int, part: onnx.ModelProto, feeds: Arrays) -> bool:
     """Tells whether a kernel, as it ships, is wrong on some tensors."""
     call = checker.program.calls[index]
-    bounds = run_with_bounds(part, feeds, single=checker.single)
+    bounds = run_with_bounds(part, feeds, single=checker.single, flush=checker.flush)
     arrays = [feeds[onnx_name(checker.program, name)] for name in call.inputs]
     written = {onnx_name(checker.program, name): array for name, array in checker.runner.run_kernel(index, arrays).items()}
     return any(compare_kernel(written[name], *bound).status == "failed" for name, bound in bounds.items())
@@ -321,7 +321,7 @@ def _worst_rounding(checker: KernelChecker, check: Check, device: Device, thread
         arrays = [feeds[onnx_name(program, name)] for name in call.inputs]
         written = {onnx_name(program, name): array for name, array in checker.runner.run_kernel(index, arrays).items()}
         try:
-            judged = compare_execution(written, part.run(feeds), execution_sigma(part, feeds))
+            judged = compare_execution(written, part.run(feeds), execution_sigma(part, feeds, flush=checker.flush))
         except SepwiseError:
             continue
         ratio = math.inf if judged.worst_ratio is None else judged.worst_ratio

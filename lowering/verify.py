@@ -173,6 +173,7 @@ class KernelChecker:
         model: The graph whose nodes they cover.
         tensors: The oracle's by ONNX name, as kernels are fed them.
         single: Whether kernels compute in float32; otherwise the whole Program is in float64.
+        flush: Whether they take and give 0 for numbers below the normal range.
         covered: By kernel, the values between which its nodes lie: those fed, and those written.
     """
 
@@ -192,6 +193,7 @@ class KernelChecker:
         self.model = ir.to_proto(model)
         typed = (*program.inputs, *program.values, *program.outputs)
         self.single = any(value.type.dtype == "float32" for value in typed)
+        self.flush = devices.get(program.device).flushes_subnormals
         tensors = {**feed, **Oracle(self.model).run(feed, keep=names & known)}
         self.tensors = {name: self.as_stored(array) for name, array in tensors.items()}
         self.covered: dict[str, tuple[list[str], list[str]]] = {}
@@ -246,7 +248,7 @@ class KernelChecker:
             feeds = {name: self.tensors[name] for name in sources}
             try:
                 part = extract(self.model, list(feeds), list(written))
-                bounds = run_with_bounds(part, feeds, single=self.single)
+                bounds = run_with_bounds(part, feeds, single=self.single, flush=self.flush)
             except SepwiseError as error:
                 skipped = Check("kernel", call.name, call.nodes, "skipped", 0.0, 0.0, None, None, reason=str(error))
                 return replace(skipped, strategy=call.strategy)
@@ -265,7 +267,8 @@ def _check_model(
     """The whole network against what float32 arithmetic explains."""
     oracle = Oracle(model)
     expected = [oracle.run(feed) for feed in feeds]
-    sigma = [execution_sigma(oracle, feed) for feed in feeds]
+    flush = devices.get(runner.program.device).flushes_subnormals
+    sigma = [execution_sigma(oracle, feed, flush=flush) for feed in feeds]
     outputs = [runner.run(feed) for feed in feeds]
     return compare_execution(outputs, expected, sigma, name=name)
 
