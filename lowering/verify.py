@@ -1,13 +1,13 @@
 """Checks of a model on a target: every pass, every kernel, the whole network, against the float64 oracle.
 
-A kernel is checked on its own target, the very object code that ships, fed the oracle's tensors rounded to float32, so
-that errors of other kernels do not add up. Its reference is the part of the graph that it covers, cut out of the
-model as it was before stages were grouped into functions.
+A kernel is checked on its own target, the very object code that ships. Its reference is the part of the graph that it
+covers, cut out of the model as it was before stages were grouped into functions. It is fed the oracle's tensors rounded to
+float32, so that errors of other kernels do not add up, and then what is drawn for it alone, as those seldom come near
+the limits of what it computes.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,16 @@ import onnx_ir as ir
 from sepwise.lowering import device as devices
 from sepwise.lowering.build import build_program
 from sepwise.lowering.runner import open_runner
+from sepwise.lowering.strategies import is_direct
 from sepwise.passes import fuse, load_model
 from sepwise.passes.equivalence import (
+    EMULATED_NETWORK_KINDS,
+    NETWORK_KINDS,
+    STRESSES,
     Check,
     GraphReference,
     Oracle,
+    Stress,
     Verification,
     compare_execution,
     compare_graph,
@@ -30,24 +35,28 @@ from sepwise.passes.equivalence import (
     extract,
     run_with_bounds,
     sample_inputs,
+    worst_check,
 )
+from sepwise.passes.equivalence.graph import read_graph
+from sepwise.passes.equivalence.rounding import LARGEST
 from sepwise.passes.errors import SepwiseError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import KernelCall, Program
     from sepwise.lowering.runner import Runner
+    from sepwise.passes.equivalence.graph import Graph
+
+    Tensors = Mapping[str, np.ndarray]
 
 __all__ = ["KernelChecker", "onnx_name", "verify", "verify_model"]
 
-NATIVE_KINDS = ("normal", "uniform")
-"""Inputs drawn for a device that this machine can run."""
-
-EMULATED_KINDS = ("normal",)
-"""Inputs drawn for an emulated device, where a run takes a few hundred times as long."""
+ORACLE, NONFINITE = "oracle", "nonfinite"
+KERNEL_INPUTS = (ORACLE, *STRESSES)
+"""What every kernel is fed: the oracle's tensors on the first inputs of the network, and what is drawn at its own inputs."""
 
 GROUPING = "group_separable"
 """The pass behind which the values between the stages of a chain have no name any more."""
@@ -112,7 +121,7 @@ def verify_model(
     if inputs is not None:
         feeds, described = [dict(inputs)], ("given",)
     else:
-        kinds = EMULATED_KINDS if device.emulated else NATIVE_KINDS
+        kinds = EMULATED_NETWORK_KINDS if device.emulated else NETWORK_KINDS
         feeds = [sample_inputs(model, seed, kind) for seed, kind in enumerate(kinds)]
         described = kinds
     stages = (("load_model", model), *report.stages)
@@ -134,7 +143,9 @@ def verify_model(
         kernel_checks = [check for index in range(len(program.calls)) for check in checker.check(index)]
         model_check = _check_model(runner, model, feeds, program.name)
         checks = (*graph_checks, *kernel_checks, model_check)
-        found = Verification(program.name, device.name, checks, passes=report.passes, inputs=described)
+        found = Verification(
+            program.name, device.name, checks, passes=report.passes, inputs=described, kernel_inputs=KERNEL_INPUTS
+        )
         if not bisect or all(check.status != "failed" for check in checks):
             return found
         from sepwise.lowering.bisect import bisect_kernels, bisect_program
@@ -162,10 +173,10 @@ def _check_passes(
 
 
 class KernelChecker:
-    """Checks kernels one after the other, each alone on the oracle's tensors.
+    """Checks kernels one after the other, each alone on the oracle's tensors and on tensors drawn for it.
 
     A value that the graph does not have (several kernels compute one node) cannot be checked by itself: the kernel that
-    reads it is fed what was written, and checked against all nodes from the first of them on.
+    reads it is run behind the one that writes it, and both are checked against all nodes from the first of them on.
 
     Attributes:
         program: Holds the kernels.
@@ -197,68 +208,127 @@ class KernelChecker:
         tensors = {**feed, **Oracle(self.model).run(feed, keep=names & known)}
         self.tensors = {name: self.as_stored(array) for name, array in tensors.items()}
         self.covered: dict[str, tuple[list[str], list[str]]] = {}
-        self._unnamed: dict[str, tuple[np.ndarray, list[str]]] = {}
+        self._writers: dict[str, KernelCall] = {}
+        self._failing: dict[str, Tensors] = {}
 
     def check(self, index: int) -> list[Check]:
-        """Runs one kernel.
+        """Runs one kernel on the oracle's tensors and on those drawn for it.
 
         Args:
             index: Which of the Program's calls; all before it have been checked.
 
         Returns:
-            Its check; none where all that it writes has no name in the graph.
+            Its check, the worst over all that it was fed; none where all that it writes has no name in the graph.
         """
         call = self.program.calls[index]
-        sources: list[str] = []
-        arrays: list[np.ndarray] = []
-        for name in call.inputs:
-            source = onnx_name(self.program, name)
-            if source in self.tensors:
-                sources.append(source)
-                arrays.append(_as_typed(self.tensors[source], self.program.find_value(name).type.dtype))
-            else:
-                array, before = self._unnamed[source]
-                sources += before
-                arrays.append(array)
-        written = self.runner.run_kernel(index, arrays)
-        targets = {onnx_name(self.program, name): name for name in call.outputs}
-        for target, name in targets.items():
-            if target not in self.tensors:
-                self._unnamed[target] = (written[name], sources)
-        named = {target: written[name] for target, name in targets.items() if target in self.tensors}
-        self.covered[call.name] = (sources, list(named))
-        return [self._compare(call, sources, named)] if named else []
+        self._writers.update(dict.fromkeys(call.outputs, call))
+        sources = list(self._sources(call))
+        targets = {target: name for name in call.outputs if (target := onnx_name(self.program, name)) in self.tensors}
+        self.covered[call.name] = (sources, list(targets))
+        if not targets:
+            return []
+        feeds = self.feeds_of(call.name)
+        if set(sources) == set(targets):  # a change of layout computes nothing
+            bounds = {name: (self.tensors[name], np.zeros(self.tensors[name].shape)) for name in targets}
+            return [self._compare(call, feeds, targets, bounds, ORACLE)]
+        try:
+            part = read_graph(extract(self.model, sources, list(targets)))
+            bounds = run_with_bounds(part, feeds, single=self.single, flush=self.flush)
+        except SepwiseError as error:
+            skipped = Check("kernel", call.name, call.nodes, "skipped", 0.0, 0.0, None, None, reason=str(error))
+            return [replace(skipped, strategy=call.strategy)]
+        worst = self._compare(call, feeds, targets, bounds, ORACLE)
+        for kind, drawn in self._draw(index, part, feeds):
+            try:
+                bounds = run_with_bounds(part, drawn, single=self.single, flush=self.flush)
+            except SepwiseError:  # how much rounding may do is not known there; on the oracle's tensors it is
+                continue
+            check = self._compare(call, drawn, targets, bounds, kind)
+            worst = worst_check([worst, check])
+            if worst.status == "failed" and worst.worst_input == check.worst_input:
+                self._failing[call.name] = drawn
+        return [worst]
+
+    def feeds_of(self, name: str) -> Tensors:
+        """Gives what shows that a kernel is wrong.
+
+        Args:
+            name: A kernel that was checked.
+
+        Returns:
+            Tensors by ONNX name: those on which it is worst, the oracle's where it is right.
+        """
+        return self._failing.get(name) or {source: self.tensors[source] for source in self.covered[name][0]}
 
     def as_stored(self, array: np.ndarray) -> np.ndarray:
         """Gives what a kernel is fed of the oracle's tensor.
 
         Args:
-            array: Of any type.
+            array: A tensor of the oracle.
 
         Returns:
-            Floating-point numbers in float32, unless the whole Program is in float64.
+            The same in float32, unless the whole Program is in float64.
         """
         return array.astype(np.float32) if self.single and array.dtype == np.float64 else array
 
-    def _compare(self, call: KernelCall, sources: Sequence[str], written: Mapping[str, np.ndarray]) -> Check:
-        """What a kernel wrote against the nodes between `sources` and it; the worst of its outputs."""
-        if set(sources) == set(written):  # a change of layout computes nothing
-            bounds = {name: (self.tensors[name], np.zeros(self.tensors[name].shape)) for name in written}
-        else:
-            feeds = {name: self.tensors[name] for name in sources}
-            try:
-                part = extract(self.model, list(feeds), list(written))
-                bounds = run_with_bounds(part, feeds, single=self.single, flush=self.flush)
-            except SepwiseError as error:
-                skipped = Check("kernel", call.name, call.nodes, "skipped", 0.0, 0.0, None, None, reason=str(error))
-                return replace(skipped, strategy=call.strategy)
-        compared = (
-            (name, compare_kernel(array, *bounds[name], name=call.name, nodes=call.nodes)) for name, array in written.items()
-        )
-        checks = [replace(check, worst_tensor=name, strategy=call.strategy) for name, check in compared]
-        failed = [check for check in checks if check.status == "failed"]
-        passed = [check for check in checks if check.passed]
-        return max(failed or passed or checks, key=lambda check: math.inf if check.worst_ratio is None else check.worst_ratio)
+    def _chain(self, call: KernelCall) -> list[KernelCall]:
+        """A call and, behind it, those that write what it reads and the graph does not have."""
+        calls = [call]
+        for each in calls:
+            calls += [self._writers[name] for name in each.inputs if onnx_name(self.program, name) not in self.tensors]
+        return calls
+
+    def _sources(self, call: KernelCall) -> dict[str, str]:
+        """Finds the values of the graph that a call depends on, through those that the graph does not have, and their types."""
+        read = [name for each in self._chain(call) for name in each.inputs]
+        types = {onnx_name(self.program, name): self.program.find_value(name).type.dtype for name in read}
+        return {name: dtype for name, dtype in types.items() if name in self.tensors}
+
+    def _draw(self, index: int, part: Graph, feeds: Tensors) -> Iterator[tuple[str, Tensors]]:
+        """Draws what a kernel is fed besides, of each kind that fits it."""
+        call = self.program.calls[index]
+        types = {name: np.dtype("float16" if dtype == "float16" else "float32") for name, dtype in self._sources(call).items()}
+        try:
+            stress = Stress(part, feeds, types, index)
+        except SepwiseError:
+            return
+        direct = all(is_direct(each.strategy) for each in self._chain(call))
+        for kind in STRESSES if stress.drawn else ():
+            if kind != NONFINITE or direct:
+                yield kind, {name: self.as_stored(array) for name, array in stress.draw(kind).items()}
+
+    def _run(self, call: KernelCall, feeds: Tensors) -> Tensors:
+        """Runs a call, and before it those that write what the graph does not have."""
+        arrays = []
+        for name in call.inputs:
+            source = onnx_name(self.program, name)
+            if source in self.tensors:
+                arrays.append(_as_typed(feeds[source], self.program.find_value(name).type.dtype))
+            else:
+                arrays.append(self._run(self._writers[name], feeds)[name])
+        return self.runner.run_kernel(self.program.calls.index(call), arrays)
+
+    def _compare(
+        self,
+        call: KernelCall,
+        feeds: Tensors,
+        targets: Mapping[str, str],
+        bounds: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        kind: str,
+    ) -> Check:
+        """What a kernel writes against the nodes that it covers; the worst of its outputs."""
+        written = self._run(call, feeds)
+        checks = []
+        for target, name in targets.items():
+            value, bound = bounds[target]
+            if kind == NONFINITE:  # nothing overflows by itself there, so what is finite has to be
+                bound = np.minimum(bound, LARGEST)
+            placed = kind in (ORACLE, NONFINITE)
+            check = compare_kernel(written[name], value, bound, name=call.name, nodes=call.nodes, placed=placed)
+            reason = f"{check.reason}, fed {kind}" if check.reason and kind != ORACLE else check.reason
+            place = KERNEL_INPUTS.index(kind)
+            checks.append(replace(check, worst_tensor=target, worst_input=place, strategy=call.strategy, reason=reason))
+        return worst_check(checks)
 
 
 def _check_model(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.strategies.base import AnyStrategy
     from sepwise.lowering.workload import LinearWorkload
 
-__all__ = ["CONV_STRATEGIES", "LINEAR_STRATEGIES", "Implementation", "Refusal", "load_strategies", "strategies_for"]
+__all__ = ["CONV_STRATEGIES", "LINEAR_STRATEGIES", "Implementation", "Refusal", "is_direct", "load_strategies", "strategies_for"]
 
 
 def load_strategies(*entries: str) -> list[AnyStrategy]:
@@ -76,3 +76,15 @@ def strategies_for(workload: ConvWorkload | LinearWorkload) -> list[AnyStrategy]
         The visible list, whether or not each applies.
     """
     return CONV_STRATEGIES if isinstance(workload, ConvWorkload) else LINEAR_STRATEGIES
+
+
+def is_direct(name: str) -> bool:
+    """Tells whether a strategy is direct (see `base.Strategy`).
+
+    Args:
+        name: The strategy, as calls name it.
+
+    Returns:
+        What it says of itself; False for what is no strategy of this package, as the generic schedule.
+    """
+    return any(strategy.direct for strategy in (*CONV_STRATEGIES, *LINEAR_STRATEGIES) if strategy.name == name)

@@ -53,9 +53,16 @@ class Implementation:
 
 
 class Strategy(Protocol, Generic[WorkloadT_contra, TileT]):
-    """One implementation of a kind of workload; tiles come from one place and the tuner draws from the same."""
+    """One implementation of a kind of workload; tiles come from one place and the tuner draws from the same.
+
+    Attributes:
+        name: What reports call it.
+        direct: Whether it adds up the products of the definition and no others, so that NaN and infinities come out exactly
+            where the definition has them; a transformed convolution (Winograd, FFT) is not direct.
+    """
 
     name: str
+    direct: bool
 
     def applies(self, workload: WorkloadT_contra, device: Device) -> Refusal | None:
         """Says why it cannot compute the workload on the device, or None where it can."""

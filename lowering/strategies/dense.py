@@ -44,6 +44,7 @@ class DenseStrategy:
     """Direct convolution with one input channel for all lanes."""
 
     name = "dense"
+    direct = True
 
     def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
         """Refuses groups that do not fill vectors."""

@@ -45,6 +45,7 @@ class DepthwiseStrategy:
     """Each lane is a channel."""
 
     name = "depthwise"
+    direct = True
 
     def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
         """Refuses lanes that share a channel, and plain inputs."""

@@ -69,6 +69,7 @@ class GroupedStrategy:
     """Lanes of one vector belong to several groups."""
 
     name = "grouped"
+    direct = True
 
     def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
         """Refuses groups that fill vectors, and lanes that each read their own channel."""

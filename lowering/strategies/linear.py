@@ -68,6 +68,7 @@ class LinearStrategy:
     """Rows by output vectors."""
 
     name = "linear"
+    direct = True
 
     def applies(self, workload: LinearWorkload, device: Device) -> Refusal | None:
         """Applies to every matrix product with constant weights."""

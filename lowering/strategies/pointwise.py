@@ -64,6 +64,7 @@ class PointwiseStrategy:
     """One matrix product over all pixels of an image."""
 
     name = "pointwise"
+    direct = True
 
     def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
         """Refuses what moves pixels: a kernel, a stride, pads; and groups that do not fill vectors."""

@@ -44,6 +44,7 @@ class SeparableStrategy:
     """A depthwise convolution of multiplier 1 whose result is read by a flat pointwise one, and nothing else."""
 
     name = "depthwise+pointwise"
+    direct = True
 
     def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
         """Refuses other chains, and depthwise stages whose lanes do not read their own channel."""

@@ -6,7 +6,8 @@ Needs neither TVM nor torch, and imports in a fraction of a second.
     constant_rounding_sigma  tolerance between two graphs            -> compare_graph
     execution_sigma          tolerance of a whole execution          -> compare_execution
     run_with_bounds          rigorous bound of one kernel's result   -> compare_kernel
-    extract, sample_inputs   a kernel's nodes as a model, and what to feed it
+    extract, sample_inputs   a part of a model as a model, and what to feed it
+    Stress                   what to feed a kernel by itself
     bisect_graphs            the operators that two graphs differ in   -> Reproducer
 """
 
@@ -18,22 +19,28 @@ from sepwise.passes.equivalence.compare import (
     compare_execution,
     compare_graph,
     compare_kernel,
+    worst_check,
 )
 from sepwise.passes.equivalence.extract import extract
 from sepwise.passes.equivalence.oracle import Oracle
 from sepwise.passes.equivalence.reproducer import Reproducer
 from sepwise.passes.equivalence.running_error import run_with_bounds
-from sepwise.passes.equivalence.sample import KINDS, sample_inputs
+from sepwise.passes.equivalence.sample import EMULATED_NETWORK_KINDS, KINDS, NETWORK_KINDS, sample_inputs
+from sepwise.passes.equivalence.stress import STRESSES, Stress
 from sepwise.passes.equivalence.tolerances import constant_rounding_sigma, execution_sigma
 from sepwise.passes.equivalence.verification import Verification
 
 __all__ = [
+    "EMULATED_NETWORK_KINDS",
     "HISTOGRAM_EDGES",
     "KINDS",
+    "NETWORK_KINDS",
+    "STRESSES",
     "Check",
     "GraphReference",
     "Oracle",
     "Reproducer",
+    "Stress",
     "Verification",
     "bisect_graphs",
     "compare_execution",
@@ -45,4 +52,5 @@ __all__ = [
     "reduce_inputs",
     "run_with_bounds",
     "sample_inputs",
+    "worst_check",
 ]

@@ -13,7 +13,15 @@ from sepwise.passes.equivalence.rounding import TINY, UNIT
 from sepwise.passes.equivalence.tolerances import SEEDS, constant_rounding_sigmas, execution_sigma
 from sepwise.passes.errors import InputError, UnsupportedError
 
-__all__ = ["HISTOGRAM_EDGES", "Check", "GraphReference", "compare_execution", "compare_graph", "compare_kernel"]
+__all__ = [
+    "HISTOGRAM_EDGES",
+    "Check",
+    "GraphReference",
+    "compare_execution",
+    "compare_graph",
+    "compare_kernel",
+    "worst_check",
+]
 
 Tensors: TypeAlias = Mapping[str, Array]
 Several: TypeAlias = Tensors | Sequence[Tensors]
@@ -24,6 +32,9 @@ FLOAT64_UNIT = 2.0**-53
 
 NOTHING_FINITE = "nothing finite to compare: give other inputs"
 """Why a check is skipped where NaN and infinities are in their places, and there is nothing else."""
+
+NOTHING_BOUNDED = "float32 may overflow at every element, so nothing is known of any: give other inputs"
+"""Why a check is skipped where all bounds are infinite."""
 
 # Six seeds do not settle the sigma of outputs that vary together, be they few or all shifted by one constant: then it
 # comes from more seeds. Of few outputs the limit is five standard deviations of a right fold's error, which is at most
@@ -50,11 +61,12 @@ class Check:
         worst_ratio: largest error relative to its tolerance; 1 still passes. None if the tolerance is 0 and the error is not.
         worst_index: where that element is; None where no single element decides.
         reproducer: file that reproduces a failure.
-        rms_error: root mean square error, where it was judged.
+        rms_error: root mean square error, where it was judged; on the input set where it is largest against its tolerance.
         rms_bound: its tolerance.
         reason: one line for a reader, empty where passed.
         worst_tensor: the output that `worst_index` indexes.
-        worst_input: the input set that the worst element came from, counted from 0.
+        worst_input: the input set that the worst element came from, counted from 0; of a kernel its place in
+            `Verification.kernel_inputs`.
         computed: what was computed there.
         expected: what is right there, in float64.
         histogram: elements by the ratio of error to tolerance: exact ones, one count up to each of `HISTOGRAM_EDGES`
@@ -162,13 +174,13 @@ class GraphReference:
             return [_skip(check) if arrays else check for check, arrays in zip(checks, floating, strict=True)]
         return checks
 
-    def float64_noise(self, name: str) -> float:
+    def float64_noise(self, name: str, input_set: int) -> float:
         """Returns what float64 rounding in the oracle itself amounts to in an output, as RMS."""
         try:
-            sigmas = [sigma[name] for sigma in self.execution_sigma()]
+            sigma = self.execution_sigma()[input_set][name]
         except UnsupportedError:
             return 0.0
-        return ELEMENTWISE_SIGMAS * FLOAT64_UNIT / UNIT * _rms(sigmas)
+        return ELEMENTWISE_SIGMAS * FLOAT64_UNIT / UNIT * _rms([sigma])
 
 
 def compare_graph(
@@ -177,7 +189,7 @@ def compare_graph(
     """Decides whether a rewritten model computes the same as the original.
 
     Both run in the float64 oracle. What is left between them is the rounding of the constants that the rewrite
-    stores, so RMS(e) <= RMS(sigma_c) (`constant_rounding_sigma`), per output and pooled over all inputs. A rewrite
+    stores, so RMS(e) <= RMS(sigma_c) (`constant_rounding_sigma`), per output and on each of the inputs. A rewrite
     without any new constant has to be exact.
 
     Args:
@@ -221,23 +233,30 @@ def _graph_check(reference: GraphReference, name: str, expected: list[Array], ac
     misfit = _misfit(Check("graph", name, (), "failed", np.inf, 0.0, None, None), name, expected, actual)
     if misfit is not None:
         return misfit
-    errors = [_error(a, e) for a, e in zip(actual, expected, strict=True)]
-    largest = _largest(errors)
-    input_set, index = _worst(errors)
-    check = Check("graph", name, (), "passed", largest, 0.0, 0.0, index, rms_error=_rms(errors), rms_bound=0.0)
-    check = _with_values(replace(check, histogram=_histogram(errors, 0.0)), name, input_set, actual, expected)
+    return worst_check([_graph_check_on(reference, i, name, expected, actual, exact=exact) for i in range(len(expected))])
+
+
+def _graph_check_on(
+    reference: GraphReference, input_set: int, name: str, expected: list[Array], actual: list[Array], *, exact: bool
+) -> Check:
+    """Judges one input set: on larger numbers a mistake that others show would drown."""
+    error = _error(actual[input_set], expected[input_set])
+    largest, rms = _largest([error]), _rms([error])
+    _, index = _worst([error])
+    check = Check("graph", name, (), "passed", largest, 0.0, 0.0, index, rms_error=rms, rms_bound=0.0)
+    check = _with_values(replace(check, histogram=_histogram([error], 0.0)), name, input_set, actual, expected)
+    limit = 0.0 if exact else _rms([reference.sigma()[input_set][name]])
     if largest == 0:
-        return check if exact else replace(check, bound=_rms_sigma(reference, name), rms_bound=_rms_sigma(reference, name))
-    if exact or expected[0].dtype.kind != "f":
+        return replace(check, bound=limit, rms_bound=limit)
+    if exact or expected[input_set].dtype.kind != "f":
         return replace(check, status="failed", worst_ratio=None, reason=f"differs by up to {largest:.3g} and has to be exact")
-    limit, rms = _rms_sigma(reference, name), _rms(errors)
     if rms > limit:
-        ratio = SMALL_RATIO if sum(e.size for e in errors) < RMS_ELEMENTS else 1.0
-        limit = max(limit, ratio * _rms([s[name] for s in reference.sigma(MANY_SEEDS)]))
+        ratio = SMALL_RATIO if error.size < RMS_ELEMENTS else 1.0
+        limit = max(limit, ratio * _rms([reference.sigma(MANY_SEEDS)[input_set][name]]))
     if rms > limit:
-        limit = max(limit, reference.float64_noise(name))
+        limit = max(limit, reference.float64_noise(name, input_set))
     check = replace(
-        check, bound=limit, rms_bound=limit, worst_ratio=rms / limit if limit else None, histogram=_histogram(errors, limit)
+        check, bound=limit, rms_bound=limit, worst_ratio=rms / limit if limit else None, histogram=_histogram([error], limit)
     )
     if rms <= limit:
         return check
@@ -245,17 +264,13 @@ def _graph_check(reference: GraphReference, name: str, expected: list[Array], ac
     return replace(check, status="failed", reason=reason)
 
 
-def _rms_sigma(reference: GraphReference, name: str) -> float:
-    return _rms([sigma[name] for sigma in reference.sigma()])
-
-
 def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name: str = "model") -> Check:
     """Decides whether an execution in float32 computes what the model means.
 
-    RMS(e) <= RMS(sigma_x), pooled over inputs and outputs (each output in units of its own RMS(sigma_x), so that
-    a small one counts as much as a large one; not applied to under 100 elements), and |e| <= 16 sigma_x for every
-    element. Integers and booleans are exact wherever the seeded runs agree on them. NaN and infinities are where the
-    oracle's result, rounded to float32, has them.
+    RMS(e) <= RMS(sigma_x), pooled over outputs, on each of the inputs and over all (each output in units of its own
+    RMS(sigma_x) on that input, so that a small one counts as much as a large one; not applied to under 100 elements), and
+    |e| <= 16 sigma_x for every element. Integers and booleans are exact wherever the seeded runs agree on them. NaN and
+    infinities are where the oracle's result, rounded to float32, has them.
 
     Args:
         outputs: what the execution returned, for one or several inputs.
@@ -272,9 +287,8 @@ def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name
     sets = list(zip(_several(outputs), _several(oracle), _several(sigma), strict=True))
     names = [key for key in sets[0][2] if key in sets[0][1]]
     worst = empty = Check("model", name, (), "passed", 0.0, 0.0, 0.0, None)
-    squares, elements = 0.0, 0
-    total_error: list[Array] = []
-    total_sigma: list[Array] = []
+    pools: list[list[Array]] = [[] for _ in sets]
+    by_set: list[tuple[list[Array], list[Array]]] = [([], []) for _ in sets]
     total_expected: list[Array] = []
     for key in names:
         missing = [key for one, _, _ in sets if key not in one]
@@ -294,25 +308,28 @@ def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name
         limits = [ELEMENTWISE_SIGMAS * s + (TINY if floating else 0.0) for s in sigmas]
         worst = _worse(worst, _elementwise(empty, key, errors, limits, actual, expected))
         if floating:
-            scale = _rms(sigmas) + TINY
-            squares += sum(float(((e / scale) ** 2).sum()) for e in errors)
-            elements += sum(e.size for e in errors)
-            total_error.extend(errors)
-            total_sigma.extend(sigmas)
+            for pool, (set_errors, set_sigmas), error, one in zip(pools, by_set, errors, sigmas, strict=True):
+                pool.append(error / (_rms([one]) + TINY))
+                set_errors.append(error)
+                set_sigmas.append(one)
             total_expected.extend(expected)
     if _nothing_finite(total_expected):
         return _skip(worst)
-    if elements < RMS_ELEMENTS:
+    enough = [pool for pool in ([e for pool in pools for e in pool], *pools) if sum(e.size for e in pool) >= RMS_ELEMENTS]
+    if not enough:
         return worst
-    ratio = float(np.sqrt(squares / elements))
-    worst = replace(worst, rms_error=_rms(total_error), rms_bound=_rms(total_sigma))
+    ratio = max(_rms(pool) for pool in enough)
+    set_errors, set_sigmas = by_set[int(np.argmax([_rms(pool) for pool in pools]))]
+    worst = replace(worst, rms_error=_rms(set_errors), rms_bound=_rms(set_sigmas))
     if ratio <= 1:
         return worst if worst.worst_ratio is None else replace(worst, worst_ratio=max(worst.worst_ratio, ratio))
     reason = f"RMS error is {ratio:.3g} times what float32 arithmetic explains"
     return replace(worst, status="failed", reason=worst.reason or reason, worst_ratio=_larger(worst.worst_ratio, ratio))
 
 
-def compare_kernel(actual: Array, value: Array, bound: Array, *, name: str = "kernel", nodes: Sequence[str] = ()) -> Check:
+def compare_kernel(
+    actual: Array, value: Array, bound: Array, *, name: str = "kernel", nodes: Sequence[str] = (), placed: bool = True
+) -> Check:
     """Decides whether a kernel's result lies within its rigorous bound.
 
     Args:
@@ -321,13 +338,18 @@ def compare_kernel(actual: Array, value: Array, bound: Array, *, name: str = "ke
         bound: bound of the absolute error, from there too; infinite elements are not judged.
         name: name of the check.
         nodes: names of the ONNX nodes that the kernel covers.
+        placed: whether NaN and infinities have to be where the exact result has them; if not, elements whose exact result is
+            one are not judged.
 
     Returns:
         One check of scope `kernel`: |e| <= bound for every element, and NaN and infinities in their places; skipped where
-        a floating-point result has no finite element.
+        no element of a floating-point result was judged.
     """
     empty = Check("kernel", name, tuple(nodes), "passed", 0.0, 0.0, 0.0, None)
-    free = np.isinf(bound) & np.isfinite(value)
+    finite = np.isfinite(value)
+    free = np.isinf(bound) & finite
+    if not placed:
+        free |= ~finite
     if actual.shape == value.shape:
         actual = np.where(free, value, actual)
     failed = replace(empty, status="failed", max_abs_error=np.inf, worst_ratio=None)
@@ -336,10 +358,31 @@ def compare_kernel(actual: Array, value: Array, bound: Array, *, name: str = "ke
         return misfit
     limits = np.where(np.isfinite(bound), bound, 0.0)
     check = _elementwise(empty, None, [_error(actual, value)], [limits], [actual], [value])
-    if value.dtype.kind == "f" and _nothing_finite([value]):
-        return _skip(check)
+    if value.dtype.kind == "f" and value.size and not (finite & ~free).any():
+        return _skip(check, NOTHING_BOUNDED if finite.any() else NOTHING_FINITE)
     exact, *others = check.histogram
     return replace(check, histogram=(exact - int(free.sum()), *others))
+
+
+def worst_check(checks: Sequence[Check]) -> Check:
+    """Makes one check of several of the same thing on several inputs.
+
+    Args:
+        checks: at least one.
+
+    Returns:
+        The worst: one that failed, otherwise one that passed, with the elements of all in its histogram. It is skipped where
+        all are.
+    """
+    failed = [check for check in checks if check.status == "failed"]
+    passed = [check for check in checks if check.passed]
+    worst = max(failed or passed or checks, key=_badness)
+    counts = [check.histogram for check in checks if check.histogram]
+    return replace(worst, histogram=tuple(map(sum, zip(*counts, strict=True))))
+
+
+def _badness(check: Check) -> tuple[float, float]:
+    return np.inf if check.worst_ratio is None else check.worst_ratio, check.max_abs_error
 
 
 def _several(one: Several) -> list[Tensors]:
@@ -351,11 +394,11 @@ def _nothing_finite(expected: Sequence[Array]) -> bool:
     return any(e.size for e in expected) and not any(np.isfinite(e).any() for e in expected)
 
 
-def _skip(check: Check) -> Check:
+def _skip(check: Check, reason: str = NOTHING_FINITE) -> Check:
     """What becomes of a check that compared no number: NaN and infinities in wrong places fail nevertheless."""
     if check.status == "failed":
         return check
-    return Check(check.scope, check.name, check.nodes, "skipped", 0.0, 0.0, None, None, reason=NOTHING_FINITE)
+    return Check(check.scope, check.name, check.nodes, "skipped", 0.0, 0.0, None, None, reason=reason)
 
 
 def _as_float32(value: Array) -> Array:

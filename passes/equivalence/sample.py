@@ -9,7 +9,7 @@ from sepwise.passes.equivalence.graph import Array, Model, Port
 from sepwise.passes.equivalence.oracle import Oracle, as_graph
 from sepwise.passes.errors import InputError, UnsupportedError
 
-__all__ = ["KINDS", "sample_inputs"]
+__all__ = ["EMULATED_NETWORK_KINDS", "KINDS", "NETWORK_KINDS", "sample_inputs"]
 
 IMPULSES = 4  # per channel of an image: enough to meet corners, borders and the inside over a few seeds
 
@@ -51,6 +51,12 @@ KINDS: Mapping[str, Callable[[np.random.Generator, tuple[int, ...]], Array]] = {
         rng.standard_normal(shape),
     ),
 }
+
+NETWORK_KINDS = ("normal", "uniform", "impulse", "large")
+"""What whole networks are fed. Large numbers pass the limits of activations that others never reach."""
+
+EMULATED_NETWORK_KINDS = ("normal", "large")
+"""What they are fed where a run takes a hundred times as long."""
 
 
 def sample_inputs(model: "Model | Oracle", seed: int, kind: str = "normal") -> dict[str, Array]:

@@ -26,6 +26,8 @@ class Verification:
         against: The second file's name where two were compared.
         passes: What each pass fired on and refused; empty where two files were compared.
         inputs: What each input set was drawn as (see `sample_inputs`), or `given`.
+        kernel_inputs: What each kernel was fed: `oracle` for the reference's own tensors on the first input set, and what was
+            drawn at the kernel's inputs (see `Stress`); empty where no kernel was run.
         notes: What a reader should know about how the checks were made.
         reproducer: What a failure was narrowed down to, where that was asked for.
     """
@@ -36,6 +38,7 @@ class Verification:
     against: str | None = None
     passes: tuple[PassReport, ...] = ()
     inputs: tuple[str, ...] = ()
+    kernel_inputs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     reproducer: Reproducer | None = None
 
@@ -89,6 +92,7 @@ class Verification:
                 for each in self.passes
             ],
             "inputs": list(self.inputs),
+            "kernel_inputs": list(self.kernel_inputs),
             "notes": list(self.notes),
             "bisection": None if self.reproducer is None else self.reproducer.to_json(),
         }

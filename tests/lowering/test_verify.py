@@ -115,13 +115,14 @@ def test_what_a_report_shows_is_there(right: Verification) -> None:
     log = {each.name: each for each in right.passes}
     assert {check.pass_name for check in right.checks if check.scope == "graph"} <= {"canonicalize", *log}
     assert log["fold_batch_norm"].fired == 1
-    assert len(right.inputs) == 2
+    assert right.inputs == ("normal", "uniform", "impulse", "large")
+    assert right.kernel_inputs == ("oracle", "knees", "impulses", "nonfinite")
     for check in right.checks:
         assert (check.strategy is not None) == (check.scope == "kernel")
         assert (check.pass_name is not None) == (check.scope == "graph")
         assert sum(check.histogram) > 0
         assert check.worst_tensor
-        assert check.worst_input in range(len(right.inputs))
+        assert check.worst_input in range(len(right.kernel_inputs if check.scope == "kernel" else right.inputs))
         assert check.computed is not None
         assert abs(check.computed - check.expected) <= check.max_abs_error
 

@@ -1,0 +1,237 @@
+"""Inputs that hurt, drawn for a few operators at their own inputs.
+
+What reaches a kernel inside of a network is tame: a clip at 6 that no sum comes near is as good as none. So a kernel is fed
+what is drawn for it as well:
+
+    knees      normal numbers, scaled so that what the operators in front of a bend compute lies on both sides of it, each pixel
+               by its own factor within a few octaves
+    impulses   about one number in each sum, among them corners: of what is computed the bound is then a few ulp. Most are powers
+               of two that reach the bends; the rest is large, or below the normal range
+    nonfinite  as `knees`, with NaN and infinities at single places
+
+Inputs that are no data are left as they are: whole numbers, booleans, and what says where things are or what limits them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import TypeAlias
+
+import numpy as np
+
+from sepwise.passes.equivalence.graph import Array, Graph, Operation
+from sepwise.passes.equivalence.operators import clip_limits, hard_sigmoid_parameters
+from sepwise.passes.equivalence.oracle import Oracle
+from sepwise.passes.equivalence.tolerances import STRUCTURE
+
+__all__ = ["STRESSES", "Stress"]
+
+STRESSES = ("knees", "impulses", "nonfinite")
+"""What can be drawn."""
+
+SMOOTH_BEND = 4.0  # where sigmoid, tanh, erf and what is made of them have come close to their asymptotes
+SPREAD_OCTAVES = 2
+FEWEST_POSITIONS = 4  # fewer positions would all be off to one side where each has its own factor
+REACHING_CHANNELS = 0.9  # share of the channels that have to reach a bend; a few may be all but constant
+ROUNDS = 2  # what is behind a bend follows a change of scale only so far, so it is looked at again
+SCALES = (2.0**-20, 2.0**30)
+SHARES = (0.7, 0.85)  # up to here impulses of a power of two, up to here large ones, then those below the normal range
+POSITIONS_PER_PLACE = 32
+MOST_PLACES = 6
+
+LIMITS: Mapping[str, tuple[int, ...]] = {
+    "BatchNormalization": (1, 2, 3, 4),
+    "Clip": (1, 2),
+    "Dropout": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "Mod": (1,),
+    "PRelu": (1,),
+}
+"""Inputs that the running error analysis takes for constants."""
+
+Tensors: TypeAlias = Mapping[str, Array]
+
+
+class Stress:
+    """Draws inputs for a part of a network.
+
+    Attributes:
+        drawn: names of the inputs that are drawn.
+        scale: standard deviation of what reaches the bends, 1 where nothing bends.
+    """
+
+    def __init__(self, part: Graph, tensors: Tensors, types: Mapping[str, np.dtype], seed: int) -> None:
+        """Finds the scale, for which the oracle runs the part twice.
+
+        Args:
+            part: what is to be fed, for example what one kernel covers.
+            tensors: an example of every input; inputs that are no data keep it.
+            types: float16 or float32 for each floating-point input: what is drawn is one of its numbers.
+            seed: the same seed draws the same tensors.
+
+        Raises:
+            InputError: if the tensors do not fit.
+            UnsupportedError: if an operator is not known.
+        """
+        fixed = {name for op in part.operations for name in _settings(op)}
+        self.drawn = tuple(name for name, array in tensors.items() if array.dtype.kind == "f" and name not in fixed)
+        self.scale = 1.0
+        self._part = part
+        self._tensors = tensors
+        self._types = types
+        self._seed = seed
+        if self.drawn and any(True for _ in self._bending()):
+            self.scale = self._find_scale()
+
+    def draw(self, kind: str) -> dict[str, Array]:
+        """Draws one tensor for every input.
+
+        Args:
+            kind: one of `STRESSES`.
+
+        Returns:
+            Tensors by input name, of the shapes of the examples.
+        """
+        rng = np.random.default_rng([self._seed, *kind.encode()])
+        return self._with(lambda name, array: self._rounded(name, DRAWS[kind](self, rng, name, array.shape)))
+
+    def _with(self, draw: Callable[[str, Array], Array]) -> dict[str, Array]:
+        return {name: draw(name, array) if name in self.drawn else array for name, array in self._tensors.items()}
+
+    def _rounded(self, name: str, array: Array) -> Array:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return array.astype(self._types[name])
+
+    def _bending(self) -> Iterator[tuple[str, Sequence[float]]]:
+        """Yields the values that piecewise linear and saturating functions are applied to, and where those bend."""
+        for op in self._part.operations:
+            known = {**self._part.constants, **{name: self._tensors[name] for name in self._tensors if name not in self.drawn}}
+            bends = _bends(op, known)
+            if bends:
+                yield op.inputs[0], bends
+
+    def _find_scale(self) -> float:
+        """Scales what is drawn until each bend lies within one standard deviation of what most channels compute."""
+        rng = np.random.default_rng(self._seed)
+        normal = {name: _spread(rng, self._tensors[name].shape) for name in self.drawn}
+        bending = list(self._bending())
+        oracle = Oracle(self._part)
+        scale = 1.0
+        for _ in range(ROUNDS):
+            feeds = {name: scale * normal[name] if name in normal else array for name, array in self._tensors.items()}
+            values = {**feeds, **oracle.run(feeds, keep={name for name, _ in bending} - set(feeds))}
+            needed = max(_distance(values[name], bends) for name, bends in bending)
+            if needed:
+                scale = float(np.clip(scale * needed, *SCALES))
+        return scale
+
+    def _terms(self, name: str) -> int:
+        """How many products of elements of an input are summed, the most over what reads it."""
+        return max((self._sum_length(op) for op in self._part.operations if name in op.inputs), default=1)
+
+    def _sum_length(self, op: Operation) -> int:
+        shapes = [self._shape(name) for name in op.inputs[:2]]
+        if op.operator in ("Conv", "ConvTranspose") and shapes[1] is not None:
+            return int(np.prod(shapes[1][1:] if op.operator == "Conv" else (shapes[1][0], *shapes[1][2:])))
+        if op.operator in ("Gemm", "MatMul") and shapes[0] is not None:
+            return shapes[0][0 if op.integer("transA", 0) else -1]
+        return 1
+
+    def _shape(self, name: str) -> tuple[int, ...] | None:
+        array = self._part.constants.get(name, self._tensors.get(name))
+        return None if array is None else array.shape
+
+
+def _settings(op: Operation) -> Iterator[str]:
+    """Yields the inputs of an operator that are no data."""
+    for places in (STRUCTURE.get(op.operator, ()), LIMITS.get(op.operator, ())):
+        yield from (op.inputs[place] for place in places if place < len(op.inputs))
+
+
+ONE_BEND = frozenset(("Abs", "Celu", "Elu", "LeakyRelu", "PRelu", "Relu", "Selu"))
+SATURATING = frozenset(("Erf", "Gelu", "Mish", "Sigmoid", "Softplus", "Softsign", "Swish", "Tanh"))
+
+
+def _bends(op: Operation, known: Tensors) -> list[float]:
+    """Lists where the slope of a function changes."""
+    if op.operator in ONE_BEND:
+        return [0.0]
+    if op.operator in SATURATING:
+        return [-SMOOTH_BEND, SMOOTH_BEND]
+    if op.operator == "HardSwish":
+        return [-3.0, 3.0]
+    if op.operator == "HardSigmoid":
+        alpha, beta = hard_sigmoid_parameters(op)
+        return [-beta / alpha, (1 - beta) / alpha] if alpha else []
+    if op.operator == "ThresholdedRelu":
+        return [op.number("alpha", 1.0)]
+    if op.operator == "Clip" and all(name in known for name in op.inputs[1:] if name):
+        limits = clip_limits(op, *(known[name] if name else None for name in op.inputs[1:]))
+        return [limit for limit in limits if limit is not None and np.isfinite(limit)]
+    if op.operator in ("Max", "Min"):
+        return [float(known[name].item()) for name in op.inputs[1:] if name in known and known[name].size == 1]
+    return []
+
+
+def _distance(value: Array, bends: Sequence[float]) -> float:
+    """How many standard deviations of its channel most channels' means are away from the farthest bend."""
+    if not value.size:
+        return 0.0
+    channels = np.moveaxis(value, 1, 0) if value.ndim > 2 else value
+    channels = channels.reshape(len(channels), -1) if channels.ndim > 1 else channels.reshape(1, -1)
+    channels = channels[np.isfinite(channels).all(axis=1)]
+    mean, deviation = channels.mean(axis=1), channels.std(axis=1)
+    varies = deviation > 0
+    if not varies.any():
+        return 0.0
+    away = np.max([np.abs(bend - mean[varies]) for bend in bends], axis=0) / deviation[varies]
+    return float(np.quantile(away, REACHING_CHANNELS))
+
+
+def _positions(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without the axis of channels: what a convolution keeps apart."""
+    return tuple(1 if axis == 1 else extent for axis, extent in enumerate(shape))
+
+
+def _spread(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Normal numbers, each position scaled by its own power of two."""
+    normal = rng.standard_normal(shape)
+    positions = _positions(shape)
+    if np.prod(positions) < FEWEST_POSITIONS:
+        return normal
+    return normal * np.exp2(rng.uniform(-SPREAD_OCTAVES, SPREAD_OCTAVES, positions))
+
+
+def _knees(stress: Stress, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Array:
+    return stress.scale * _spread(rng, shape)
+
+
+def _impulses(stress: Stress, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Array:
+    terms = stress._terms(name)
+    there = rng.random(shape) < 1 / terms
+    if there.size and len(shape) > 2:
+        for corner in product(*((0, extent - 1) for extent in shape[2:])):
+            there[(int(rng.integers(shape[0])), int(rng.integers(shape[1])), *corner)] = True
+    limits = np.finfo(stress._types[name])
+    usual = np.exp2(np.rint(np.log2(stress.scale * np.sqrt(terms))) + rng.integers(-1, 2, shape))
+    large = np.full(shape, 2.0 ** (limits.maxexp // 3))
+    small = float(limits.smallest_subnormal) * rng.integers(1, 1 << limits.nmant // 2, shape)
+    draw = rng.random(shape)
+    size = np.where(draw < SHARES[0], usual, np.where(draw < SHARES[1], large, small))
+    return np.where(there, np.copysign(size, rng.standard_normal(shape)), 0.0)
+
+
+def _nonfinite(stress: Stress, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Array:
+    x = _knees(stress, rng, name, shape)
+    if x.size:
+        positions = int(np.prod(_positions(shape)))
+        places = rng.choice(x.size, min(max(positions // POSITIONS_PER_PLACE, 1), MOST_PLACES, x.size), replace=False)
+        x.reshape(-1)[places] = np.resize([np.nan, np.inf, -np.inf], len(places))
+    return x
+
+
+DRAWS: Mapping[str, Callable[[Stress, np.random.Generator, str, tuple[int, ...]], Array]] = {
+    "knees": _knees,
+    "impulses": _impulses,
+    "nonfinite": _nonfinite,
+}
