@@ -71,10 +71,12 @@ def bisect_passes(
         What the first wrong pass made wrong.
     """
     outputs = len(checks) // (len(stages) - 1)
-    first = next(place for place, check in enumerate(checks) if check.status == "failed") // outputs
+    place = next(place for place, check in enumerate(checks) if check.status == "failed")
+    first, shown = place // outputs, checks[place].worst_input or 0
     (_, before), (name, after) = stages[first : first + 2]
     failed = tuple(check.name for check in checks[first * outputs : (first + 1) * outputs] if check.status == "failed")
-    found = bisect_graphs(before, after, feeds)
+    # The first set of inputs tells values apart; on the other, which shows the failure, many may be saturated.
+    found = bisect_graphs(before, after, [feeds[each] for each in sorted({0, shown})])
     return replace(found, finding=(f"The pass {name} is wrong.", *found.finding), checks=failed)
 
 
@@ -118,10 +120,10 @@ def _isolate_kernel(checker: KernelChecker, check: Check, device: Device, thread
     index = next(place for place, call in enumerate(program.calls) if call.name == check.name)
     call = program.calls[index]
     sources, targets = checker.covered[call.name]
-    part = extract(checker.model, list(dict.fromkeys(sources)), targets)
-    feeds = {name: checker.tensors[name] for name in dict.fromkeys(sources)}
+    part = extract(checker.model, sources, targets)
+    feeds = dict(checker.feeds_of(call.name))
     reduced = feeds
-    if [onnx_name(program, name) for name in call.inputs] == list(sources):
+    if {onnx_name(program, name) for name in call.inputs} == set(sources):
         reduced = reduce_inputs(feeds, lambda trial: _kernel_fails(checker, index, part, trial))
     finding = (
         f"The kernel {call.name} ({call.strategy}) is wrong: {check.reason}.",
