@@ -8,7 +8,7 @@ import onnx_ir.passes.common as common_passes
 from onnxscript.optimizer import fold_constants_ir
 
 from sepwise.passes.errors import InputError
-from sepwise.passes.geometry import explicit_geometry, read_geometry
+from sepwise.passes.geometry import POOLS, explicit_geometry, read_geometry, read_pool_pads
 from sepwise.passes.rewriting import (
     Refusal,
     constant_array,
@@ -44,8 +44,8 @@ def canonicalize(model: ir.Model) -> ir.Model:
     3. With the input shapes fixed, all that is constant is folded, shape arithmetic included.
     4. Identity, Dropout (in inference mode), and casts, pads, transposes and so on that change nothing are removed.
     5. Constants are initializers; unused nodes and initializers are gone.
-    6. Every Conv spells out kernel_shape, strides, pads, dilations and group; `auto_pad` is resolved. A bias of zeros that is not
-       one number per channel (torch writes `(channels, 2)` for a Conv3d without bias) is gone.
+    6. Every Conv spells out kernel_shape, strides, pads, dilations and group; `auto_pad` is resolved, poolings' too. A bias of
+       zeros that is not one number per channel (torch writes `(channels, 2)` for a Conv3d without bias) is gone.
     7. Shapes are inferred.
 
     Initializers that are graph inputs too are constants if the IR version is below 4 (there the format demanded that),
@@ -303,11 +303,16 @@ def _dims(value: ir.Value) -> str:
 def _spell_out_geometry(model: ir.Model) -> None:
     for graph in model.graphs():
         for node in graph:
-            if not is_operator(node, "Conv") or explicit_geometry(node):
+            if is_operator(node, "Conv") and not explicit_geometry(node):
+                geometry = read_geometry(node)
+                attributes = geometry if isinstance(geometry, Refusal) else geometry.attributes()
+            elif is_operator(node, *POOLS) and node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+                pads = read_pool_pads(node)
+                attributes = pads if isinstance(pads, Refusal) else {"pads": ir.AttrInt64s("pads", pads)}
+            else:
                 continue
-            geometry = read_geometry(node)
-            if isinstance(geometry, Refusal):
-                logger.debug("%s", geometry.reason)
+            if isinstance(attributes, Refusal):
+                logger.debug("%s", attributes.reason)
                 continue
             node.attributes.pop("auto_pad", None)
-            node.attributes.update(geometry.attributes())
+            node.attributes.update(attributes)

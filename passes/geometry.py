@@ -1,12 +1,16 @@
-"""The geometry of a convolution node, spelled out: defaults filled in and `auto_pad` resolved."""
+"""The geometry of a convolution node, spelled out: defaults filled in and `auto_pad` resolved; and the pads of poolings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from sepwise.passes.rewriting import Refusal, static_shape
 
-__all__ = ["ConvGeometry", "explicit_geometry", "read_geometry", "same_pads"]
+__all__ = ["POOLS", "ConvGeometry", "explicit_geometry", "read_geometry", "read_pool_pads", "same_pads"]
+
+POOLS = ("AveragePool", "LpPool", "MaxPool")
+"""Operators of the standard domain whose windows move as a convolution's."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +98,36 @@ def read_geometry(node: ir.Node) -> ConvGeometry | Refusal:
     rank = len(kernel)
     strides = tuple(node.attributes.get_ints("strides") or (1,) * rank)
     dilations = tuple(node.attributes.get_ints("dilations") or (1,) * rank)
+    pads = _pads(node, kernel, strides, dilations)
+    if isinstance(pads, Refusal):
+        return pads
+    return ConvGeometry(tuple(kernel), strides, pads, dilations, node.attributes.get_int("group", 1) or 1)
+
+
+def read_pool_pads(node: ir.Node) -> tuple[int, ...] | Refusal:
+    """Reads what surrounds the input of a pooling over windows.
+
+    Args:
+        node: One of `POOLS`; with SAME padding its input's shape must be known.
+
+    Returns:
+        The pads in ONNX order, or what is missing to know them.
+    """
+    kernel = node.attributes["kernel_shape"].as_ints()
+    ones = (1,) * len(kernel)
+    strides, dilations = (tuple(node.attributes.get_ints(name) or ones) for name in ("strides", "dilations"))
+    return _pads(node, kernel, strides, dilations)
+
+
+def _pads(
+    node: ir.Node, kernel: Sequence[int], strides: tuple[int, ...], dilations: tuple[int, ...]
+) -> tuple[int, ...] | Refusal:
     auto_pad = node.attributes.get_string("auto_pad", "NOTSET") or "NOTSET"
     if auto_pad == "NOTSET":
-        pads = tuple(node.attributes.get_ints("pads") or (0,) * (2 * rank))
-    elif auto_pad == "VALID":
-        pads = (0,) * (2 * rank)
-    else:
-        input_shape = static_shape(node.inputs[0])
-        if input_shape is None:
-            return Refusal(f"Conv '{name}' has auto_pad={auto_pad} and its input shape is not known", name)
-        pads = same_pads(input_shape[2:], tuple(kernel), strides, dilations, upper=auto_pad == "SAME_UPPER")
-    return ConvGeometry(tuple(kernel), strides, pads, dilations, node.attributes.get_int("group", 1) or 1)
+        return tuple(node.attributes.get_ints("pads") or (0,) * (2 * len(kernel)))
+    if auto_pad == "VALID":
+        return (0,) * (2 * len(kernel))
+    input_shape = static_shape(node.inputs[0])
+    if input_shape is None:
+        return Refusal(f"{node.op_type} '{node.name}' has auto_pad={auto_pad} and its input shape is not known", node.name or "")
+    return same_pads(input_shape[2:], tuple(kernel), strides, dilations, upper=auto_pad == "SAME_UPPER")
