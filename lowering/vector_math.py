@@ -24,6 +24,10 @@ The coefficients are weighted minimax fits (Lawson's iteration in float64) of th
 A value that is used twice goes through a local buffer of one vector, which LLVM keeps in a register. It is neither
 a `Let` nor a `Bind`: TVM's analyzer takes time exponential in the length of a chain of `Let`, and copies the value of a `Bind`
 to each of its uses.
+
+Armv7-A has no instruction that rounds to a whole number, so there `trunc`, `floor`, `ceil` and `nearbyint` are written out too:
+
+    # |x| < 2^23:  |x| + 2^23 has no bits behind the binary point, so (|x| + 2^23) - 2^23 is |x| rounded, ties to even
 """
 
 from __future__ import annotations
@@ -191,8 +195,10 @@ def replace_math(function: tirx.PrimFunc) -> tirx.PrimFunc:
         dtype = remainder.ty.dtype
         return tirx.call_intrin(dtype, "sepwise.fmod", remainder.a, remainder.b) if _is_float32(remainder) else remainder
 
+    rounds = _has_rounding(function)
+
     def on_store(store: tirx.BufferStore) -> tirx.Stmt:
-        block = _Block()
+        block = _Block(rounds=rounds)
         value = block.replace(tvm_ffi.structural_map(store.value, (tirx.Mod, on_remainder)))
         if value.same_as(store.value):
             return store
@@ -203,10 +209,17 @@ def replace_math(function: tirx.PrimFunc) -> tirx.PrimFunc:
     return function if body.same_as(function.body) else function.with_body(body)
 
 
-class _Block:
-    """Statements that compute what one expression needs."""
+def _has_rounding(function: tirx.PrimFunc) -> bool:
+    """Whether the function's target rounds to whole numbers by instructions: all but Armv7-A."""
+    target = function.attrs.get("target") if function.attrs else None
+    return target is None or not str(target.attrs.get("mtriple", "")).startswith("armv7")
 
-    def __init__(self) -> None:
+
+class _Block:
+    """Statements that compute what one expression needs; `rounds` says whether the target rounds to whole numbers by itself."""
+
+    def __init__(self, *, rounds: bool = True) -> None:
+        self.rounds = rounds
         self.statements: list[tirx.Stmt] = []
         self.lanes = 1
         self._names = 0
@@ -257,7 +270,7 @@ class _Block:
 
     def constant(self, value: float, like: Expr) -> Expr:
         """A constant of the type of an expression."""
-        return self.d(value) if str(like.ty.dtype).startswith("float64") else self.f(value)
+        return self.d(value) if _is_float64(like) else self.f(value)
 
     def bits(self, x: Expr) -> Expr:
         """The bits of a float32."""
@@ -294,6 +307,39 @@ class _Block:
             x = self.let(tirx.Select(x < self.constant(low, x), self.constant(low, x), x))
         return x
 
+    def nearbyint(self, x: Expr) -> Expr:
+        """The whole number nearest to x, ties to even."""
+        return tirx.nearbyint(x) if self.rounds else self._signed(self._nearest(x), x)
+
+    def trunc(self, x: Expr) -> Expr:
+        """The whole number next to x towards 0."""
+        if self.rounds:
+            return tirx.trunc(x)
+        whole = self._nearest(x)
+        return self._signed(self.let(whole - self._one_where(whole > tirx.abs(x), x)), x)
+
+    def floor(self, x: Expr) -> Expr:
+        """The whole number next to x below, which the target has no instruction for."""
+        whole = self.let(self._signed(self._nearest(x), x))
+        return whole - self._one_where(whole > x, x)
+
+    def ceil(self, x: Expr) -> Expr:
+        """The whole number next to x above, which the target has no instruction for."""
+        whole = self.let(self._signed(self._nearest(x), x))
+        return whole + self._one_where(whole < x, x)
+
+    def _nearest(self, x: Expr) -> Expr:
+        """`|x|` rounded; from where on all numbers are whole, `|x|` itself, infinities and NaN too."""
+        limit = self.constant(2.0**52 if _is_float64(x) else 2.0**23, x)
+        magnitude = self.let(tirx.abs(x))
+        return self.let(tirx.Select(magnitude < limit, self.let(magnitude + limit) - limit, magnitude))
+
+    def _signed(self, magnitude: Expr, x: Expr) -> Expr:
+        return tirx.Select(x < self.constant(0.0, x), -magnitude, magnitude)
+
+    def _one_where(self, condition: Expr, like: Expr) -> Expr:
+        return tirx.Select(condition, self.constant(1.0, like), self.constant(0.0, like))
+
     def _type(self, dtype: str) -> str:
         return dtype if self.lanes == 1 else f"{dtype}x{self.lanes}"
 
@@ -301,8 +347,10 @@ class _Block:
         return value if self.lanes == 1 else tirx.Broadcast(value, self.lanes)
 
     def _replace_call(self, node: Call) -> Expr:
-        builder = _BUILDERS.get(getattr(node.op, "name", ""))
-        if builder is None or not isinstance(node.ty, PrimType) or not _is_float32(node):
+        name = getattr(node.op, "name", "")
+        rounding = None if self.rounds else _ROUNDINGS.get(name)
+        builder = rounding or _BUILDERS.get(name)
+        if builder is None or not isinstance(node.ty, PrimType) or not (_is_float32(node) or (rounding and _is_float64(node))):
             return node
         self.lanes = int(node.ty.dtype.lanes)
         return self.let(builder(self, *(self.let(argument) for argument in node.args)))
@@ -333,6 +381,10 @@ def _guard_arguments(node: Call) -> Call:
 
 def _is_float32(value: Expr) -> bool:
     return str(value.ty.dtype).startswith("float32")
+
+
+def _is_float64(value: Expr) -> bool:
+    return str(value.ty.dtype).startswith("float64")
 
 
 def _float32(value: float) -> float:
@@ -493,8 +545,8 @@ def _general_power(b: _Block, x: Expr, exponent: Expr) -> Expr:
     r = b.let(b.cast("float32", (product - (shifted - b.d(WIDE_ROUND_MAGIC))) * b.d(math.log(2.0))))
     value = b.let(_scaled_exp(b, b.let(b.cast("int32", b.wide_bits(shifted))), r))
     half = b.let(exponent * b.f(0.5))
-    whole = tirx.EQ(tirx.trunc(exponent), exponent)
-    sign = tirx.Select(tirx.EQ(tirx.trunc(half), half), b.i(0), b.bits(x) & b.i(-0x80000000))
+    whole = tirx.EQ(b.let(b.trunc(exponent)), exponent)
+    sign = tirx.Select(tirx.EQ(b.let(b.trunc(half)), half), b.i(0), b.bits(x) & b.i(-0x80000000))
     signed = b.let(b.from_bits(b.bits(value) | tirx.Select(whole, sign, b.i(0))))
     real = tirx.Select(magnitude < b.f(math.inf), b.from_bits(b.i(0x7FC00000)), signed)
     out = tirx.Select(x < b.f(0.0), tirx.Select(whole, signed, real), signed)
@@ -511,7 +563,7 @@ def _remainder(b: _Block, x: Expr, y: Expr) -> Expr:
     finite = b.let(tirx.Select(tirx.EQ(divisor, b.d(math.inf)), b.d(2.0**128), divisor))
 
     def step(rest: Expr, scaled: Expr) -> tuple[Expr, Expr]:
-        below = b.let(rest - tirx.trunc(rest / scaled) * scaled)
+        below = b.let(rest - b.trunc(b.let(rest / scaled)) * scaled)
         return tirx.Select(below < b.d(0.0), below + scaled, below), scaled * b.d(2.0**-QUOTIENT_BITS)
 
     steps = -(-LARGEST_QUOTIENT_BITS // QUOTIENT_BITS)
@@ -528,7 +580,7 @@ def _quadrant(b: _Block, x: Expr) -> tuple[Expr, Expr]:
     parts = []
     for near_slice, far_slice in zip(_slices(0), _slices(FAR), strict=True):
         product = b.let(scaled * tirx.Select(far, b.d(far_slice), b.d(near_slice)))
-        parts.append(b.let(product - b.d(4.0) * tirx.nearbyint(product * b.d(0.25))))
+        parts.append(b.let(product - b.d(4.0) * b.nearbyint(b.let(product * b.d(0.25)))))
     shifted = b.let(((parts[0] + parts[1]) + (parts[2] + parts[3])) + b.d(WIDE_ROUND_MAGIC))
     turns = parts[0] - (shifted - b.d(WIDE_ROUND_MAGIC))
     r = ((turns + parts[1]) + (parts[2] + parts[3])) * b.d(math.pi / 2)
@@ -762,6 +814,15 @@ _BUILDERS: Final[dict[str, Callable[..., Expr]]] = {
     "tirx.log2": _log_base(2.0),
     "tirx.log10": _log_base(10.0),
 }
+
+
+_ROUNDINGS: Final[dict[str, Callable[[_Block, Expr], Expr]]] = {
+    "tirx.trunc": _Block.trunc,
+    "tirx.floor": _Block.floor,
+    "prim.ceil": _Block.ceil,
+    "tirx.nearbyint": _Block.nearbyint,
+}
+"""Written out where the target has no instruction for them."""
 
 
 def _register_operators() -> None:

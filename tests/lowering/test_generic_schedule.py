@@ -229,7 +229,7 @@ def test_matches_the_reference_in_every_layout(kernels, name):
             assert np.all(np.abs(found - wanted) <= bound), (symbol, shaped.key)
 
 
-@pytest.mark.parametrize("name", ["cortex-a72"])
+@pytest.mark.parametrize("name", ["cortex-a72", "cortex-a7"])
 def test_foreign_objects_need_nothing(foreign_symbols, name):
     target = device.get(name)
     functions = {}

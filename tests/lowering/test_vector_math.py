@@ -243,7 +243,7 @@ def test_unknown_activation_is_refused():
         vector_math.activation("swoosh", (), tirx.FloatImm("float32", 1.0))
 
 
-@pytest.mark.parametrize("name", ["cortex-a72", "x86-64-v2"])
+@pytest.mark.parametrize("name", ["cortex-a72", "cortex-a7", "x86-64-v2"])
 def test_objects_need_no_libm(foreign_symbols, name):
     named = {function: elementwise(functools.partial(vector_math.call, function), 64) for function in RANGES}
     named.update({pair: elementwise(functools.partial(vector_math.call, pair), 64, operands=2) for pair in PAIRS})
@@ -252,6 +252,38 @@ def test_objects_need_no_libm(foreign_symbols, name):
         for kind in ACTIVATION_PARAMETERS
     }
     assert foreign_symbols({**named, **kinds}, device.get(name)) == []
+
+
+ROUNDINGS = {"trunc": np.trunc, "floor": np.floor, "ceil": np.ceil, "nearbyint": np.rint}
+
+
+def test_roundings_without_an_instruction(native, monkeypatch):
+    """Of Armv7-A, on this machine: exact for every number, also as parts of other functions."""
+    functions = {name: elementwise(getattr(tirx, name)) for name in ROUNDINGS}
+    functions |= {f"wide_{name}": elementwise(widened(getattr(tirx, name))) for name in ROUNDINGS}
+    parts = {name: elementwise(functools.partial(vector_math.call, name)) for name in ("sin", "tan")}
+    monkeypatch.setattr(vector_math, "_has_rounding", lambda function: False)
+    written = {name: vector_math.replace_math(function) for name, function in functions.items()}
+    written |= {f"own_{name}": elementwise(functools.partial(vector_math.call, name)) for name in parts}
+    assert not any(f"T.{name}(" in str(function) for function in written.values() for name in ROUNDINGS)
+    x = every_scale(-LARGEST, LARGEST)
+    edges = [0.5, 1.5, 2.5, 0.49999997, 0.99999994, 1.0, 8388607.5, 8388608.0, 8388609.0, 4194303.75, 1e-40, np.inf, np.nan]
+    x[: 2 * len(edges)] = [*edges, *(-edge for edge in edges)]
+    run = native(written | parts, device.get("x86-64-v3"))
+    for symbol in written:
+        found = np.empty_like(x)
+        run(symbol, x, found)
+        name = symbol.split("_")[-1]
+        wanted = np.empty_like(x)
+        if name in ROUNDINGS:
+            wanted = ROUNDINGS[name](x)
+        else:
+            run(name, x, wanted)
+        np.testing.assert_array_equal(found, wanted, err_msg=symbol)
+
+
+def widened(function):
+    return lambda x: tirx.Cast("float32", function(tirx.Cast("float64", x)))
 
 
 def test_replace_math(native):
