@@ -653,6 +653,8 @@ class _Scheduler:
         packed = [load for load in loads(stage.value) if self._find(load.source).layout.packed]
         if row is None or stage.combiner is not None or row.extent > LONGEST_WRITTEN_OUT:
             return []
+        if self._slope(stage.indices, stage.buffer, row) != 1:  # a column of a concatenation
+            return []
         if not any(_mentions(load.indices[1], row) for load in packed):
             return []
         parts = [stage]

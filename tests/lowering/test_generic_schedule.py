@@ -48,6 +48,7 @@ GRAPHS = {
     "concat_aligned": ("(float[1,32,3,4] a, float[1,16,3,4] b) => (float[1,48,3,4] y) { y = Concat<axis=1>(a, b) }", {}, 0),
     "concat_rows": ("(float[1,9,3,4] a, float[1,9,2,4] b) => (float[1,9,5,4] y) { y = Concat<axis=2>(a, b) }", {}, 0),
     "concat_columns": ("(float[1,9,3,4] a, float[1,9,3,2] b) => (float[1,9,3,6] y) { y = Concat<axis=3>(a, b) }", {}, 0),
+    "concat_column": ("(float[1,9,1] a, float[1,9,4] b) => (float[1,9,5] y) { m = Mul(b, a) y = Concat<axis=2>(a, m) }", {}, 1),
     "relu_of_concat": (
         "(float[1,10,3,4] a, float[1,21,3,4] b) => (float[1,31,3,4] y) { c = Concat<axis=1>(a, b) y = Relu(c) }",
         {},
