@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sepwise.lowering.program import Home, KernelCall
+from sepwise.lowering.runner import StrayWriteError
 from sepwise.lowering.verify import onnx_name, verify_model
 from sepwise.passes.equivalence import (
     Oracle,
@@ -137,7 +138,10 @@ def _kernel_fails(checker: KernelChecker, index: int, part: onnx.ModelProto, fee
     call = checker.program.calls[index]
     bounds = run_with_bounds(part, feeds, single=checker.single, flush=checker.flush)
     arrays = [feeds[onnx_name(checker.program, name)] for name in call.inputs]
-    written = {onnx_name(checker.program, name): array for name, array in checker.runner.run_kernel(index, arrays).items()}
+    try:
+        written = {onnx_name(checker.program, name): array for name, array in checker.runner.run_kernel(index, arrays).items()}
+    except StrayWriteError:
+        return True
     return any(compare_kernel(written[name], *bound).status == "failed" for name, bound in bounds.items())
 
 

@@ -8,6 +8,7 @@ the limits of what it computes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import onnx_ir as ir
 
 from sepwise.lowering import device as devices
 from sepwise.lowering.build import build_program
-from sepwise.lowering.runner import open_runner
+from sepwise.lowering.runner import StrayWriteError, open_runner
 from sepwise.lowering.strategies import is_direct
 from sepwise.passes import fuse, load_model
 from sepwise.passes.equivalence import (
@@ -317,7 +318,12 @@ class KernelChecker:
         kind: str,
     ) -> Check:
         """What a kernel writes against the nodes that it covers; the worst of its outputs."""
-        written = self._run(call, feeds)
+        place = KERNEL_INPUTS.index(kind)
+        try:
+            written = self._run(call, feeds)
+        except StrayWriteError as error:
+            wrong = Check("kernel", call.name, call.nodes, "failed", math.inf, 0.0, None, None, reason=str(error))
+            return replace(wrong, worst_input=place, strategy=call.strategy)
         checks = []
         for target, name in targets.items():
             value, bound = bounds[target]
@@ -326,7 +332,6 @@ class KernelChecker:
             placed = kind in (ORACLE, NONFINITE)
             check = compare_kernel(written[name], value, bound, name=call.name, nodes=call.nodes, placed=placed)
             reason = f"{check.reason}, fed {kind}" if check.reason and kind != ORACLE else check.reason
-            place = KERNEL_INPUTS.index(kind)
             checks.append(replace(check, worst_tensor=target, worst_input=place, strategy=call.strategy, reason=reason))
         return worst_check(checks)
 

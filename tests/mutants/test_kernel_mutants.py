@@ -463,6 +463,13 @@ def lose_the_last_task(kernel: Any) -> Any:
     return replace(kernel, tasks=kernel.tasks - 1)
 
 
+def run_one_task_more(kernel: Any) -> Any:
+    """It writes behind its output, and by no more than is guarded there."""
+    if kernel.tasks < 2:
+        raise NoPlaceError
+    return replace(kernel, tasks=kernel.tasks + 1)
+
+
 def with_calls(program: Program, change: Callable[[list[Any]], None]) -> Program:
     calls = list(program.calls)
     change(calls)
@@ -571,6 +578,7 @@ MUTANTS = [
     Mutant("polynomial a term short", "precision", "polynomial", "shuffle", lambda terms: terms[:-1], "grouped"),
     Mutant("leading term", "precision", "polynomial", "shuffle", lambda terms: (terms[0] * 1.0001, *terms[1:]), "grouped"),
     Mutant("last task not run", "tasks", "kernel", "shuffle", lose_the_last_task),
+    Mutant("one task too many", "memory", "kernel", "shuffle", run_one_task_more),
     Mutant("bias for weights", "memory", "program", "residual", exchange_constants),
     Mutant("two live values in one place", "memory", "program", "excite", overlap_two_live_values, scope="model"),
     Mutant("two calls exchanged", "order of calls", "program", "residual", exchange_two_calls, scope="model"),
