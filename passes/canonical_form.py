@@ -257,7 +257,7 @@ def _check_convolutions(model: ir.Model) -> None:
         for node in graph:
             if not is_operator(node, "Conv"):
                 continue
-            data, weight, output = static_shape(node.inputs[0]), static_shape(node.inputs[1]), static_shape(node.outputs[0])
+            data, weight = static_shape(node.inputs[0]), static_shape(node.inputs[1])
             if data is None or weight is None:
                 continue
             group: int = node.attributes.get_int("group", 1)
@@ -273,10 +273,11 @@ def _check_convolutions(model: ir.Model) -> None:
                     f"Conv '{node.name}': its bias has shape {bias}, its weight {weight}; the bias must have shape "
                     f"({weight[0]},). Check the exporter."
                 )
-            if output is not None and min(output) < 1:
+            geometry = read_geometry(node)
+            if not isinstance(geometry, Refusal) and not geometry.fits(data[2:]):
                 raise InputError(
-                    f"Conv '{node.name}': its input of shape {data} is smaller than its window: the output would have shape "
-                    f"{output}. Give larger input shapes."
+                    f"Conv '{node.name}': its input of shape {data} is smaller than its window, kernel "
+                    f"{geometry.kernel_shape} with dilations {geometry.dilations} and pads {geometry.pads}. Give larger input shapes."
                 )
 
 

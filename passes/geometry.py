@@ -41,6 +41,16 @@ class ConvGeometry:
             "strides": ir.AttrInt64s("strides", self.strides),
         }
 
+    def fits(self, extents: Sequence[int]) -> bool:
+        """Tells whether the window is no larger than the padded input; shape inference rounds what is smaller up to one output.
+
+        Args:
+            extents: Of the input, spatial.
+        """
+        rank = len(self.kernel_shape)
+        axes = zip(extents, self.pads[:rank], self.pads[rank:], self.kernel_shape, self.dilations, strict=True)
+        return all(size + begin + end > (kernel - 1) * dilation for size, begin, end, kernel, dilation in axes)
+
 
 def same_pads(
     input_shape: tuple[int, ...],

@@ -131,6 +131,19 @@ def test_geometry_is_spelled_out(build: Build, equivalent: Equivalent) -> None:
     assert list(node.attributes["pads"].as_ints()) == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("attributes", "fits"), [("strides = [2]", False), ("strides = [2], pads = [1,1]", True), ("strides = [3], dilations = [2], pads = [2,3]", False)]
+)
+def test_a_window_fits_into_its_input(build: Build, attributes: str, fits: bool) -> None:
+    """Shape inference gives one output where the window is larger by less than its stride."""
+    model = build(f"{HEAD}g (float[1,2,3] x) => (float y) <float[4,2,5] w> {{ [c] y = Conv <{attributes}> (x, w) }}")
+    if fits:
+        assert op_types(canonicalize(model)) == ["Conv"]
+    else:
+        with pytest.raises(InputError, match=r"Conv 'c': its input of shape \(1, 2, 3\) is smaller than its window, kernel \(5,\)"):
+            canonicalize(model)
+
+
 @pytest.mark.parametrize("operator", ["AveragePool", "MaxPool"])
 @pytest.mark.parametrize(
     ("attributes", "pads"),
