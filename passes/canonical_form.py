@@ -277,7 +277,8 @@ def _check_convolutions(model: ir.Model) -> None:
             if not isinstance(geometry, Refusal) and not geometry.fits(data[2:]):
                 raise InputError(
                     f"Conv '{node.name}': its input of shape {data} is smaller than its window, kernel "
-                    f"{geometry.kernel_shape} with dilations {geometry.dilations} and pads {geometry.pads}. Give larger input shapes."
+                    f"{geometry.kernel_shape} with dilations {geometry.dilations} and pads {geometry.pads}. Give larger input "
+                    "shapes."
                 )
 
 
