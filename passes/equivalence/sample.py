@@ -52,8 +52,11 @@ KINDS: Mapping[str, Callable[[np.random.Generator, tuple[int, ...]], Array]] = {
     ),
 }
 
-NETWORK_KINDS = ("normal", "uniform", "impulse", "large")
-"""What whole networks are fed. Large numbers pass the limits of activations that others never reach."""
+NETWORK_KINDS = ("normal", "uniform", "large")
+"""What whole networks are fed. Large numbers pass the limits of activations that others never reach.
+
+Impulses are not among them: where an image is constant, all its pixels are rounded alike, and errors of neighbours add up in a
+convolution instead of averaging out as sigma_x supposes."""
 
 EMULATED_NETWORK_KINDS = ("normal", "large")
 """What they are fed where a run takes a hundred times as long."""

@@ -7,7 +7,8 @@ what is drawn for it as well:
                by its own factor within a few octaves
     impulses   about one number in each sum, among them corners: of what is computed the bound is then a few ulp. Most are powers
                of two that reach the bends; the rest is large, or below the normal range
-    nonfinite  as `knees`, with NaN and infinities at single places
+    nonfinite  as `knees`, with NaN and infinities at single places; with NaN alone where a gate such as that of SiLU may make
+               0 times infinity, which one kernel computes and another takes to the limit
 
 Inputs that are no data are left as they are: whole numbers, booleans, and what says where things are or what limits them.
 """
@@ -137,6 +138,11 @@ class Stress:
             return shapes[0][0 if op.integer("transA", 0) else -1]
         return 1
 
+    def _gates(self, op: Operation) -> bool:
+        """Tells whether an operator multiplies or divides something computed by something else that is."""
+        computed = [name for name in op.inputs if name not in self._part.constants]
+        return op.operator in GATED or (op.operator in ("Mul", "Div") and len(computed) > 1)
+
     def _shape(self, name: str) -> tuple[int, ...] | None:
         array = self._part.constants.get(name, self._tensors.get(name))
         return None if array is None else array.shape
@@ -148,6 +154,7 @@ def _settings(op: Operation) -> Iterator[str]:
         yield from (op.inputs[place] for place in places if place < len(op.inputs))
 
 
+GATED = frozenset(("Gelu", "HardSwish", "Mish", "Swish"))
 ONE_BEND = frozenset(("Abs", "Celu", "Elu", "LeakyRelu", "PRelu", "Relu", "Selu"))
 SATURATING = frozenset(("Erf", "Gelu", "Mish", "Sigmoid", "Softplus", "Softsign", "Swish", "Tanh"))
 
@@ -226,7 +233,8 @@ def _nonfinite(stress: Stress, rng: np.random.Generator, name: str, shape: tuple
     if x.size:
         positions = int(np.prod(_positions(shape)))
         places = rng.choice(x.size, min(max(positions // POSITIONS_PER_PLACE, 1), MOST_PLACES, x.size), replace=False)
-        x.reshape(-1)[places] = np.resize([np.nan, np.inf, -np.inf], len(places))
+        gated = any(stress._gates(op) for op in stress._part.operations)
+        x.reshape(-1)[places] = np.resize([np.nan] if gated else [np.nan, np.inf, -np.inf], len(places))
     return x
 
 

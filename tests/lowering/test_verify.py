@@ -115,7 +115,7 @@ def test_what_a_report_shows_is_there(right: Verification) -> None:
     log = {each.name: each for each in right.passes}
     assert {check.pass_name for check in right.checks if check.scope == "graph"} <= {"canonicalize", *log}
     assert log["fold_batch_norm"].fired == 1
-    assert right.inputs == ("normal", "uniform", "impulse", "large")
+    assert right.inputs == ("normal", "uniform", "large")
     assert right.kernel_inputs == ("oracle", "knees", "impulses", "nonfinite")
     for check in right.checks:
         assert (check.strategy is not None) == (check.scope == "kernel")

@@ -106,6 +106,15 @@ def test_nonfinite_numbers_are_at_single_places() -> None:
     assert len(wrong) < 5
 
 
+@pytest.mark.parametrize(
+    "body", ["y = HardSwish (x)", "s = Sigmoid (x)\n y = Mul (x, s)", "d = Abs (x)\n y = Div (x, d)"]
+)
+def test_gates_get_no_infinities(body: str) -> None:
+    x = stress(part(f"(float[1,4,9,9] x) => (float[1,4,9,9] y) {{ {body} }}")).draw("nonfinite")["x"]
+    assert np.isnan(x).any()
+    assert not np.isinf(x).any()
+
+
 @pytest.mark.parametrize("kind", STRESSES)
 def test_the_same_seed_draws_the_same(kind: str) -> None:
     graph = part(FAR["clip"])
