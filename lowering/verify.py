@@ -29,6 +29,7 @@ from sepwise.passes.equivalence import (
     Oracle,
     Stress,
     Verification,
+    compare_answers,
     compare_execution,
     compare_graph,
     compare_kernel,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import KernelCall, Program
     from sepwise.lowering.runner import Runner
+    from sepwise.passes.equivalence import Agreement
     from sepwise.passes.equivalence.graph import Graph
 
     Tensors = Mapping[str, np.ndarray]
@@ -142,10 +144,16 @@ def verify_model(
         ungrouped = [stage for name, stage in stages if name != GROUPING][-1]
         checker = KernelChecker(program, runner, ungrouped, feeds[0])
         kernel_checks = [check for index in range(len(program.calls)) for check in checker.check(index)]
-        model_check = _check_model(runner, model, feeds, program.name)
+        model_check, answers = _check_model(runner, model, feeds, program.name)
         checks = (*graph_checks, *kernel_checks, model_check)
         found = Verification(
-            program.name, device.name, checks, passes=report.passes, inputs=described, kernel_inputs=KERNEL_INPUTS
+            program.name,
+            device.name,
+            checks,
+            passes=report.passes,
+            inputs=described,
+            kernel_inputs=KERNEL_INPUTS,
+            agreement=() if inputs is None else answers,
         )
         if not bisect or all(check.status != "failed" for check in checks):
             return found
@@ -336,16 +344,14 @@ class KernelChecker:
         return worst_check(checks)
 
 
-def _check_model(
-    runner: Runner, model: ir.Model, feeds: Sequence[Mapping[str, np.ndarray]], name: str
-) -> Check:
-    """The whole network against what float32 arithmetic explains."""
+def _check_model(runner: Runner, model: ir.Model, feeds: Sequence[Tensors], name: str) -> tuple[Check, tuple[Agreement, ...]]:
+    """The whole network against what float32 arithmetic explains, and its answers on the first inputs."""
     oracle = Oracle(model)
     expected = [oracle.run(feed) for feed in feeds]
     flush = devices.get(runner.program.device).flushes_subnormals
     sigma = [execution_sigma(oracle, feed, flush=flush) for feed in feeds]
     outputs = [runner.run(feed) for feed in feeds]
-    return compare_execution(outputs, expected, sigma, name=name)
+    return compare_execution(outputs, expected, sigma, name=name), compare_answers(outputs[0], expected[0], sigma[0])
 
 
 def onnx_name(program: Program, name: str) -> str:

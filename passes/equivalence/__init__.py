@@ -11,6 +11,7 @@ Needs neither TVM nor torch, and imports in a fraction of a second.
     bisect_graphs            the operators that two graphs differ in   -> Reproducer
 """
 
+from sepwise.passes.equivalence.agreement import Agreement, compare_answers
 from sepwise.passes.equivalence.bisection import bisect_graphs, reduce_inputs
 from sepwise.passes.equivalence.compare import (
     HISTOGRAM_EDGES,
@@ -36,6 +37,7 @@ __all__ = [
     "KINDS",
     "NETWORK_KINDS",
     "STRESSES",
+    "Agreement",
     "Check",
     "GraphReference",
     "Oracle",
@@ -43,6 +45,7 @@ __all__ = [
     "Stress",
     "Verification",
     "bisect_graphs",
+    "compare_answers",
     "compare_execution",
     "compare_graph",
     "compare_kernel",

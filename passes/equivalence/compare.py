@@ -14,6 +14,7 @@ from sepwise.passes.equivalence.tolerances import SEEDS, constant_rounding_sigma
 from sepwise.passes.errors import InputError, UnsupportedError
 
 __all__ = [
+    "ELEMENTWISE_SIGMAS",
     "HISTOGRAM_EDGES",
     "Check",
     "GraphReference",

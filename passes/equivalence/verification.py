@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sepwise.passes.equivalence.agreement import Agreement
     from sepwise.passes.equivalence.compare import Check
     from sepwise.passes.equivalence.reproducer import Reproducer
     from sepwise.passes.pipeline import PassReport
@@ -28,6 +29,7 @@ class Verification:
         inputs: What each input set was drawn as (see `sample_inputs`), or `given`.
         kernel_inputs: What each kernel was fed: `oracle` for the reference's own tensors on the first input set, and what was
             drawn at the kernel's inputs (see `Stress`); empty where no kernel was run.
+        agreement: Whether the network's answers are the reference's, on inputs that were given; no part of the verdict.
         notes: What a reader should know about how the checks were made.
         reproducer: What a failure was narrowed down to, where that was asked for.
     """
@@ -39,6 +41,7 @@ class Verification:
     passes: tuple[PassReport, ...] = ()
     inputs: tuple[str, ...] = ()
     kernel_inputs: tuple[str, ...] = ()
+    agreement: tuple[Agreement, ...] = ()
     notes: tuple[str, ...] = ()
     reproducer: Reproducer | None = None
 
@@ -93,6 +96,7 @@ class Verification:
             ],
             "inputs": list(self.inputs),
             "kernel_inputs": list(self.kernel_inputs),
+            "agreement": [each.to_json() for each in self.agreement],
             "notes": list(self.notes),
             "bisection": None if self.reproducer is None else self.reproducer.to_json(),
         }

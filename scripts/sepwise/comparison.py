@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -11,12 +11,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from sepwise.files import ModelFile
-    from sepwise.passes.equivalence import Verification
+    from sepwise.passes.equivalence import Agreement, Verification
 
 __all__ = ["compare_files", "run_onnxruntime"]
-
-_KINDS: Final = ("normal", "uniform")
-"""Inputs that are drawn, one set of each."""
 
 
 def run_onnxruntime(
@@ -120,10 +117,12 @@ def compare_files(
 
     from sepwise.passes import load_model
     from sepwise.passes.equivalence import (
+        NETWORK_KINDS,
         Check,
         GraphReference,
         Verification,
         bisect_graphs,
+        compare_answers,
         compare_execution,
         compare_graph,
         sample_inputs,
@@ -136,10 +135,11 @@ def compare_files(
     if inputs is not None:
         feeds, described = [dict(inputs)], ("given",)
     else:
-        feeds, described = [sample_inputs(models[0], seed, kind) for seed, kind in enumerate(_KINDS)], _KINDS
+        feeds, described = [sample_inputs(models[0], seed, kind) for seed, kind in enumerate(NETWORK_KINDS)], NETWORK_KINDS
     reference = GraphReference(models[0], feeds)
     checks = compare_graph(reference, models[1])
-    wrong = tuple(check.name for check in checks if check.status == "failed")
+    wrong = tuple(check for check in checks if check.status == "failed")
+    agreement: tuple[Agreement, ...] = ()
     sigma = reference.execution_sigma()
     for file, model in zip((first, second), models, strict=True):
         name = f"{file.path.name} in ONNX Runtime"
@@ -149,9 +149,20 @@ def compare_files(
             checks.append(Check("model", name, (), "skipped", 0.0, 0.0, None, None, reason=str(error)))
         else:
             checks.append(compare_execution(outputs, reference.outputs, sigma, name=name))
+            if inputs is not None and model is models[1]:
+                agreement = compare_answers(outputs[0], reference.outputs[0], sigma[0])
     verdict = Verification(
-        first.name, None, tuple(checks), against=second.name, inputs=described, notes=() if note is None else (note,)
+        first.name,
+        None,
+        tuple(checks),
+        against=second.name,
+        inputs=described,
+        agreement=agreement,
+        notes=() if note is None else (note,),
     )
     if not bisect or not wrong:
         return verdict
-    return replace(verdict, reproducer=replace(bisect_graphs(models[0], models[1], feeds), checks=wrong))
+    shown = wrong[0].worst_input or 0
+    # The first set of inputs tells values apart; on the other, which shows the difference, many may be saturated.
+    found = bisect_graphs(models[0], models[1], [feeds[place] for place in sorted({0, shown})])
+    return replace(verdict, reproducer=replace(found, checks=tuple(check.name for check in wrong)))

@@ -157,7 +157,10 @@ def test_the_json(right: Verification) -> None:
 def test_given_inputs_are_used(network: Callable[..., ir.Model]) -> None:
     model = network(NETWORK)
     feed = {name: array.astype(np.float32) for name, array in sample_inputs(model, 5, "knees").items()}
-    assert verify_model(model, HOST, inputs=feed).passed
+    found = verify_model(model, HOST, inputs=feed)
+    assert found.passed
+    assert found.inputs == ("given",)
+    assert {answer.output: answer.agreeing + answer.undecided for answer in found.agreement} == {"y": 1, "r": 81}
 
 
 def test_a_file(network: Callable[..., ir.Model], tmp_path: Path) -> None:

@@ -38,6 +38,16 @@ def test_a_file_equals_itself(tmp_path: Path) -> None:
     assert json["worst_ratio"] <= 1
 
 
+def test_answers_are_told_on_given_inputs(tmp_path: Path) -> None:
+    """Scaled weights are wrong, and the largest channel is the largest one nevertheless; drawn inputs have no answer to tell."""
+    first, second = (resolve(saved(tmp_path / f"{name}.onnx", scale=scale)) for name, scale in (("a", 1.0), ("b", 2.0)))
+    x = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    verdict = compare_files(first, second, {"x": x})
+    assert not verdict.passed
+    assert [(answer.output, answer.places, answer.agreeing + answer.undecided) for answer in verdict.agreement] == [("y", 64, 64)]
+    assert compare_files(first, second).agreement == ()
+
+
 @pytest.mark.parametrize("change", [{"scale": 1.001}, {"activation": "Elu"}])
 def test_a_mutant_is_rejected(change: dict[str, object], tmp_path: Path) -> None:
     verdict = compare_files(resolve(saved(tmp_path / "a.onnx")), resolve(saved(tmp_path / "b.onnx", **change)))

@@ -70,6 +70,8 @@ def verify(
             ["check", "scope", "status", "largest error", "bound at the worst", "worst ratio"],
             rows,
         )
+        for answer in verdict.agreement:
+            print(answer)
         for check in verdict.checks:
             if not check.passed:
                 print(f"{check.name}: {check.reason}")

@@ -41,9 +41,9 @@ SCOPES: Final = {
     ),
     "kernel": (
         "Kernel: is the code right?",
-        "Each kernel runs alone on the target, fed the reference's own tensors. Every element has to lie within the rigorous "
-        "bound that a running error analysis gives for float32 arithmetic in any order of summation; no right kernel exceeds "
-        "it on any input.",
+        "Each kernel runs alone on the target, fed the reference's own tensors, and then what is drawn for it so that it hurts. "
+        "Every element has to lie within the rigorous bound that a running error analysis gives for float32 arithmetic in any "
+        "order of summation; no right kernel exceeds it on any input.",
     ),
     "model": (
         "Model: is the whole right on this target?",
@@ -141,6 +141,9 @@ def _facts(verdict: Verification, provenance: Provenance) -> Markup:
     facts.append(("Against", verdict.against) if verdict.against is not None else ("Target", provenance.target))
     if verdict.inputs:
         facts.append(("Inputs", ", ".join(verdict.inputs)))
+    if verdict.kernel_inputs:
+        facts.append(("Inputs of kernels", ", ".join(verdict.kernel_inputs)))
+    facts += [("Answer", str(answer)) for answer in verdict.agreement]
     facts += [("Note", note) for note in verdict.notes]
     date = element("time", f"{provenance.date:%Y-%m-%d %H:%M %Z}", datetime=provenance.date.isoformat(timespec="seconds"))
     facts += [("Date", date), ("Machine", provenance.machine)]

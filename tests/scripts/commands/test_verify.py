@@ -10,7 +10,7 @@ import onnx.parser
 import pytest
 
 from sepwise import api
-from sepwise.passes.equivalence import Check, Verification
+from sepwise.passes.equivalence import Agreement, Check, Verification
 from sepwise.passes.errors import InputError
 
 PASSED = Check("kernel", "k0", ("dw",), "passed", 1e-7, 2e-7, 0.5, (0, 1))
@@ -26,7 +26,7 @@ def verdicts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
 
         def verify(model: str, **options: Any) -> Verification:
             asked.update(model=model, **options)
-            return Verification("net", "host", checks)
+            return Verification("net", "host", checks, agreement=(Agreement("y", 1, None, 3, 3, 0),))
 
         monkeypatch.setattr(api, "verify", verify)
         return asked
@@ -44,10 +44,12 @@ def test_what_passes_is_status_0(command: Callable[..., Any], verdicts: Callable
 def test_what_fails_is_status_1_with_its_reason(command: Callable[..., Any], verdicts: Callable[..., dict[str, Any]]) -> None:
     verdicts(PASSED, FAILED)
     status, out, _ = command("verify", "net.onnx")
-    assert (status, out.splitlines()[-2:]) == (1, ["k1: off by 6e-07 at [0, 1]", "NOT passed"])
+    answer = "y: the same is largest along axis 1 at 3 of 3 places"
+    assert (status, out.splitlines()[-3:]) == (1, [answer, "k1: off by 6e-07 at [0, 1]", "NOT passed"])
     status, out, _ = command("verify", "net.onnx", "--json")
     assert (status, json.loads(out)["passed"]) == (1, False)
     assert [check["status"] for check in json.loads(out)["checks"]] == ["passed", "failed"]
+    assert json.loads(out)["agreement"][0]["agreeing"] == 3
 
 
 def test_options_are_passed_on(command: Callable[..., Any], verdicts: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

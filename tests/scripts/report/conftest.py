@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sepwise.passes.equivalence import HISTOGRAM_EDGES, Check, Verification
+from sepwise.passes.equivalence import HISTOGRAM_EDGES, Agreement, Check, Verification
 from sepwise.passes.equivalence.reproducer import Reproducer
 from sepwise.passes.pipeline import PassReport
 from sepwise.report.provenance import Provenance
@@ -48,7 +48,8 @@ PASSES = (
 
 @pytest.fixture(scope="session")
 def passing() -> Verification:
-    return Verification("net", "host", (GRAPH, KERNEL, EXACT, MODEL), passes=PASSES, inputs=("normal", "uniform"))
+    checks = (GRAPH, KERNEL, EXACT, MODEL)
+    return Verification("net", "host", checks, passes=PASSES, inputs=("normal", "uniform"), kernel_inputs=("oracle", "knees"))
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +66,7 @@ def skipping() -> Verification:
 @pytest.fixture(scope="session")
 def comparing() -> Verification:
     changed = replace(GRAPH, name="y", pass_name=None, status="failed", worst_ratio=7.0, histogram=BEYOND, reason="RMS error 7")
-    return Verification("net", None, (changed, MODEL), against="fused", inputs=("given",))
+    return Verification("net", None, (changed, MODEL), against="fused", inputs=("given",), agreement=(Agreement("y", 1, None, 3, 2, 1),))
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +96,15 @@ def hostile() -> Verification:
     passes = (PassReport(text, 1, ((text, text),)),)
     found = Reproducer((text,), (text,), {}, {}, (text,), reproduces=False, folder=Path("hostile"))
     return Verification(
-        f"net {text}", f"host {text}", tuple(checks), passes=passes, inputs=(text,), notes=(text,), reproducer=found
+        f"net {text}",
+        f"host {text}",
+        tuple(checks),
+        passes=passes,
+        inputs=(text,),
+        kernel_inputs=(text,),
+        agreement=(Agreement(text, None, 0.5, 1, 1, 0),),
+        notes=(text,),
+        reproducer=found,
     )
 
 

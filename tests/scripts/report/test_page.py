@@ -123,7 +123,8 @@ def test_the_verdict_is_on_top(name: str, verdicts: dict[str, Verification], pro
     (header,) = page.of["header"]
     assert page.of["p"][0] == ("✓ Passed" if verdicts[name].passed else "✗ Not passed")
     assert page.of["p"][0] in header
-    for text in (provenance.command, provenance.machine, "2026-01-02 03:04 UTC", "sepwise 1.2.3", *map(clean, verdicts[name].inputs)):
+    told = [*verdicts[name].inputs, *verdicts[name].kernel_inputs, *map(str, verdicts[name].agreement)]
+    for text in (provenance.command, provenance.machine, "2026-01-02 03:04 UTC", "sepwise 1.2.3", *map(clean, told)):
         assert text in header
     assert (provenance.target in header) == (verdicts[name].against is None)
 
