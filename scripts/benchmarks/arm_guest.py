@@ -45,7 +45,7 @@ def ncnn(model: str, x: np.ndarray) -> Calls:
         setattr(net.opt, option, False)
     net.load_param(f"{model}.param")
     net.load_model(f"{model}.bin")
-    data = runtime.Mat(x[0])
+    data = runtime.Mat(x[0]).clone()  # without that it is a view of an array that goes out of scope
     last = [data]
 
     def run() -> None:
@@ -63,7 +63,11 @@ def mnn(model: str, x: np.ndarray) -> Calls:
     interpreter = MNN.Interpreter(model)
     session = interpreter.createSession({"numThread": 1, "precision": "high"})
     layout, kind = MNN.Tensor_DimensionType_Caffe, MNN.Halide_Type_Float
-    interpreter.getSessionInput(session).copyFrom(MNN.Tensor(x.shape, kind, x, layout))
+    given = MNN.Tensor(x.shape, kind, x, layout)
+
+    def run() -> None:  # a run may overwrite the memory of its input
+        interpreter.getSessionInput(session).copyFrom(given)
+        interpreter.runSession(session)
 
     def output() -> np.ndarray:
         found = interpreter.getSessionOutput(session)
@@ -72,7 +76,7 @@ def mnn(model: str, x: np.ndarray) -> Calls:
         found.copyToHostTensor(host)
         return np.array(host.getData(), np.float32).reshape(shape)
 
-    return lambda: interpreter.runSession(session), output, MNN.version()
+    return run, output, MNN.version()
 
 
 def litert(model: str, x: np.ndarray) -> Calls:
