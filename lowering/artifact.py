@@ -147,7 +147,7 @@ class Artifact:
         given = inputs or {value.name: np.zeros(value.type.shape, value.type.dtype) for value in self.program.inputs}
         costs: list[tuple[float | None, int | None]]
         if isinstance(runner, EmulatedRunner):
-            costs = [(None, count) for count in runner.count(given).calls]
+            costs = [(None, call.instructions) for call in runner.count(given).calls]
         else:
             assert isinstance(runner, NativeRunner)
             runner.run(given)

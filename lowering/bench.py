@@ -1,4 +1,4 @@
-"""Benchmarks: latency beside other runtimes on this machine, instruction counts under emulation.
+"""Benchmarks: latency beside other runtimes on this machine, counts and estimated cycles under emulation.
 
 Two runtimes are compared only within a round: the machine's clock and its other load drift over seconds, so each round
 times a block of runs of every runtime in turn, with a pause between blocks in which spinning threads go to
@@ -12,11 +12,12 @@ import statistics
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from sepwise.lowering import estimate
 from sepwise.lowering.build import compile
 from sepwise.lowering.device import get as get_device
 from sepwise.lowering.peers import OURS, PEERS, Job, Worker
@@ -27,7 +28,7 @@ from sepwise.passes.errors import CheckFailed, InputError
 from sepwise.passes.saving import save_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
 
@@ -73,14 +74,22 @@ class RuntimeCount:
         version: Its version.
         instructions: Of one run.
         instructions_per_mac: The same over the network's MACs.
-        estimated_cycles: By core, estimates and no measurements.
+        loads: Instructions that load, None where the emulator does not count them.
+        stores: Instructions that store, the same.
+        l1_misses: Modelled misses of the target's level 1, None where its caches are not known.
+        l2_misses: The same of level 2.
+        estimated_cycles: By core, estimates and no measurements; None where something that it takes is missing.
     """
 
     name: str
     version: str
     instructions: int
     instructions_per_mac: float | None
-    estimated_cycles: dict[str, float] = field(default_factory=dict)
+    loads: int | None
+    stores: int | None
+    l1_misses: int | None
+    l2_misses: int | None
+    estimated_cycles: dict[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +122,13 @@ class KernelCount:
         nodes: The ONNX nodes it computes.
         strategy: How.
         instructions: Of one run.
+        loads: Instructions that load, None where the emulator does not count them.
+        stores: Instructions that store, the same.
+        load_bytes: Bytes loaded, the same.
+        store_bytes: Bytes stored, the same.
+        l1_misses: Modelled misses of the target's level 1, None where its caches are not known.
+        l2_misses: The same of level 2.
+        estimated_cycles: By core, estimates and no measurements; None where something that it takes is missing.
         macs: Multiply-accumulates.
     """
 
@@ -120,6 +136,13 @@ class KernelCount:
     nodes: tuple[str, ...]
     strategy: str
     instructions: int
+    loads: int | None
+    stores: int | None
+    load_bytes: int | None
+    store_bytes: int | None
+    l1_misses: int | None
+    l2_misses: int | None
+    estimated_cycles: dict[str, float | None]
     macs: int
 
 
@@ -137,6 +160,7 @@ class Benchmark:
         runtimes: Ours first, then the peers.
         speedup: By peer, the median over rounds of its time over ours in that round.
         kernels: Ours, in execution order, then the tail where there is one.
+        notes: What could not be told, and what to install for it.
     """
 
     model: str
@@ -148,6 +172,7 @@ class Benchmark:
     runtimes: tuple[RuntimeTime | RuntimeCount, ...]
     speedup: dict[str, float]
     kernels: tuple[KernelTime | KernelCount, ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Gives the fields that `sepwise bench --json` prints."""
@@ -221,16 +246,57 @@ def _kernel_times(program: Program, times_us: Sequence[Sequence[float]], peak: f
     return tuple(kernels)
 
 
-def _count(program: Program, inputs: Mapping[str, np.ndarray]) -> tuple[RuntimeCount, tuple[KernelCount, ...]]:
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """Sums what is known of every kernel."""
+    known = list(counts)
+    return None if None in known else sum(count or 0 for count in known)
+
+
+def _count(
+    program: Program, inputs: Mapping[str, np.ndarray], cores: Sequence[Device]
+) -> tuple[RuntimeCount, tuple[KernelCount, ...], tuple[str, ...]]:
+    """Counts one run and estimates its cycles on cores, the program's own device first; and says what was missing for it."""
+    modelled = [(core, geometry) for core in cores if (geometry := estimate.cache_geometry(core)) is not None]
     with EmulatedRunner(program) as runner:
-        counts = runner.count(inputs)
-    macs = program.macs
-    ours = RuntimeCount(OURS, version("sepwise"), counts.total, counts.total / macs if macs else None)
-    kernels = (
-        KernelCount(call.name, call.nodes, call.strategy, count, call.macs)
-        for call, count in zip(program.calls, counts.calls, strict=True)
+        counts = runner.count(inputs, caches=[geometry for _, geometry in modelled])
+    notes = {core.name: estimate.missing(core) for core in cores}
+    cycles = {
+        core.name: estimate.estimate_cycles(counts, cores[0], core, core=index)
+        for index, (core, _) in enumerate(modelled)
+        if notes[core.name] is None
+    }
+    known = bool(modelled) and modelled[0][0] is cores[0]
+    kernels = []
+    for index, (call, counted) in enumerate(zip(program.calls, counts.calls, strict=True)):
+        misses = counted.misses() if known else None
+        kernels.append(
+            KernelCount(
+                name=call.name,
+                nodes=call.nodes,
+                strategy=call.strategy,
+                instructions=counted.instructions,
+                loads=counted.loads,
+                stores=counted.stores,
+                load_bytes=counted.load_bytes,
+                store_bytes=counted.store_bytes,
+                l1_misses=misses.l1 if misses else None,
+                l2_misses=misses.l2 if misses else None,
+                estimated_cycles={core.name: cycles[core.name][index] if core.name in cycles else None for core in cores},
+                macs=call.macs,
+            )
+        )
+    ours = RuntimeCount(
+        name=OURS,
+        version=version("sepwise"),
+        instructions=counts.instructions,
+        instructions_per_mac=counts.instructions / program.macs if program.macs else None,
+        loads=_sum(kernel.loads for kernel in kernels),
+        stores=_sum(kernel.stores for kernel in kernels),
+        l1_misses=_sum(kernel.l1_misses for kernel in kernels),
+        l2_misses=_sum(kernel.l2_misses for kernel in kernels),
+        estimated_cycles={core.name: sum(cycles[core.name]) if core.name in cycles else None for core in cores},
     )
-    return ours, tuple(kernels)
+    return ours, tuple(kernels), tuple(dict.fromkeys(note for note in notes.values() if note))
 
 
 def bench(
@@ -241,6 +307,7 @@ def bench(
     against: Sequence[str] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
     rounds: int = ROUNDS,
+    cores: Sequence[str] = (),
 ) -> Benchmark:
     """Measures a network on a target, beside other runtimes.
 
@@ -251,9 +318,10 @@ def bench(
         against: Peers out of `peers.names()`.
         shapes: Shapes of inputs that the file leaves open, by name.
         rounds: Rounds of alternating blocks; more for a quieter answer.
+        cores: Devices beside an emulated target whose cycles are estimated for the same code.
 
     Returns:
-        Latencies or instruction counts.
+        Latencies, or counts and estimated cycles.
 
     Raises:
         InputError: The model, the target or a peer cannot be used.
@@ -265,6 +333,12 @@ def bench(
         raise InputError(f"Peer '{unknown[0]}': unknown; known are {', '.join(PEERS)}.")
     if device.emulated and against:
         raise InputError(f"Target '{target}': is emulated here, and peers run natively only; leave --against out.")
+    if cores and not device.emulated:
+        raise InputError(f"Target '{target}': runs here and is measured; cores are estimated beside an emulated target only.")
+    others = [get_device(core) for core in dict.fromkeys(cores) if core != target]
+    for core in others:
+        if core.triple != device.triple:
+            raise InputError(f"Core '{core.name}': does not run code for {target} ({core.triple}, not {device.triple}).")
     original = Path(model)
     loaded = load_model(original, shapes=shapes)
     inputs = sample_inputs(loaded, seed=0)
@@ -278,8 +352,8 @@ def bench(
         "strategy_mac_share": report["strategy_mac_share"],
     }
     if device.emulated:
-        ours, counts = _count(program, inputs)
-        return Benchmark(**common, method="emulated", runtimes=(ours,), speedup={}, kernels=counts)
+        ours, counts, notes = _count(program, inputs, [device, *others])
+        return Benchmark(**common, method="emulated", runtimes=(ours,), speedup={}, kernels=counts, notes=notes)
     with tempfile.TemporaryDirectory(prefix="sepwise-") as folder, ExitStack() as stack:
         artifact.save(Path(folder) / "artifact")
         simplified = Path(folder) / "simplified.onnx"

@@ -193,9 +193,9 @@ def load(path: Path) -> dict[str, Device]:
     """
     with path.open("rb") as file:
         document = tomllib.load(file)
-    unknown = sorted(set(document) - {"device", "x86_core", "arm_core"})
+    unknown = sorted(set(document) - {"device", "core", "x86_core", "arm_core"})
     if unknown:
-        raise InputError(f"{path.name}: unknown table '{unknown[0]}'; known are device, x86_core, arm_core.")
+        raise InputError(f"{path.name}: unknown table '{unknown[0]}'; known are device, core, x86_core, arm_core.")
     tables = document["device"]
     return {name: _read_device(path.name, name, _with_likes(path.name, name, tables)) for name in tables}
 

@@ -19,7 +19,6 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +28,7 @@ import numpy as np
 
 from sepwise.lowering import device as devices
 from sepwise.lowering.c_source import PREFIX
+from sepwise.lowering.counts import read_counts
 from sepwise.lowering.graph import pack, unpack
 from sepwise.lowering.link import count_plugin, link_executable, link_shared
 from sepwise.lowering.memory_plan import ALIGNMENT_BYTES
@@ -36,11 +36,12 @@ from sepwise.lowering.program import Home
 from sepwise.passes.errors import InputError, SepwiseError
 
 if TYPE_CHECKING:
+    from sepwise.lowering.counts import CacheGeometry, Counts
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import BufferRef, KernelCall, Program, Value
     from sepwise.lowering.tail import TailRunner
 
-__all__ = ["EmulatedRunner", "InstructionCounts", "NativeRunner", "Runner", "StrayWriteError", "aligned_empty", "open_runner"]
+__all__ = ["EmulatedRunner", "NativeRunner", "Runner", "StrayWriteError", "aligned_empty", "open_runner"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -53,22 +54,6 @@ GUARD_BYTES = 4096
 
 class StrayWriteError(SepwiseError):
     """A kernel that ran alone changed memory outside of its outputs."""
-
-
-@dataclass(frozen=True, slots=True)
-class InstructionCounts:
-    """Guest instructions of one run under an emulator.
-
-    Attributes:
-        calls: Instructions of each kernel call, in execution order.
-    """
-
-    calls: tuple[int, ...]
-
-    @property
-    def total(self) -> int:
-        """Instructions of all calls."""
-        return sum(self.calls)
 
 
 def aligned_empty(nbytes: int) -> np.ndarray:
@@ -620,29 +605,37 @@ class EmulatedRunner(Runner):
             finally:
                 guest.clear()
 
-    def count(self, inputs: Mapping[str, np.ndarray]) -> InstructionCounts:
-        """Counts guest instructions of one run, call by call.
+    def count(self, inputs: Mapping[str, np.ndarray], *, caches: Sequence[CacheGeometry] = ()) -> Counts:
+        """Counts what one run executes, call by call, and what would miss the caches of cores.
 
-        The loop that starts the tasks counts with its call: some ten instructions a task.
+        The loop that starts the tasks counts with its call: some ten instructions a task. Where all that the Program touches
+        may fit a cache, it runs once before, so that the caches are as a run leaves them to the next.
 
         Args:
             inputs: As for `run`.
+            caches: Of the cores whose misses are wanted; all see the same run.
 
         Returns:
-            Exact counts.
+            Exact counts, misses in the order of `caches`.
 
         Raises:
             InputError: As for `run`, or this qemu loads no plugins.
         """
         arrays = self._check_inputs(inputs)
+        tensors = (*self.program.inputs, *self.program.outputs)
+        footprint = self.program.constants.nbytes + self.program.arena_bytes + sum(value.type.nbytes for value in tensors)
+        warm = footprint <= max((cache.l2_bytes for cache in caches), default=0)
+        calls = len(self.program.calls)
         with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
             counts = Path(folder) / "counts"
             plugin = count_plugin(_emulator_major(self._emulator))
-            guest = _Guest(self.program, self._command("-plugin", f"{plugin},counts={counts}"), self.device.name)
+            options = [f"counts={counts}", f"skip={calls * warm}", *(f"core={cache}" for cache in caches)]
+            command = self._command("-plugin", ",".join([str(plugin), *options]))
+            guest = _Guest(self.program, command, self.device.name)
             try:
                 for value, array in zip(self.program.inputs, arrays, strict=True):
                     guest.write(value.buffer, array)
-                for index in range(len(self.program.calls)):
+                for index in [*range(calls)] * (1 + warm):
                     guest.run(index)
             finally:
                 guest.close()
@@ -651,9 +644,7 @@ class EmulatedRunner(Runner):
                     f"{self._emulator}: writes no instruction counts; it needs plugins, which Debian's qemu-user has "
                     "and qemu-user-static has not. Install it with `apt-get install qemu-user`."
                 )
-            lines = [line.split() for line in counts.read_text().splitlines()]
-            found = {int(index): int(instructions) for index, instructions in lines}
-        return InstructionCounts(tuple(found.get(index, 0) for index in range(len(self.program.calls))))
+            return read_counts(counts.read_text(), calls)
 
     def close(self) -> None:
         """Ends the emulator; see `Runner.close`."""

@@ -1,70 +1,338 @@
-/* A plugin of qemu's code generator: guest instructions of each kernel call.
+/* A plugin of qemu's code generator: what each kernel call executes, block by block, and what misses modelled caches.
  *
  * The guest says which call runs by the system call MARK (see emulated.c): its argument is the index plus one, 0 for
- * none. At the end one line a call, `<index> <instructions>`, goes to the file given as `counts=`; index -1 is what
- * ran outside of calls. Counts are exact for one guest thread.
+ * none. Options: `counts=FILE`, where the answer goes at the end; `skip=N`, calls at the start that only warm the caches;
+ * and for each core whose caches are modelled `core=L1:WAYS:L2:WAYS:LINE:STREAMS`, sizes in bytes.
+ *
+ * A block is what qemu translates at once: straight-line code of one entry, which ends at a branch, at a page's end or after
+ * 512 instructions. The file has lines
+ *   block ID ADDRESS INSTRUCTIONS LOADS STORES CODE           instructions that were seen to load and to store; bytes in hex
+ *   call INDEX                                                what follows ran in this call
+ *   run ID COUNT LOAD_BYTES STORE_BYTES [the eight events]...   the events once a core, in the order of enum event
+ *   edge FROM ID COUNT                                        times that block ID ran right behind block FROM
+ * FROM is -1 at the start of a call, and for predecessors beyond MAX_EDGES. Counts are exact for one guest thread.
+ *
+ * A core has two levels of write-back caches, least recently used first out, indexed by virtual addresses, and a table of
+ * streams beside the first: two misses at most REACH lines apart give a stream its direction, and from then on a hardware
+ * prefetcher has asked for what is missed within that reach of its head. Any other miss starts a stream. Nothing waits for a
+ * store.
  *
  * The declarations are those that version 1 to 5 of the plugin interface share; QEMU_PLUGIN_VERSION says which one to ask for. */
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef uint64_t plugin_id;
+typedef uint32_t memory_info;
 struct qemu_info;
 struct qemu_plugin_tb;
+struct qemu_plugin_insn;
 
 void qemu_plugin_register_vcpu_tb_trans_cb(plugin_id id, void (*translated)(plugin_id, struct qemu_plugin_tb *));
 void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *block, void (*executed)(unsigned int, void *), int flags,
                                           void *data);
+void qemu_plugin_register_vcpu_mem_cb(struct qemu_plugin_insn *instruction,
+                                      void (*accessed)(unsigned int, memory_info, uint64_t, void *), int flags, int kinds,
+                                      void *data);
 void qemu_plugin_register_vcpu_syscall_cb(plugin_id id,
                                           void (*called)(plugin_id, unsigned int, int64_t, uint64_t, uint64_t, uint64_t,
                                                          uint64_t, uint64_t, uint64_t, uint64_t, uint64_t));
 void qemu_plugin_register_atexit_cb(plugin_id id, void (*ended)(plugin_id, void *), void *data);
 size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *block);
+uint64_t qemu_plugin_tb_vaddr(const struct qemu_plugin_tb *block);
+struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *block, size_t index);
+size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *instruction);
+/* Up to qemu 9.0 it takes the instruction alone and returns the address of its bytes; since then it copies them and returns
+ * how many. Called with all three arguments it does either. */
+uintptr_t qemu_plugin_insn_data(const struct qemu_plugin_insn *instruction, void *to, size_t nbytes);
+unsigned int qemu_plugin_mem_size_shift(memory_info info);
+bool qemu_plugin_mem_is_store(memory_info info);
 
 __attribute__((visibility("default"))) int qemu_plugin_version = QEMU_PLUGIN_VERSION;
 
-enum { MARK = 0x7a00, MAX_CALLS = 65536 };
+enum { MARK = 0x7a00, MAX_CORES = 8, MAX_EDGES = 8, MAX_STREAMS = 64, REACH = 4, MEMORY_READ_AND_WRITE = 3 };
+enum { LOADS = 1, STORES = 2 };
 
-static uint64_t instructions[MAX_CALLS + 1];
-static unsigned int slot;
-static unsigned int used;
-static char path[4096];
+enum event {
+  L1_STREAMED, /* misses of the first level that nothing waits for: loads that continue a stream, stores that do not */
+  L1_STORED,   /* stores that continue a stream */
+  L1_DEMANDED, /* other loads */
+  L1_WRITTEN,  /* lines that the first level writes back */
+  L2_STREAMED,
+  L2_STORED,
+  L2_DEMANDED,
+  L2_WRITTEN,
+  EVENTS
+};
+
+/* Lines by set, the last used first; a line's number shifted by one, the lowest bit set where it was written. */
+struct cache {
+  uint64_t *lines;
+  uint64_t sets;
+  uint64_t ways;
+};
+
+struct stream {
+  uint64_t head;     /* the line that was missed furthest on */
+  int64_t direction; /* 1, -1, or 0 while there was a single miss */
+};
+
+struct core {
+  struct cache l1;
+  struct cache l2;
+  struct stream streams[MAX_STREAMS]; /* the last used first */
+  int stream_count;
+  int line_shift;
+};
+
+struct block;
+
+struct edge {
+  struct block *from;
+  uint64_t count;
+};
+
+struct instruction {
+  struct block *block;
+  uint8_t kinds;
+};
+
+struct block {
+  int64_t number;
+  uint64_t address;
+  uint64_t size;
+  uint64_t count;
+  uint64_t bytes[2]; /* loaded and stored */
+  struct edge edges[MAX_EDGES + 1];
+  uint64_t events[MAX_CORES][EVENTS];
+  struct block *next;         /* of all */
+  struct block *next_touched; /* of those that ran in this call */
+  bool wanted; /* whether the file speaks of it */
+  uint64_t instruction_count;
+  struct instruction *instructions;
+  uint8_t *code;
+};
+
+static const uint64_t NO_LINE = UINT64_MAX - 1; /* clean */
+
+static struct core cores[MAX_CORES];
+static int core_count;
+static struct block *blocks;
+static struct block **last_block = &blocks;
+static int64_t block_count;
+static struct block *touched;
+static struct block *previous;
+static uint64_t slot; /* the running call's index plus one, 0 for none */
+static uint64_t skipped;
+static FILE *file;
+
+/* Puts a line first in its set. Gives whether it was there; what it drove out goes to `victim`. */
+static bool use(struct cache *cache, uint64_t line, bool store, uint64_t *victim) {
+  uint64_t *set = cache->lines + line % cache->sets * cache->ways;
+  uint64_t moved = set[0];
+  if (moved >> 1 == line) {
+    set[0] |= store;
+    return true;
+  }
+  for (uint64_t way = 1; way < cache->ways; ++way) {
+    uint64_t here = set[way];
+    set[way] = moved;
+    moved = here;
+    if (here >> 1 == line) {
+      set[0] = here | store;
+      return true;
+    }
+  }
+  set[0] = line << 1 | store;
+  *victim = moved;
+  return false;
+}
+
+/* Whether a miss continues a stream; the stream learns from it. */
+static bool continues(struct core *core, uint64_t line) {
+  int found = core->stream_count - 1;
+  bool foreseen = false;
+  struct stream next = {line, 0};
+  for (int i = 0; i < core->stream_count; ++i) {
+    struct stream *stream = core->streams + i;
+    int64_t step = (int64_t)(line - stream->head);
+    if (step < -REACH || step > REACH) continue;
+    found = i;
+    foreseen = stream->direction != 0;
+    if (!foreseen)
+      next.direction = step < 0 ? -1 : step > 0;
+    else
+      next = (struct stream){step * stream->direction > 0 ? line : stream->head, stream->direction};
+    break;
+  }
+  memmove(core->streams + 1, core->streams, (size_t)found * sizeof *core->streams);
+  core->streams[0] = next;
+  return foreseen;
+}
+
+static void touch(struct core *core, uint64_t line, bool store, uint64_t *events) {
+  uint64_t victim = NO_LINE, second = NO_LINE;
+  if (use(&core->l1, line, store, &victim)) return;
+  bool foreseen = continues(core, line);
+  enum event miss = store ? (foreseen ? L1_STORED : L1_STREAMED) : (foreseen ? L1_STREAMED : L1_DEMANDED);
+  ++events[miss];
+  if (!use(&core->l2, line, false, &second)) ++events[miss + L2_STREAMED - L1_STREAMED];
+  events[L2_WRITTEN] += second & 1;
+  if (victim & 1) {
+    second = NO_LINE;
+    ++events[L1_WRITTEN];
+    use(&core->l2, victim >> 1, true, &second);
+    events[L2_WRITTEN] += second & 1;
+  }
+}
+
+static void accessed(unsigned int cpu, memory_info info, uint64_t address, void *data) {
+  (void)cpu;
+  if (!slot) return;
+  struct instruction *instruction = data;
+  struct block *block = instruction->block;
+  bool store = qemu_plugin_mem_is_store(info);
+  uint64_t nbytes = UINT64_C(1) << qemu_plugin_mem_size_shift(info);
+  instruction->kinds |= store ? STORES : LOADS;
+  block->bytes[store] += nbytes;
+  for (int i = 0; i < core_count; ++i) {
+    struct core *core = cores + i;
+    uint64_t first = address >> core->line_shift, last = (address + nbytes - 1) >> core->line_shift;
+    touch(core, first, store, block->events[i]);
+    if (last != first) touch(core, last, store, block->events[i]);
+  }
+}
 
 static void executed(unsigned int cpu, void *data) {
   (void)cpu;
-  instructions[slot] += (uintptr_t)data;
+  if (!slot) return;
+  struct block *block = data;
+  if (!block->count++) {
+    block->next_touched = touched;
+    touched = block;
+  }
+  struct edge *edge = block->edges;
+  while (edge->from != previous && edge->count && edge < block->edges + MAX_EDGES) ++edge;
+  if (edge < block->edges + MAX_EDGES) edge->from = previous;
+  ++edge->count;
+  previous = block;
 }
 
-static void translated(plugin_id id, struct qemu_plugin_tb *block) {
+static void translated(plugin_id id, struct qemu_plugin_tb *translation) {
   (void)id;
-  qemu_plugin_register_vcpu_tb_exec_cb(block, executed, 0, (void *)(uintptr_t)qemu_plugin_tb_n_insns(block));
+  struct block *block = calloc(1, sizeof *block);
+  if (!block) abort();
+  block->number = block_count++;
+  block->address = qemu_plugin_tb_vaddr(translation);
+  block->instruction_count = qemu_plugin_tb_n_insns(translation);
+  block->instructions = calloc(block->instruction_count, sizeof *block->instructions);
+  for (size_t i = 0; i < block->instruction_count; ++i)
+    block->size += qemu_plugin_insn_size(qemu_plugin_tb_get_insn(translation, i));
+  block->code = malloc(block->size);
+  if (!block->instructions || !block->code) abort();
+  uint8_t *to = block->code;
+  for (size_t i = 0; i < block->instruction_count; ++i) {
+    struct qemu_plugin_insn *instruction = qemu_plugin_tb_get_insn(translation, i);
+    size_t nbytes = qemu_plugin_insn_size(instruction);
+    uintptr_t answer = qemu_plugin_insn_data(instruction, to, nbytes);
+    if (answer > nbytes) memcpy(to, (const void *)answer, nbytes);
+    to += nbytes;
+    block->instructions[i].block = block;
+    qemu_plugin_register_vcpu_mem_cb(instruction, accessed, 0, MEMORY_READ_AND_WRITE, block->instructions + i);
+  }
+  *last_block = block;
+  last_block = &block->next;
+  qemu_plugin_register_vcpu_tb_exec_cb(translation, executed, 0, block);
+}
+
+/* Writes what ran since the last time, for the call that ran, and forgets it. */
+static void settle(void) {
+  bool wanted = slot && !skipped;
+  if (wanted) fprintf(file, "call %" PRIu64 "\n", slot - 1);
+  for (struct block *block = touched; block; block = block->next_touched) {
+    if (wanted) {
+      block->wanted = true;
+      fprintf(file, "run %" PRId64 " %" PRIu64 " %" PRIu64 " %" PRIu64, block->number, block->count, block->bytes[0],
+              block->bytes[1]);
+      for (int i = 0; i < core_count; ++i)
+        for (int event = 0; event < EVENTS; ++event) fprintf(file, " %" PRIu64, block->events[i][event]);
+      fprintf(file, "\n");
+      for (int i = 0; i <= MAX_EDGES && block->edges[i].count; ++i) {
+        struct block *from = block->edges[i].from;
+        fprintf(file, "edge %" PRId64 " %" PRId64 " %" PRIu64 "\n", from ? from->number : INT64_C(-1), block->number,
+                block->edges[i].count);
+      }
+    }
+    block->count = 0;
+    memset(block->bytes, 0, sizeof block->bytes);
+    memset(block->edges, 0, sizeof block->edges);
+    memset(block->events, 0, sizeof block->events);
+  }
+  if (slot && skipped) --skipped;
+  touched = previous = NULL;
 }
 
 static void called(plugin_id id, unsigned int cpu, int64_t number, uint64_t a1, uint64_t a2, uint64_t a3, uint64_t a4,
                    uint64_t a5, uint64_t a6, uint64_t a7, uint64_t a8) {
   (void)id, (void)cpu, (void)a2, (void)a3, (void)a4, (void)a5, (void)a6, (void)a7, (void)a8;
-  if (number != MARK || a1 > MAX_CALLS) return;
-  slot = (unsigned int)a1;
-  if (slot > used) used = slot;
+  if (number != MARK) return;
+  settle();
+  slot = a1;
 }
 
 static void ended(plugin_id id, void *data) {
   (void)id, (void)data;
-  FILE *file = fopen(path, "w");
-  if (!file) return;
-  for (unsigned int i = 0; i <= used; ++i) fprintf(file, "%d %" PRIu64 "\n", (int)i - 1, instructions[i]);
+  settle();
+  for (struct block *block = blocks; block; block = block->next) {
+    if (!block->wanted) continue;
+    uint64_t loads = 0, stores = 0;
+    for (uint64_t i = 0; i < block->instruction_count; ++i) {
+      loads += (block->instructions[i].kinds & LOADS) != 0;
+      stores += (block->instructions[i].kinds & STORES) != 0;
+    }
+    fprintf(file, "block %" PRId64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " ", block->number, block->address,
+            block->instruction_count, loads, stores);
+    for (uint64_t i = 0; i < block->size; ++i) fprintf(file, "%02x", block->code[i]);
+    fprintf(file, "\n");
+  }
   fclose(file);
+}
+
+static bool make_cache(struct cache *cache, uint64_t nbytes, uint64_t ways, uint64_t line_bytes) {
+  if (!ways || nbytes / line_bytes < ways) return false;
+  cache->ways = ways;
+  cache->sets = nbytes / line_bytes / ways;
+  cache->lines = malloc(cache->sets * ways * sizeof *cache->lines);
+  if (!cache->lines) return false;
+  for (uint64_t i = 0; i < cache->sets * ways; ++i) cache->lines[i] = NO_LINE;
+  return true;
+}
+
+static bool add_core(const char *text) {
+  uint64_t l1, l1_ways, l2, l2_ways, line, stream_count;
+  const char *format = "%" SCNu64 ":%" SCNu64 ":%" SCNu64 ":%" SCNu64 ":%" SCNu64 ":%" SCNu64;
+  if (core_count == MAX_CORES || sscanf(text, format, &l1, &l1_ways, &l2, &l2_ways, &line, &stream_count) != 6) return false;
+  if (!line || line & (line - 1) || !stream_count || stream_count > MAX_STREAMS) return false;
+  struct core *core = cores + core_count++;
+  while (line >> core->line_shift > 1) ++core->line_shift;
+  core->stream_count = (int)stream_count;
+  for (int i = 0; i < MAX_STREAMS; ++i) core->streams[i].head = INT64_MAX; /* near to no line */
+  return make_cache(&core->l1, l1, l1_ways, line) && make_cache(&core->l2, l2, l2_ways, line);
 }
 
 __attribute__((visibility("default"))) int qemu_plugin_install(plugin_id id, const struct qemu_info *info, int argc,
                                                                char **argv) {
   (void)info;
-  for (int i = 0; i < argc; ++i)
-    if (!strncmp(argv[i], "counts=", 7) && strlen(argv[i] + 7) < sizeof path) strcpy(path, argv[i] + 7);
-  if (!path[0]) return -1;
+  for (int i = 0; i < argc; ++i) {
+    if (!strncmp(argv[i], "counts=", 7)) file = fopen(argv[i] + 7, "w");
+    if (!strncmp(argv[i], "skip=", 5)) skipped = strtoull(argv[i] + 5, NULL, 10);
+    if (!strncmp(argv[i], "core=", 5) && !add_core(argv[i] + 5)) return -1;
+  }
+  if (!file) return -1;
   qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
   qemu_plugin_register_vcpu_syscall_cb(id, called);
   qemu_plugin_register_atexit_cb(id, ended, NULL);

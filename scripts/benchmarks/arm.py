@@ -32,6 +32,7 @@ from onnx import numpy_helper
 from sepwise.console import say
 from sepwise.files import new_file, resolve
 from sepwise.lowering.bench import RuntimeCount, bench
+from sepwise.lowering.counts import read_counts
 from sepwise.lowering.device import get as get_device
 from sepwise.lowering.link import count_plugin
 from sepwise.passes import canonicalize, load_model
@@ -237,9 +238,9 @@ def run_guest(runtime: str, model: Path, device: Device, folder: Path, inputs: P
     if done.returncode or not output.exists():
         lines = done.stderr.strip().splitlines()
         raise SepwiseError(f"did not run: {lines[-1] if lines else f'status {done.returncode}'}")
-    found = dict(line.split()[:2] for line in counts.read_text().splitlines())
+    found = read_counts(counts.read_text(), 1)
     with np.load(output) as arrays:
-        return int(found["0"]), arrays["output"], str(arrays["version"])
+        return found.instructions, arrays["output"], str(arrays["version"])
 
 
 def count_network(name: str, device: Device, folder: Path, runtimes: Sequence[str]) -> dict[str, object]:

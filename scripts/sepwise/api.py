@@ -387,7 +387,13 @@ def _verify(
 
 
 def bench(
-    model: str | Path, *, target: str = "host", threads: int = 1, against: Collection[str] = (), shapes: Shapes = None
+    model: str | Path,
+    *,
+    target: str = "host",
+    threads: int = 1,
+    against: Collection[str] = (),
+    shapes: Shapes = None,
+    cores: Collection[str] = (),
 ) -> Benchmark:
     """Measures a network on a target, beside other runtimes.
 
@@ -397,9 +403,10 @@ def bench(
         threads: Worker threads of every runtime.
         against: Peers out of `sepwise.lowering.peers.names()`.
         shapes: Shapes of inputs that the file leaves open.
+        cores: Devices beside an emulated target whose cycles are estimated for the same code.
 
     Returns:
-        Latencies (native) or instruction counts (emulated), and the kernels' share of them.
+        Latencies (native), or counts and estimated cycles (emulated), and the kernels' share of them.
 
     Raises:
         InputError: The model, the target or a peer cannot be used.
@@ -408,4 +415,6 @@ def bench(
     from sepwise.lowering.bench import bench as bench_model
 
     source = resolve(model, shapes)
-    return bench_model(source.path, target=target, threads=threads, against=tuple(against), shapes=source.shapes)
+    return bench_model(
+        source.path, target=target, threads=threads, against=tuple(against), shapes=source.shapes, cores=tuple(cores)
+    )

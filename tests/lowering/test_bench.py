@@ -7,7 +7,10 @@ import onnx
 import pytest
 
 from sepwise.lowering import bench as benchmark
+from sepwise.lowering import estimate
 from sepwise.lowering.bench import RuntimeTime, bench
+from sepwise.lowering.device import get as get_device
+from sepwise.lowering.estimate import missing
 from sepwise.passes.errors import InputError
 
 
@@ -76,7 +79,7 @@ def test_report_of_a_small_network(zoo_file: Callable[..., Path]) -> None:
     assert found.macs == sum(kernel.macs for kernel in found.kernels)
     json = found.to_json()
     assert set(json) == {
-        "model", "target", "method", "threads", "macs", "strategy_mac_share", "runtimes", "speedup", "kernels",
+        "model", "target", "method", "threads", "macs", "strategy_mac_share", "runtimes", "speedup", "kernels", "notes",
     }  # fmt: skip
     assert {"name", "version", "median_us", "minimum_us", "p90_us", "runs"} <= set(json["runtimes"][0])
     assert {"name", "nodes", "strategy", "median_us", "macs", "roofline"} <= set(json["kernels"][0])
@@ -103,9 +106,37 @@ def test_the_tail_counts(tmp_path: Path, body: str, tail: tuple[str, ...], strat
 
 @pytest.mark.emulated
 def test_report_under_emulation(zoo_file: Callable[..., Path]) -> None:
-    found = bench(zoo_file("separable_block", shape=(1, 8, 16, 16)), target="cortex-a72")
+    found = bench(zoo_file("separable_block", shape=(1, 8, 16, 16)), target="cortex-a72", cores=("cortex-a53",))
     assert found.method == "emulated"
     (ours,) = found.runtimes
-    assert ours.instructions == sum(kernel.instructions for kernel in found.kernels)
+    for counted in ("instructions", "loads", "stores", "l1_misses", "l2_misses"):
+        assert getattr(ours, counted) == sum(getattr(kernel, counted) for kernel in found.kernels)
+    assert ours.loads + ours.stores < ours.instructions
     assert ours.instructions_per_mac == ours.instructions / found.macs
     assert not found.speedup
+    for core in ("cortex-a72", "cortex-a53"):
+        if missing(get_device(core)) is None:
+            assert ours.estimated_cycles[core] == sum(kernel.estimated_cycles[core] for kernel in found.kernels)
+            assert all(kernel.estimated_cycles[core] >= kernel.macs / get_device(core).lanes for kernel in found.kernels)
+    assert ours.estimated_cycles.keys() == {"cortex-a72", "cortex-a53"}
+
+
+@pytest.mark.emulated
+def test_counts_without_an_estimate(zoo_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_find_tools", lambda: None)
+    found = bench(zoo_file("separable_block", shape=(1, 8, 16, 16)), target="cortex-a72")
+    assert found.notes == ("No estimate: llvm-mca is missing. Install it with `apt-get install llvm`.",)
+    assert found.runtimes[0].instructions > 0
+    assert found.runtimes[0].l1_misses > 0
+    assert found.runtimes[0].estimated_cycles == {"cortex-a72": None}
+    assert {kernel.estimated_cycles["cortex-a72"] for kernel in found.kernels} == {None}
+
+
+def test_cores_beside_a_native_target_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Target 'host': runs here and is measured"):
+        bench(tmp_path / "m.onnx", cores=("cortex-a72",))
+
+
+def test_cores_of_another_machine_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Core 'x86-64-v3': does not run code for cortex-a72"):
+        bench(tmp_path / "m.onnx", target="cortex-a72", cores=("x86-64-v3",))

@@ -6,11 +6,13 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from sepwise.lowering import device, link
+from sepwise.lowering.counts import CacheGeometry
 from sepwise.lowering.graph import Layout, TensorType
 from sepwise.lowering.program import BufferRef, Home, Program, Value
 from sepwise.lowering.runner import (
@@ -359,9 +361,56 @@ def test_instructions_are_counted_call_by_call(c_program: Callable[..., Program]
     with EmulatedRunner(c_program("cortex-a72")) as runner:
         counts = runner.count(inputs_of(c_program_tensors))
         assert len(counts.calls) == 2
-        assert counts.total == sum(counts.calls)
-        assert all(200 < instructions < 20000 for instructions in counts.calls)
-        assert runner.count(inputs_of(c_program_tensors)) == counts
+        assert counts.instructions == sum(call.instructions for call in counts.calls)
+        assert all(200 < call.instructions < 20000 for call in counts.calls)
+        again = runner.count(inputs_of(c_program_tensors))
+        assert [call.instructions for call in again.calls] == [call.instructions for call in counts.calls]
+
+
+COPYING_KERNELS = """
+#include <stdint.h>
+void scale(const volatile float *x, const float *shift, const float *bias, volatile float *y, void *scratch, int32_t task) {
+  _Pragma("clang loop unroll(disable)") for (int i = 0; i < %d; ++i) y[i] = x[i];
+}
+void add_and_sum(const float *y, const float *x, float *s, float *z, void *scratch, int32_t task) {}
+"""
+
+
+@needs_qemu
+@pytest.mark.emulated
+def test_loads_and_stores_are_counted_exactly(c_program: Callable[..., Program], c_program_tensors: Tensors) -> None:
+    calls = []
+    for floats in (100, 140):
+        with EmulatedRunner(c_program("cortex-a72", kernels=COPYING_KERNELS % floats)) as runner:
+            calls.append(runner.count(inputs_of(c_program_tensors)).calls[0])
+    few, many = calls
+    moved = 2 * 40  # two tasks
+    assert (many.loads - few.loads, many.load_bytes - few.load_bytes) == (moved, 4 * moved)
+    assert (many.stores - few.stores, many.store_bytes - few.store_bytes) == (moved, 4 * moved)
+    assert (many.instructions - few.instructions) % moved == 0
+    assert all(sum(run.predecessors.values()) == run.count for run in many.runs.values())
+    loop = max(many.runs.values(), key=lambda run: run.count)
+    assert (loop.block.loads, loop.block.stores) == (1, 1)
+    assert len(loop.block.code) == 4 * loop.block.instructions
+
+
+@needs_qemu
+@pytest.mark.emulated
+def test_misses_follow_the_caches(c_program: Callable[..., Program], c_program_tensors: Tensors) -> None:
+    ample = CacheGeometry(l1d_bytes=1 << 16, l1d_ways=4, l2_bytes=1 << 20, l2_ways=16, line_bytes=64, streams=4)
+    tiny = replace(ample, l1d_bytes=256, l1d_ways=1, l2_bytes=512, l2_ways=1)
+    uneven = replace(ample, l1d_bytes=256, l1d_ways=1)
+    with EmulatedRunner(c_program("cortex-a72")) as runner:
+        counts = runner.count(inputs_of(c_program_tensors), caches=[ample, tiny, uneven])
+        (cold,) = (call.misses() for call in runner.count(inputs_of(c_program_tensors), caches=[tiny]).calls[:1])
+    first = counts.calls[0]
+    assert first.misses(0).l1 == first.misses(0).l2 == 0, "all of it fits and ran before"
+    lines = c_program_tensors["x"].nbytes // 64
+    assert first.misses(1).l1 >= first.misses(1).l2 >= lines
+    assert first.misses(1).l1_streamed > 0
+    assert first.misses(1).l1_stored > 0
+    assert (first.misses(2).l1, first.misses(2).l2) == (first.misses(1).l1, 0)
+    assert cold.l1 >= lines
 
 
 @needs_qemu

@@ -19,23 +19,35 @@ def bench(
     against: Annotated[
         str | None, typer.Option("--against", metavar="PEER,...", help="Runtimes to compare with: onnxruntime, stock-tvm.")
     ] = None,
+    cores: Annotated[
+        str | None,
+        typer.Option("--cores", metavar="TARGET,...", help="Further cores to estimate an emulated target's code for."),
+    ] = None,
     shape: Shape = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure latency beside other runtimes, each in its own process, in alternating rounds."""
+    """Measure latency beside other runtimes in alternating rounds; count and estimate where the target is emulated."""
     from sepwise import api
 
     shapes = read_shapes(shape)
-    peers = tuple(peer.strip() for peer in against.split(",")) if against else ()
+    peers, others = (tuple(name.strip() for name in names.split(",")) if names else () for names in (against, cores))
     with working(f"benchmarking {model} on {target}"):
-        result = api.bench(model, target=target, threads=threads, against=peers, shapes=shapes).to_json()
+        result = api.bench(model, target=target, threads=threads, against=peers, shapes=shapes, cores=others).to_json()
     if as_json:
         print_json(result)
         return
     title = f"{result['model']} on {result['target']}, {result['threads']} thread(s), {result['method']}"
     if result["method"] == "emulated":
-        rows = [[r["name"], number(r["instructions"]), number(r["instructions_per_mac"])] for r in result["runtimes"]]
-        print_table(title, ["runtime", "instructions", "instructions per MAC"], rows)
+        counted = ["instructions", "instructions_per_mac", "loads", "stores", "l1_misses", "l2_misses"]
+        rows = [[r["name"], *(number(r[count]) for count in counted)] for r in result["runtimes"]]
+        columns = ["instructions", "instructions per MAC", "loads", "stores", "L1 misses", "L2 misses"]
+        print_table(title, ["runtime", *columns], rows)
+        for runtime in result["runtimes"]:
+            for core, cycles in runtime["estimated_cycles"].items():
+                if cycles is not None:
+                    print(f"{runtime['name']} on {core}: {cycles / 1e6:,.2f} million cycles, estimated, not measured")
+        for note in result["notes"]:
+            print(note)
     else:
         rows = [
             [

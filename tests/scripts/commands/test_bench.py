@@ -13,8 +13,10 @@ TIMED = Benchmark(
     {"onnxruntime": 2.08}, (),
 )  # fmt: skip
 COUNTED = Benchmark(
-    "net", "cortex-a72", "emulated", 1, 1_000_000, 1.0, (RuntimeCount("sepwise", "1.0", 512_345, 0.512),), {}, ()
-)
+    "net", "cortex-a72", "emulated", 1, 1_000_000, 1.0,
+    (RuntimeCount("sepwise", "1.0", 512_345, 0.512, 100_001, 50_002, 3003, None, {"cortex-a72": 456_789.0, "cortex-a53": None}),), {}, (),
+    ("No estimate for the Cortex-A53.",),
+)  # fmt: skip
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, result: Benchmark) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def test_times_beside_a_peer(command: Callable[..., Any], monkeypatch: pytest.Mo
     status, out, _ = command("bench", "net.onnx", "--threads", "2", "--against", "onnxruntime, stock-tvm", "--shape", "1,3")
     assert status == 0
     assert asked == {
-        "model": "net.onnx", "target": "host", "threads": 2, "against": ("onnxruntime", "stock-tvm"), "shapes": (1, 3),
+        "model": "net.onnx", "target": "host", "threads": 2, "against": ("onnxruntime", "stock-tvm"), "shapes": (1, 3), "cores": (),
     }  # fmt: skip
     ours, peer = (next(line for line in out.splitlines() if name in line) for name in ("sepwise 1.0", "onnxruntime 1.2"))
     assert [word for word in ours.split() if word[0].isdigit() or word == "-"][1:] == ["1,200", "1,100", "1,300", "50", "-"]
@@ -46,7 +48,16 @@ def test_counts_of_an_emulated_target_are_no_times(command: Callable[..., Any], 
     status, out, _ = command("bench", "net.onnx", "--target", "cortex-a72")
     assert status == 0
     assert " us" not in out
-    assert any("512,345" in line and "0.512" in line for line in out.splitlines())
+    assert any({"512,345", "0.512", "100,001", "50,002", "3,003", "-"} <= set(line.split()) for line in out.splitlines())
+    assert "sepwise on cortex-a72: 0.46 million cycles, estimated, not measured" in out.splitlines()
+    assert "No estimate for the Cortex-A53." in out.splitlines()
+    assert "cortex-a53:" not in out
+
+
+def test_cores_are_handed_on(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = answer_with(monkeypatch, COUNTED)
+    command("bench", "net.onnx", "--target", "cortex-a72", "--cores", "cortex-a53, neoverse-n1")
+    assert asked["cores"] == ("cortex-a53", "neoverse-n1")
 
 
 @pytest.mark.parametrize("result", [TIMED, COUNTED])
