@@ -1,0 +1,75 @@
+"""The benchmark of the estimate: its statistics, its schedules, and that the page says what the JSON does."""
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from sepwise.lowering import device as devices
+from sepwise.lowering.workload import ConvWorkload
+
+
+@pytest.fixture(scope="module")
+def script(repository: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmarks_estimate", repository / "scripts" / "benchmarks" / "estimate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_ranks_share_places(script: ModuleType) -> None:
+    assert script.ranks([30.0, 10.0, 10.0, 20.0]).tolist() == [3.0, 0.5, 0.5, 2.0]
+
+
+def test_rank_correlation_sees_order_only(script: ModuleType) -> None:
+    assert script.spearman([1.0, 2.0, 3.0], [1.0, 10.0, 1000.0]) == pytest.approx(1.0)
+    assert script.spearman([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]) == pytest.approx(-1.0)
+
+
+def test_judgement(script: ModuleType) -> None:
+    rows = [
+        {"workload": workload, "kind": "depthwise", "minimum_us": us, "estimated_cycles": cycles, "instructions": 100 - cycles}
+        for workload, us, cycles in [("a", 1.0, 10.0), ("a", 2.0, 20.0), ("b", 40.0, 40.0), ("b", 50.0, 50.0)]
+    ]
+    found = script.judge(rows, "estimated_cycles")
+    assert [found["spearman"], found["spearman_within_workloads"]] == pytest.approx([1.0, 1.0])
+    assert found["median_ns"] == pytest.approx(550.0)
+    assert found["log_spread"] == pytest.approx(math.log(10) / math.sqrt(3))
+    summary = script.judge_all(rows)
+    assert [(row["kind"], row["predicted_by"]) for row in summary] == [
+        (kind, by) for kind in ("depthwise", "all") for by in ("estimated_cycles", "instructions")
+    ]
+    assert summary[1]["spearman"] == pytest.approx(-1.0)
+
+
+def test_layers_are_of_every_kind_and_have_schedules_enough(script: ModuleType) -> None:
+    device = devices.get(script.TARGET)
+    kinds: dict[str, int] = {}
+    for side, stages in script.LAYERS:
+        workload = ConvWorkload(1, (side, side), stages, False, None, device.lanes, device.lanes)
+        for strategy in script.strategies_for(workload):
+            if strategy.applies(workload, device) is None:
+                tiles = script.evenly(strategy.tiles(workload, device, 1), script.SCHEDULES)
+                kinds[workload.kind] = kinds.get(workload.kind, 0) + len(set(map(str, tiles)))
+    assert kinds.keys() == {"depthwise", "pointwise", "depthwise+pointwise"}
+    assert sum(kinds.values()) >= 40
+
+
+def test_evenly_takes_both_ends(script: ModuleType) -> None:
+    assert script.evenly(list(range(10)), 4) == [0, 3, 6, 9]
+    assert script.evenly([1, 2], 4) == [1, 2]
+
+
+def test_the_page_is_made_from_the_json(script: ModuleType, repository: Path) -> None:
+    folder = repository / "docs" / "benchmarks"
+    report = json.loads((folder / "estimate.json").read_text())
+    assert script.write_table(report) == (folder / "estimate.md").read_text()
+    assert report["summary"] == script.judge_all(report["measurements"])
+    assert report["schedules"] == len(report["measurements"]) >= 40
