@@ -287,8 +287,12 @@ class _Search:
         return {b: a for b, a in twins.items() if b in here and a in there}
 
     def _part(self, name: str, twin: str, twins: Mapping[str, str]) -> Fault:
-        """Judges the operations between the nearest cut points and a value, on the original's tensors."""
-        twins = self._cuts(twins)
+        """Judges the operations between the nearest cut points and a value, on the original's tensors.
+
+        What depends on the value in the original is no cut point: something wrong before it was taken for that.
+        """
+        later = self._original.after(twin) | {twin}
+        twins = {b: a for b, a in self._cuts(twins).items() if a not in later}
         before, sources = self._original.behind(twin, set(twins.values()))
         after, own_sources = self._rewritten.behind(name, twins)
         fed = {source: twins[source] for source in own_sources}

@@ -123,6 +123,73 @@ def test_what_bisection_writes_fails_by_itself(
     assert [check["status"] for check in json.loads(out)["checks"] if check["scope"] == "graph"] == ["failed"]
 
 
+def change_a_weight(fused: onnx.ModelProto) -> str:
+    """One weight of one layer by 1 %; gives the layer's node."""
+    node = next(node for node in fused.graph.node if "blocks.10." in node.name and node.op_type.startswith("SeparableConv"))
+    tensor = next(tensor for tensor in fused.graph.initializer if tensor.name == node.input[1])
+    array = onnx.numpy_helper.to_array(tensor).copy()
+    array.reshape(-1)[np.abs(array).argmax()] *= np.float32(1.01)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    return "blocks.10."
+
+
+def swap_strides(fused: onnx.ModelProto) -> str:
+    """The strides of two stages of one operator change places, so that its output keeps its shape."""
+    node = next(node for node in fused.graph.node if node.name.startswith("blocks.3.") and node.op_type.startswith("SeparableConv"))
+    strides = {each.name: each for each in node.attribute if each.name.endswith("strides")}
+    first, second = strides["pointwise_strides"], strides["depthwise_strides"]
+    assert first.ints != second.ints
+    first.ints[:], second.ints[:] = list(second.ints), list(first.ints)
+    del fused.graph.value_info[:]
+    return "blocks.3."
+
+
+def drop_an_epsilon(model: onnx.ModelProto) -> str:
+    """Of the original, before it is fused: the fold is without it."""
+    node = next(node for node in model.graph.node if node.name == "blocks.6.depthwise.norm")
+    (epsilon,) = (each for each in node.attribute if each.name == "epsilon")
+    epsilon.f = 0.0
+    return "blocks.6."
+
+
+@pytest.mark.parametrize("options", [
+    pytest.param({"shape": (1, 3, 64, 64), "width": 0.25}, id="narrow"), pytest.param({}, id="full", marks=pytest.mark.nightly)
+])  # fmt: skip
+@pytest.mark.parametrize("fault", [change_a_weight, drop_an_epsilon, swap_strides], ids=lambda fault: fault.__name__)
+def test_one_fault_of_mobilenet_v3(
+    fault: Callable[[onnx.ModelProto], str],
+    options: dict[str, Any],
+    zoo_file: Callable[..., Path],
+    command: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is named, and the files that are written show it without the model."""
+    original = zoo_file("mobilenet_v3_large", **options)
+    fused = tmp_path / "fused.onnx"
+    if fault is drop_an_epsilon:
+        model = onnx.load(original)
+        layer = fault(model)
+        onnx.save(model, tmp_path / "other.onnx")
+        assert command("fuse", tmp_path / "other.onnx", "-o", fused).status == 0
+    else:
+        assert command("fuse", original, "-o", fused).status == 0
+        model = onnx.load(fused)
+        layer = fault(model)
+        onnx.save(model, fused)
+    found = tmp_path / "found"
+    status, out, _ = command("verify", original, "--against", fused, "--bisect", "-o", found, "--json")
+    bisection = json.loads(out)["bisection"]
+    assert (status, bisection["reproduces"]) == (1, True)
+    assert bisection["nodes"]
+    assert all(name.startswith(layer) for name in bisection["nodes"])
+    fused.unlink()
+    monkeypatch.chdir(found)
+    status, out, _ = command(*bisection["command"].split()[1:], "--json")
+    assert status == 1
+    assert [check["status"] for check in json.loads(out)["checks"] if check["scope"] == "graph"] == ["failed"]
+
+
 def test_a_folder_in_use_is_refused_before_the_work(command: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("")
     onnx.save(onnx.parser.parse_model(f"{HEAD} Exp(x) y = Tanh(h) }}"), tmp_path / "a.onnx")
