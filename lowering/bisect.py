@@ -5,7 +5,7 @@
     only the whole    each kernel is right on the oracle's tensors, so it is fed others: the first call that writes something
                       else in the course of a run than alone on the same tensors; where there is none, the tail, if it is
                       wrong on the oracle's tensors; otherwise the rounding of kernels adds up, and the one counts that is
-                      worst against what float32 arithmetic explains
+                      worst against what rounding explains
 
 Whatever is found is verified by itself, in the smallest part of the model that fails, before it is said to reproduce.
 """
@@ -136,7 +136,7 @@ def _isolate_kernel(checker: KernelChecker, check: Check, device: Device, thread
 def _kernel_fails(checker: KernelChecker, index: int, part: onnx.ModelProto, feeds: Arrays) -> bool:
     """Tells whether a kernel, as it ships, is wrong on some tensors."""
     call = checker.program.calls[index]
-    bounds = run_with_bounds(part, feeds, single=checker.single, flush=checker.flush)
+    bounds = run_with_bounds(part, feeds, flush=checker.flush)
     arrays = [feeds[onnx_name(checker.program, name)] for name in call.inputs]
     try:
         written = {onnx_name(checker.program, name): array for name, array in checker.runner.run_kernel(index, arrays).items()}
@@ -303,7 +303,7 @@ def _wrong_tail(
         return None
     part = extract(checker.model, tail.inputs, tail.outputs)
     oracle = Oracle(checker.model).run(feeds, keep=set(tail.inputs) - set(feeds))
-    kept = {name: checker.as_stored(array) for name, array in {**oracle, **feeds}.items()}
+    kept = {name: checker.as_stored(name, array) for name, array in {**oracle, **feeds}.items()}
     finding = (
         "Every kernel is right, but the end of the network, which TVM's virtual machine runs, is wrong.",
         f"It computes {', '.join(map(repr, tail.outputs))} from {', '.join(map(repr, tail.inputs))}: "
@@ -315,7 +315,7 @@ def _wrong_tail(
 
 
 def _worst_rounding(checker: KernelChecker, check: Check, device: Device, threads: int) -> Reproducer | None:
-    """Finds the kernel, right by its bound, that is worst against what float32 arithmetic is expected to do."""
+    """Finds the kernel, right by its bound, that is worst against what rounding is expected to do."""
     program = checker.program
     worst: tuple[float, KernelCall, onnx.ModelProto, Arrays] | None = None
     for index, call in enumerate(program.calls):
@@ -337,8 +337,8 @@ def _worst_rounding(checker: KernelChecker, check: Check, device: Device, thread
         return None
     ratio, call, proto, feeds = worst
     finding = (
-        f"Every kernel is within its bound, but {call.name} ({call.strategy}) is off by {ratio:.3g} times what float32 "
-        "arithmetic is expected to be.",
+        f"Every kernel is within its bound, but {call.name} ({call.strategy}) is off by {ratio:.3g} times what "
+        "rounding is expected to be.",
         f"It computes {', '.join(map(repr, checker.covered[call.name][1]))}: nodes {', '.join(call.nodes)}.",
     )
     return _try_alone(finding, call, proto, (feeds,), device, threads, (check.name,))

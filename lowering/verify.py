@@ -2,7 +2,7 @@
 
 A kernel is checked on its own target, the very object code that ships. Its reference is the part of the graph that it
 covers, cut out of the model as it was before stages were grouped into functions. It is fed the oracle's tensors rounded to
-float32, so that errors of other kernels do not add up, and then what is drawn for it alone, as those seldom come near
+their types, so that errors of other kernels do not add up, and then what is drawn for it alone, as those seldom come near
 the limits of what it computes.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,10 +38,12 @@ from sepwise.passes.equivalence import (
     extract,
     run_with_bounds,
     sample_inputs,
+    settle,
     worst_check,
 )
+from sepwise.passes.equivalence.formats import BINARY32, format_of
 from sepwise.passes.equivalence.graph import read_graph
-from sepwise.passes.equivalence.rounding import LARGEST
+from sepwise.passes.equivalence.tolerances import SEEDS
 from sepwise.passes.errors import SepwiseError
 
 if TYPE_CHECKING:
@@ -192,7 +195,6 @@ class KernelChecker:
         runner: Runs them.
         model: The graph whose nodes they cover.
         tensors: The oracle's by ONNX name, as kernels are fed them.
-        single: Whether kernels compute in float32; otherwise the whole Program is in float64.
         flush: Whether they take and give 0 for numbers below the normal range.
         covered: By kernel, the values between which its nodes lie: those fed, and those written.
     """
@@ -211,11 +213,11 @@ class KernelChecker:
         self.program = program
         self.runner = runner
         self.model = ir.to_proto(model)
-        typed = (*program.inputs, *program.values, *program.outputs)
-        self.single = any(value.type.dtype == "float32" for value in typed)
+        values = (*program.inputs, *program.values, *program.outputs)
+        self._types = {onnx_name(program, value.name): value.type.dtype for value in values}
         self.flush = devices.get(program.device).flushes_subnormals
         tensors = {**feed, **Oracle(self.model).run(feed, keep=names & known)}
-        self.tensors = {name: self.as_stored(array) for name, array in tensors.items()}
+        self.tensors = {name: self.as_stored(name, array) for name, array in tensors.items()}
         self.covered: dict[str, tuple[list[str], list[str]]] = {}
         self._writers: dict[str, KernelCall] = {}
         self._failing: dict[str, Tensors] = {}
@@ -242,14 +244,14 @@ class KernelChecker:
             return [self._compare(call, feeds, targets, bounds, ORACLE)]
         try:
             part = read_graph(extract(self.model, sources, list(targets)))
-            bounds = run_with_bounds(part, feeds, single=self.single, flush=self.flush)
+            bounds = run_with_bounds(part, feeds, flush=self.flush)
         except SepwiseError as error:
             skipped = Check("kernel", call.name, call.nodes, "skipped", 0.0, 0.0, None, None, reason=str(error))
             return [replace(skipped, strategy=call.strategy)]
         worst = self._compare(call, feeds, targets, bounds, ORACLE)
         for kind, drawn in self._draw(index, part, feeds):
             try:
-                bounds = run_with_bounds(part, drawn, single=self.single, flush=self.flush)
+                bounds = run_with_bounds(part, drawn, flush=self.flush)
             except SepwiseError:  # how much rounding may do is not known there; on the oracle's tensors it is
                 continue
             check = self._compare(call, drawn, targets, bounds, kind)
@@ -269,16 +271,17 @@ class KernelChecker:
         """
         return self._failing.get(name) or {source: self.tensors[source] for source in self.covered[name][0]}
 
-    def as_stored(self, array: np.ndarray) -> np.ndarray:
+    def as_stored(self, name: str, array: np.ndarray) -> np.ndarray:
         """Gives what a kernel is fed of the oracle's tensor.
 
         Args:
+            name: ONNX name of the value.
             array: A tensor of the oracle.
 
         Returns:
-            The same in float32, unless the whole Program is in float64.
+            The same in the type in which the Program holds the value.
         """
-        return array.astype(np.float32) if self.single and array.dtype == np.float64 else array
+        return _as_typed(array, self._types.get(name, str(array.dtype)))
 
     def _chain(self, call: KernelCall) -> list[KernelCall]:
         """A call and, behind it, those that write what it reads and the graph does not have."""
@@ -304,7 +307,7 @@ class KernelChecker:
         direct = all(is_direct(each.strategy) for each in self._chain(call))
         for kind in STRESSES if stress.drawn else ():
             if kind != NONFINITE or direct:
-                yield kind, {name: self.as_stored(array) for name, array in stress.draw(kind).items()}
+                yield kind, {name: self.as_stored(name, array) for name, array in stress.draw(kind).items()}
 
     def _run(self, call: KernelCall, feeds: Tensors) -> Tensors:
         """Runs a call, and before it those that write what the graph does not have."""
@@ -335,8 +338,8 @@ class KernelChecker:
         checks = []
         for target, name in targets.items():
             value, bound = bounds[target]
-            if kind == NONFINITE:  # nothing overflows by itself there, so what is finite has to be
-                bound = np.minimum(bound, LARGEST)
+            if kind == NONFINITE and value.dtype.kind == "f":
+                bound = np.minimum(bound, _surely_finite(written[name].dtype))
             placed = kind in (ORACLE, NONFINITE)
             check = compare_kernel(written[name], value, bound, name=call.name, nodes=call.nodes, placed=placed)
             reason = f"{check.reason}, fed {kind}" if check.reason and kind != ORACLE else check.reason
@@ -345,13 +348,18 @@ class KernelChecker:
 
 
 def _check_model(runner: Runner, model: ir.Model, feeds: Sequence[Tensors], name: str) -> tuple[Check, tuple[Agreement, ...]]:
-    """The whole network against what float32 arithmetic explains, and its answers on the first inputs."""
+    """The whole network against what rounding explains, and its answers on the first inputs."""
     oracle = Oracle(model)
     expected = [oracle.run(feed) for feed in feeds]
     flush = devices.get(runner.program.device).flushes_subnormals
-    sigma = [execution_sigma(oracle, feed, flush=flush) for feed in feeds]
     outputs = [runner.run(feed) for feed in feeds]
-    return compare_execution(outputs, expected, sigma, name=name), compare_answers(outputs[0], expected[0], sigma[0])
+
+    @cache
+    def sigma(seeds: int) -> list[dict[str, np.ndarray]]:
+        return [execution_sigma(oracle, feed, seeds, flush=flush) for feed in feeds]
+
+    check = settle(lambda seeds: compare_execution(outputs, expected, sigma(seeds), name=name))
+    return check, compare_answers(outputs[0], expected[0], sigma(SEEDS)[0])
 
 
 def onnx_name(program: Program, name: str) -> str:
@@ -366,6 +374,12 @@ def onnx_name(program: Program, name: str) -> str:
     """
     suffix = f".{program.find_value(name).type.layout}"
     return name.removesuffix(suffix)
+
+
+def _surely_finite(dtype: np.dtype) -> float:
+    """Gives the largest number of a type where nothing comes near to it by itself, so that what is finite has to be."""
+    held = format_of(dtype)
+    return held.largest if held.holds(BINARY32) else np.inf
 
 
 def _as_typed(array: np.ndarray, dtype: str) -> np.ndarray:

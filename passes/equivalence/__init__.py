@@ -20,6 +20,7 @@ from sepwise.passes.equivalence.compare import (
     compare_execution,
     compare_graph,
     compare_kernel,
+    settle,
     worst_check,
 )
 from sepwise.passes.equivalence.extract import extract
@@ -55,5 +56,6 @@ __all__ = [
     "reduce_inputs",
     "run_with_bounds",
     "sample_inputs",
+    "settle",
     "worst_check",
 ]

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sepwise.passes.equivalence.compare import Check, GraphReference
+from sepwise.passes.equivalence.formats import BINARY32
 from sepwise.passes.equivalence.graph import Array, Attribute, Graph, Operation, Port
 from sepwise.passes.equivalence.interpreter import interpret, read_inputs
 from sepwise.passes.equivalence.operators import evaluate
@@ -30,8 +31,8 @@ from sepwise.passes.errors import InputError, SepwiseError
 
 __all__ = ["Fault", "find_faults", "spell_operation"]
 
-SCREEN = 2.0**-10
-"""A value further than this share of its size from another is not worth the six runs that measure a tolerance."""
+SCREEN_UNITS = 2.0**14
+"""A value further than so many units of rounding from another is not worth the six runs that measure a tolerance."""
 
 LOOKAHEAD = 8
 """Operations behind a replaced value in which what follows has to become right."""
@@ -148,13 +149,15 @@ class _Search:
         self._original = original
         self._rewritten = rewritten
         oracle = Oracle(original.graph)
-        fed = [read_inputs(original.graph, feeds, single=False) for feeds in inputs]
+        fed = [read_inputs(original.graph, feeds, stored=False) for feeds in inputs]
         runs = [oracle.run(feeds, keep=original.values) for feeds in inputs]
         self._values = {name: [run[name] for run in runs] for name in original.values}
         self._values |= {name: [feeds[name] for feeds in fed] for name in original.inputs}
         self._twin: dict[str, str] = {name: name for name in rewritten.inputs if name in original.inputs}
         self._own: dict[str, list[Array] | None] = {}
         self._faults: dict[str, Fault] = {}
+        coarsest = max((each.unit for each in original.graph.formats.values()), default=BINARY32.unit)
+        self._screen = SCREEN_UNITS * coarsest
         self._patience = LOOKAHEAD
         self._same: dict[Hashable, Operation] = {}
         for op in original.graph.operations:
@@ -256,7 +259,7 @@ class _Search:
             return False
         if all(map(_equal, own, right)):
             return True
-        if right[0].dtype.kind != "f" or _distance(own, right) > SCREEN:
+        if right[0].dtype.kind != "f" or _distance(own, right) > self._screen:
             return False
         length = self._length(name)
         if length > LOOKAHEAD and length & (length - 1) and name not in self._rewritten.outputs:
@@ -333,7 +336,7 @@ class _Search:
         except InputError:
             return False
         right = self._values[twin]
-        if any(a.shape != b.shape for a, b in zip(own, right, strict=True)) or _distance(own, right) > SCREEN:
+        if any(a.shape != b.shape for a, b in zip(own, right, strict=True)) or _distance(own, right) > self._screen:
             return False
         return self._part(name, twin, without).check.status != "failed"
 
@@ -434,12 +437,12 @@ def _part_of(side: _Side, operations: Iterable[Operation], inputs: Sequence[str]
     constants = side.graph.constants
     used = {name: constants[name] for op in chosen for name in _reads(op) if name in constants}
     ports = tuple(Port(name, 0, None) for name in inputs)
-    return Graph(ports, (Port(output, 0, None),), used, chosen)
+    return Graph(ports, (Port(output, 0, None),), used, chosen, side.graph.formats)
 
 
 def _interpret(part: Graph, scope: Mapping[str, Array]) -> dict[str, Array]:
     with np.errstate(all="ignore"):
-        return interpret(part, scope, constant=lambda _, array: array, step=evaluate, truth=lambda value: bool(value.all()))
+        return interpret(part, scope, constant=lambda _, array, __: array, step=evaluate, truth=lambda value: bool(value.all()))
 
 
 def spell_operation(op: Operation, graph: Graph) -> Hashable:

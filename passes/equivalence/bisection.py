@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from sepwise.passes.equivalence.alignment import Fault, find_faults, spell_operation
 from sepwise.passes.equivalence.compare import Check, compare_graph
@@ -85,7 +85,7 @@ def _isolate(
     keep = {*fault.inputs, fault.output} - {port.name for port in graphs[0].inputs}
     runs = [{**feeds, **oracle.run(feeds, keep=keep)} for feeds in inputs]
     known = declared_types(sides[0], [*fault.inputs, fault.output])
-    types = {name: _described(name, runs[0][name], known.get(name)) for name in (*fault.inputs, fault.output)}
+    types = {name: _described(name, runs[0][name], known.get(name), graphs[0]) for name in (*fault.inputs, fault.output)}
     try:
         before = extract(sides[0], fault.inputs, [fault.output], types=types)
         after = extract_like(sides[1], fault.rewritten_inputs, (fault.rewritten_output, fault.output), before)
@@ -117,10 +117,10 @@ def _fails(check: Check | None) -> bool:
     return check is not None and check.status == "failed"
 
 
-def _described(name: str, array: Array, known: onnx.ValueInfoProto | None) -> onnx.ValueInfoProto:
-    """Declares a value as it is: its shape as computed, its element type as declared, float32 where it is not."""
+def _described(name: str, array: Array, known: onnx.ValueInfoProto | None, graph: Graph) -> onnx.ValueInfoProto:
+    """Declares a value as it is: its shape as computed, its element type as declared, or as its operators make it."""
     declared = 0 if known is None else known.type.tensor_type.elem_type
-    computed = TensorProto.FLOAT if array.dtype.kind == "f" else helper.np_dtype_to_tensor_dtype(array.dtype)
+    computed = graph.format_of(name).element_type if array.dtype.kind == "f" else helper.np_dtype_to_tensor_dtype(array.dtype)
     return helper.make_tensor_value_info(name, declared or computed, array.shape)
 
 

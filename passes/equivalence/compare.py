@@ -1,15 +1,15 @@
 """Verdicts: errors against derived tolerances, in the fields that `sepwise verify --json` prints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
 
+from sepwise.passes.equivalence.formats import BINARY32, BINARY64, Format, format_of
 from sepwise.passes.equivalence.graph import Array, Model
 from sepwise.passes.equivalence.interpreter import read_inputs
 from sepwise.passes.equivalence.oracle import Oracle
-from sepwise.passes.equivalence.rounding import TINY, UNIT
 from sepwise.passes.equivalence.tolerances import SEEDS, constant_rounding_sigmas, execution_sigma
 from sepwise.passes.errors import InputError, UnsupportedError
 
@@ -21,6 +21,7 @@ __all__ = [
     "compare_execution",
     "compare_graph",
     "compare_kernel",
+    "settle",
     "worst_check",
 ]
 
@@ -29,17 +30,16 @@ Several: TypeAlias = Tensors | Sequence[Tensors]
 
 ELEMENTWISE_SIGMAS = 16
 RMS_ELEMENTS = 100  # the RMS of fewer elements says little about its expectation
-FLOAT64_UNIT = 2.0**-53
 
 NOTHING_FINITE = "nothing finite to compare: give other inputs"
 """Why a check is skipped where NaN and infinities are in their places, and there is nothing else."""
 
-NOTHING_BOUNDED = "float32 may overflow at every element, so nothing is known of any: give other inputs"
+NOTHING_BOUNDED = "an execution may overflow at every element, so nothing is known of any: give other inputs"
 """Why a check is skipped where all bounds are infinite."""
 
-# Six seeds do not settle the sigma of outputs that vary together, be they few or all shifted by one constant: then it
-# comes from more seeds. Of few outputs the limit is five standard deviations of a right fold's error, which is at most
-# 0.6 sigma (DESIGN, Verification).
+# Six seeds do not settle the sigma of outputs that vary together, be they few or all shifted by one constant, nor that of
+# single elements next to where a ReLU bends, which no run may have moved: then it comes from more seeds. Of few outputs
+# the limit is five standard deviations of a right fold's error, which is at most 0.6 sigma (DESIGN, Verification).
 MANY_SEEDS = 36
 SMALL_RATIO = 3.0
 
@@ -137,7 +137,7 @@ class GraphReference:
         self.inputs = _several(inputs)
         self.outputs = [self.oracle.run(feeds) for feeds in self.inputs]
         self._sigma: dict[int, list[dict[str, Array]]] = {}
-        self._execution: list[dict[str, Array]] | None = None
+        self._execution: dict[tuple[int, Format | None], list[dict[str, Array]]] = {}
 
     def sigma(self, seeds: int = SEEDS) -> list[dict[str, Array]]:
         """Returns sigma_c of each output on each input set; measured once."""
@@ -145,15 +145,23 @@ class GraphReference:
             self._sigma[seeds] = constant_rounding_sigmas(self.oracle, self.inputs, seeds)
         return self._sigma[seeds]
 
-    def execution_sigma(self) -> list[dict[str, Array]]:
+    def execution_sigma(self, seeds: int = SEEDS, arithmetic: Format | None = None) -> list[dict[str, Array]]:
         """Returns sigma_x of each output on each input set; measured once.
+
+        Args:
+            seeds: number of runs on each.
+            arithmetic: format in which all operations round; each in that of its result where None.
 
         Raises:
             UnsupportedError: if an operator's rounding is not known.
         """
-        if self._execution is None:
-            self._execution = [execution_sigma(self.oracle, feeds) for feeds in self.inputs]
-        return self._execution
+        if {op.format for op in self.oracle.graph.operations} == {arithmetic}:
+            arithmetic = None  # the same
+        if (seeds, arithmetic) not in self._execution:
+            self._execution[seeds, arithmetic] = [
+                execution_sigma(self.oracle, feeds, seeds, arithmetic=arithmetic) for feeds in self.inputs
+            ]
+        return self._execution[seeds, arithmetic]
 
     def judge(self, results: Sequence[Tensors], *, exact: bool = False) -> list[Check]:
         """Decides whether results in float64 are those of the original; see `compare_graph`.
@@ -178,10 +186,10 @@ class GraphReference:
     def float64_noise(self, name: str, input_set: int) -> float:
         """Returns what float64 rounding in the oracle itself amounts to in an output, as RMS."""
         try:
-            sigma = self.execution_sigma()[input_set][name]
+            sigma = self.execution_sigma(arithmetic=BINARY32)[input_set][name]
         except UnsupportedError:
             return 0.0
-        return ELEMENTWISE_SIGMAS * FLOAT64_UNIT / UNIT * _rms([sigma])
+        return ELEMENTWISE_SIGMAS * BINARY64.unit / BINARY32.unit * _rms([sigma])
 
 
 def compare_graph(
@@ -219,7 +227,7 @@ def compare_graph(
         if name not in made:
             raise InputError(f"The rewritten model has no output {name!r}; it has {', '.join(sorted(made))}.")
     for feeds in reference.inputs:
-        read_inputs(judged.graph, feeds, single=False)
+        read_inputs(judged.graph, feeds, stored=False)
     try:
         results = [judged.run(feeds) for feeds in reference.inputs]
     except UnsupportedError:
@@ -266,12 +274,13 @@ def _graph_check_on(
 
 
 def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name: str = "model") -> Check:
-    """Decides whether an execution in float32 computes what the model means.
+    """Decides whether an execution computes what the model means.
 
     RMS(e) <= RMS(sigma_x), pooled over outputs, on each of the inputs and over all (each output in units of its own
     RMS(sigma_x) on that input, so that a small one counts as much as a large one; not applied to under 100 elements), and
     |e| <= 16 sigma_x for every element. Integers and booleans are exact wherever the seeded runs agree on them. NaN and
-    infinities are where the oracle's result, rounded to float32, has them.
+    infinities are where the oracle's result, rounded to the type of the execution's, has them; either is right where 16 sigma_x
+    reach the largest number.
 
     Args:
         outputs: what the execution returned, for one or several inputs.
@@ -297,8 +306,11 @@ def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name
             raise InputError(f"The execution returned no output {key!r}; it returned {', '.join(sets[0][0])}.")
         actual, expected, sigmas = ([np.asarray(group[i][key]) for group in sets] for i in range(3))
         floating = expected[0].dtype.kind == "f"
+        held = format_of(actual[0].dtype) if actual[0].dtype.kind == "f" else BINARY32
+        floor = max(held.smallest, BINARY32.smallest)  # doubles may have been computed in float32
+        limits = [ELEMENTWISE_SIGMAS * s + (floor if floating else 0.0) for s in sigmas]
         if floating:
-            expected = [e if a.dtype == np.float64 else _as_float32(e) for a, e in zip(actual, expected, strict=True)]
+            expected = [_as_held(*group, held) for group in zip(expected, actual, limits, strict=True)]
         failed = Check("model", f"{name}: {key}", (), "failed", np.inf, 0.0, None, None)
         misfit = _misfit(failed, key, expected, actual)
         if misfit is not None:
@@ -306,11 +318,10 @@ def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name
         errors = [_error(a, e) for a, e in zip(actual, expected, strict=True)]
         if not floating:
             errors = [np.where(s > 0, 0.0, e) for e, s in zip(errors, sigmas, strict=True)]
-        limits = [ELEMENTWISE_SIGMAS * s + (TINY if floating else 0.0) for s in sigmas]
         worst = _worse(worst, _elementwise(empty, key, errors, limits, actual, expected))
         if floating:
             for pool, (set_errors, set_sigmas), error, one in zip(pools, by_set, errors, sigmas, strict=True):
-                pool.append(error / (_rms([one]) + TINY))
+                pool.append(error / (_rms([one]) + floor))
                 set_errors.append(error)
                 set_sigmas.append(one)
             total_expected.extend(expected)
@@ -324,8 +335,22 @@ def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name
     worst = replace(worst, rms_error=_rms(set_errors), rms_bound=_rms(set_sigmas))
     if ratio <= 1:
         return worst if worst.worst_ratio is None else replace(worst, worst_ratio=max(worst.worst_ratio, ratio))
-    reason = f"RMS error is {ratio:.3g} times what float32 arithmetic explains"
+    reason = f"RMS error is {ratio:.3g} times what rounding explains"
     return replace(worst, status="failed", reason=worst.reason or reason, worst_ratio=_larger(worst.worst_ratio, ratio))
+
+
+def settle(judge: Callable[[int], Check]) -> Check:
+    """Makes a check of scope `model` with a few seeds, and with many where a few do not settle what seems to be wrong.
+
+    Args:
+        judge: compares an execution with sigma_x from a number of seeds.
+
+    Returns:
+        The check.
+    """
+    check = judge(SEEDS)
+    pooled = check.rms_error is None or check.rms_bound is None or check.rms_error <= SMALL_RATIO * check.rms_bound
+    return judge(MANY_SEEDS) if check.status == "failed" and np.isfinite(check.max_abs_error) and pooled else check
 
 
 def compare_kernel(
@@ -402,10 +427,15 @@ def _skip(check: Check, reason: str = NOTHING_FINITE) -> Check:
     return Check(check.scope, check.name, check.nodes, "skipped", 0.0, 0.0, None, None, reason=reason)
 
 
-def _as_float32(value: Array) -> Array:
-    """Makes those elements infinite that float32 cannot hold; others keep their digits."""
-    with np.errstate(over="ignore"):
-        return np.where(np.isfinite(value.astype(np.float32)), value, value.astype(np.float32))
+def _as_held(value: Array, actual: Array, limit: Array, held: Format) -> Array:
+    """Makes those elements infinite that a format cannot hold, or did not where they may overflow; others keep their digits."""
+    if actual.shape != value.shape:
+        return value
+    with np.errstate(invalid="ignore"):
+        size = np.abs(value)
+        either = (size - limit <= held.largest) & (size + limit > held.largest)
+        infinite = np.where(either, actual == np.copysign(np.inf, value), np.isinf(held.round(value)))
+    return np.where(infinite & np.isfinite(value), np.copysign(np.inf, value), value)
 
 
 def _misfit(failed: Check, tensor: str | None, expected: list[Array], actual: list[Array]) -> Check | None:

@@ -1,11 +1,12 @@
 """Reads an ONNX model into a flat list of operations with float64 constants.
 
 Calls of model-local functions are expanded in place, nested ones too, so that everything after this file sees
-operators of ONNX only. Attributes that a function's body takes from its caller are resolved on the way.
+operators of ONNX only. Attributes that a function's body takes from its caller are resolved on the way. Every
+floating-point value keeps the format in which the model stores it.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from sepwise.passes.equivalence.formats import BINARY32, FORMATS, Format, result_format
 from sepwise.passes.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class Operation:
         inputs: value names; an empty one is an optional input that is left out.
         outputs: value names; an empty one is not used.
         attributes: those present on the node.
+        format: in which its first result is stored, where that is of floating-point numbers.
+        source: in which its first input is stored, None where that is not of floating-point numbers.
     """
 
     operator: str
@@ -47,6 +51,8 @@ class Operation:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    format: Format = BINARY32
+    source: Format | None = BINARY32
 
     def __str__(self) -> str:
         """Names the call as messages do."""
@@ -111,12 +117,18 @@ class Graph:
         outputs: graph outputs.
         constants: initializers and Constant nodes by name; floating-point ones are float64.
         operations: calls in execution order.
+        formats: in which floating-point values are stored, constants among them, as far as that is known.
     """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     constants: Mapping[str, Array]
     operations: tuple[Operation, ...]
+    formats: Mapping[str, Format] = field(default_factory=dict)
+
+    def format_of(self, name: str) -> Format:
+        """Returns the format of a floating-point value; binary32 where nothing says it."""
+        return self.formats.get(name, BINARY32)
 
     def captured(self) -> set[str]:
         """Lists the names that the graph takes from around it."""
@@ -183,13 +195,22 @@ def read_graph(model: Model) -> Graph:
 class _Reader:
     functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
 
-    def graph(self, proto: onnx.GraphProto, opsets: Mapping[str, int], rename: Mapping[str, str] | None = None) -> Graph:
+    def graph(
+        self,
+        proto: onnx.GraphProto,
+        opsets: Mapping[str, int],
+        rename: Mapping[str, str] | None = None,
+        around: Mapping[str, Format] | None = None,
+    ) -> Graph:
         rename = {} if rename is None else rename
         constants = {rename.get(t.name, t.name): widen(numpy_helper.to_array(t)) for t in proto.initializer}
+        formats = dict(around or {})
+        stored = {v.name: v.type.tensor_type.elem_type for v in proto.input} | {t.name: t.data_type for t in proto.initializer}
+        formats.update((rename.get(name, name), FORMATS[kind]) for name, kind in stored.items() if kind in FORMATS)
         for sparse in proto.sparse_initializer:
             raise UnsupportedError(f"Initializer {sparse.values.name!r} is sparse; store it as a dense tensor.")
         operations = []
-        for operation in self.expand(proto.node, opsets, dict(rename), {}):
+        for operation in self.expand(proto.node, opsets, dict(rename), {}, formats):
             if operation.operator == "Constant":
                 constants[operation.outputs[0]] = _constant_value(operation)
             else:
@@ -199,6 +220,7 @@ class _Reader:
             outputs=tuple(_port(value, rename) for value in proto.output),
             constants=constants,
             operations=tuple(operations),
+            formats=formats,
         )
 
     def expand(
@@ -207,6 +229,7 @@ class _Reader:
         opsets: Mapping[str, int],
         rename: dict[str, str],
         arguments: Mapping[str, onnx.AttributeProto],
+        formats: dict[str, Format],
         prefix: str = "",
     ) -> Iterator[Operation]:
         """Yields the operations of a list of nodes.
@@ -216,6 +239,7 @@ class _Reader:
             opsets: version of each domain.
             rename: names inside the list to names outside it; grows as values are defined.
             arguments: attributes of the surrounding function call.
+            formats: those of values under their names outside; grows as values are defined.
             prefix: put before the names of values defined here; empty in the main graph.
         """
         for node in nodes:
@@ -228,7 +252,7 @@ class _Reader:
             attributes = _resolve(node.attribute, arguments)
             function = self.functions.get((node.domain, node.op_type, node.overload))
             if function is not None:
-                yield from self.call(function, node, inputs, outputs, attributes)
+                yield from self.call(function, node, inputs, outputs, attributes, formats)
                 continue
             if node.domain not in STANDARD_DOMAINS:
                 raise UnsupportedError(
@@ -238,14 +262,9 @@ class _Reader:
             version = opsets.get(node.domain, opsets.get("", opsets.get("ai.onnx", 0)))
             if not 0 < version <= NEWEST_OPSET:
                 raise UnsupportedError(f"Opset {version} is not known; 1 to {NEWEST_OPSET} are. Convert the model first.")
-            yield Operation(
-                operator=node.op_type,
-                version=version,
-                name=node.name,
-                inputs=inputs,
-                outputs=outputs,
-                attributes={a.name: self.attribute(a, opsets, rename) for a in attributes},
-            )
+            read = {a.name: self.attribute(a, opsets, rename, formats) for a in attributes}
+            operation = Operation(node.op_type, version, node.name, inputs, outputs, read)
+            yield _with_formats(operation, attributes, formats)
 
     def call(
         self,
@@ -254,6 +273,7 @@ class _Reader:
         inputs: Sequence[str],
         outputs: Sequence[str],
         attributes: Sequence[onnx.AttributeProto],
+        formats: dict[str, Format],
     ) -> Iterator[Operation]:
         """Yields the operations of a function call, under the caller's names."""
         given = {a.name: a for a in attributes}
@@ -263,11 +283,17 @@ class _Reader:
         prefix = f"{node.name or next(filter(None, outputs))}/"
         passed_on = [name for name in results if name in actual]
         for name in passed_on:  # an input that is also an output: the body needs no node for it, we do
-            yield Operation("Identity", 13, node.name, (actual[name],), (results.pop(name),))
+            yield _with_formats(Operation("Identity", 13, node.name, (actual[name],), (results.pop(name),)), (), formats)
         opsets = {entry.domain: entry.version for entry in function.opset_import}
-        yield from self.expand(function.node, opsets, actual | results, arguments, prefix)
+        yield from self.expand(function.node, opsets, actual | results, arguments, formats, prefix)
 
-    def attribute(self, proto: onnx.AttributeProto, opsets: Mapping[str, int], rename: Mapping[str, str]) -> Attribute:
+    def attribute(
+        self,
+        proto: onnx.AttributeProto,
+        opsets: Mapping[str, int],
+        rename: Mapping[str, str],
+        formats: Mapping[str, Format],
+    ) -> Attribute:
         kind = proto.type
         if kind == onnx.AttributeProto.FLOAT:
             return float(proto.f)
@@ -284,9 +310,37 @@ class _Reader:
         if kind == onnx.AttributeProto.TENSOR:
             return widen(numpy_helper.to_array(proto.t))
         if kind == onnx.AttributeProto.GRAPH:
-            return self.graph(proto.g, opsets, rename)
+            return self.graph(proto.g, opsets, rename, formats)
         kinds = onnx.AttributeProto.AttributeType
         raise UnsupportedError(f"Attribute {proto.name!r} has type {kinds.Name(kind)}, which no supported operator takes.")
+
+
+def _with_formats(op: Operation, attributes: Iterable[onnx.AttributeProto], formats: dict[str, Format]) -> Operation:
+    """Finds the formats of an operation's operand and result, and notes those of what it computes in `formats`."""
+    operands = [formats.get(name) for name in op.inputs]
+    branches = [graph.formats.get(graph.outputs[0].name) for graph in op.subgraphs() if graph.outputs]
+    if branches:
+        made = branches[0]
+    elif op.operator == "Constant":
+        kinds = [_element_type(a) for a in attributes if a.type != onnx.AttributeProto.INT]
+        made = FORMATS.get(kinds[0]) if kinds else None
+    else:
+        stated = {a.name: _element_type(a) for a in attributes}
+        made = result_format(op.operator, op.version, operands, stated)
+    if made is None:
+        return replace(op, source=operands[0] if operands else None)
+    formats.update((name, made) for name in op.outputs if name)
+    return replace(op, format=made, source=operands[0] if operands else None)
+
+
+def _element_type(attribute: onnx.AttributeProto) -> int:
+    """Reads an attribute as a data type: an integer as itself, numbers and tensors as the type of their elements."""
+    kinds = onnx.AttributeProto
+    if attribute.type == kinds.TENSOR:
+        return attribute.t.data_type
+    if attribute.type in {kinds.FLOAT, kinds.FLOATS}:
+        return onnx.TensorProto.FLOAT
+    return attribute.i if attribute.type == kinds.INT else onnx.TensorProto.UNDEFINED
 
 
 def _resolve(

@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import helper
 
+from sepwise.passes.equivalence.formats import FORMATS, Format
 from sepwise.passes.equivalence.graph import Array, Graph, Operation, widen
 from sepwise.passes.errors import InputError, UnsupportedError
 
@@ -22,7 +23,7 @@ def interpret(
     graph: Graph,
     scope: Mapping[str, V],
     *,
-    constant: Callable[[str, Array], V],
+    constant: Callable[[str, Array, Format], V],
     step: Callable[[Operation, list[V | None]], tuple[V, ...]],
     truth: Callable[[V], bool],
     keep: Collection[str] = (),
@@ -32,7 +33,7 @@ def interpret(
     Args:
         graph: the graph.
         scope: values of its inputs, and of what it takes from around it.
-        constant: makes a value of a named constant.
+        constant: makes a value of a named constant, which is stored in the given format where that is of floating-point numbers.
         step: computes one operation; an input that is left out is None.
         truth: reads a value as the condition of an If.
         keep: names to return besides the outputs.
@@ -55,7 +56,7 @@ def interpret(
         if name not in wanted:
             released.setdefault(index, []).append(name)
 
-    values = {**scope, **{name: constant(name, array) for name, array in graph.constants.items()}}
+    values = {**scope, **{name: constant(name, array, graph.format_of(name)) for name, array in graph.constants.items()}}
     for index, op in enumerate(graph.operations):
         if op.operator == "If":
             branch = op.attributes["then_branch" if truth(values[op.inputs[0]]) else "else_branch"]
@@ -78,13 +79,13 @@ def interpret(
     return {name: values[name] for name in wanted}
 
 
-def read_inputs(graph: Graph, inputs: Mapping[str, Array], *, single: bool) -> dict[str, Array]:
+def read_inputs(graph: Graph, inputs: Mapping[str, Array], *, stored: bool) -> dict[str, Array]:
     """Checks input tensors against a graph and widens them.
 
     Args:
         graph: the graph.
         inputs: tensors by input name.
-        single: rounds floating-point tensors to float32 first, as an execution is fed.
+        stored: rounds floating-point tensors to the format of their input first, as an execution is fed.
 
     Raises:
         InputError: if a tensor is missing, unknown, or of another shape or kind than declared.
@@ -104,11 +105,10 @@ def read_inputs(graph: Graph, inputs: Mapping[str, Array], *, single: bool) -> d
         if not fits:
             raise InputError(f"Input {port.name!r} has shape {tuple(array.shape)}; the model declares {port.shape}.")
         declared = np.dtype(helper.tensor_dtype_to_np_dtype(port.element_type)) if port.element_type else array.dtype
-        floating = port.element_type in {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+        floating = port.element_type in FORMATS
         fits = widen(array).dtype == np.float64 if floating else array.dtype == declared
         if port.element_type and not fits:
             raise InputError(f"Input {port.name!r} has type {array.dtype}; the model declares {declared}.")
-        if single and array.dtype.kind == "f":
-            array = array.astype(np.float32)
-        feeds[port.name] = widen(array)
+        array = widen(array)
+        feeds[port.name] = graph.format_of(port.name).round(array) if stored and array.dtype.kind == "f" else array
     return feeds

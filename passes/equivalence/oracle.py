@@ -53,8 +53,8 @@ class Oracle:
         with np.errstate(all="ignore"):
             return interpret(
                 self.graph,
-                read_inputs(self.graph, inputs, single=False),
-                constant=lambda _, array: array,
+                read_inputs(self.graph, inputs, stored=False),
+                constant=lambda _, array, __: array,
                 step=_step,
                 truth=lambda value: bool(value.all()),
                 keep=keep or (),

@@ -1,6 +1,6 @@
 # numpy types arithmetic on arrays of several dtypes as Any.
 # mypy: disable-error-code="no-any-return"
-"""What float32 rounding does to one operation: the unit roundoff, the table of allowances, the expected noise.
+"""What rounding does to one operation, in whatever format: the table of allowances, the expected noise.
 
 `ALLOWANCES` is the one table that says how accurate an elementwise operator has to be. The expected noise
 (`noise_scale`) and the rigorous bound (`running_error.py`) both read it.
@@ -13,32 +13,25 @@ from typing import TypeAlias
 import numpy as np
 
 from sepwise.passes.equivalence.convolution import conv, conv_transpose
+from sepwise.passes.equivalence.formats import Format
 from sepwise.passes.equivalence.graph import Array, Operation
 from sepwise.passes.equivalence.operators import fold_channels, gemm_operands, normalized_axes, reduced_axes, softmax_view
 from sepwise.passes.equivalence.pooling import average_pool, average_pool_counts
 from sepwise.passes.equivalence.resampling import apply_axis, axis_weights, read_plan, resized_axes
 from sepwise.passes.errors import UnsupportedError
 
-__all__ = ["ALLOWANCES", "LARGEST", "MOVES", "NORMAL", "SELECTS", "TINY", "UNIT", "Allowance", "gamma", "noise_scale"]
+__all__ = ["ALLOWANCES", "CASTS", "MOVES", "SELECTS", "Allowance", "noise_scale"]
 
-UNIT = 2.0**-24  # unit roundoff of float32: half the distance from 1 to the next number, relative
-TINY = 2.0**-149  # smallest subnormal of float32: rounding below the normal range is absolute
-NORMAL = 2.0**-126  # smallest normal of float32: arithmetic that flushes subnormals takes what is below it for 0
 MAXIMUM_SIGMAS = 3  # a largest error of several roundings, in standard deviations of their sum
-LARGEST = float(np.finfo(np.float32).max)
-
-
-def gamma(k: int | Array) -> float | Array:
-    """Returns k u / (1 - k u): the relative error of k roundings in a row (Higham, Accuracy and Stability, 3.1)."""
-    return k * UNIT / (1 - k * UNIT)
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """How far the float32 result of an elementwise operator may be from the exact one.
+    """How far the result of an elementwise operator may be from the exact one.
 
     The error is at most `(ulps * |y| + absolute * scale) * u`, where `scale` is 1, or |x| for the operators that
-    multiply their operand by a gate in 0..1.
+    multiply their operand by a gate in 0..1, and u is the unit roundoff of the result's format: an operator is as many
+    roundings in one format as in another, and fewer where it is computed in a wider one and rounded once.
 
     Attributes:
         ulps: relative part, in units of u * |y|; one correctly rounded operation is 1.
@@ -121,33 +114,39 @@ MOVES: Mapping[str, tuple[int, ...]] = {
     "Tile": (0,),
     "Transpose": (0,),
     "Unsqueeze": (0,),
-    "CastLike": (0,),
     "Dropout": (0,),
     "Identity": (0,),
 }
 
-# Operators that choose among values or round to an integer: no rounding of float32 happens in them.
+CASTS = frozenset({"Cast", "CastLike"})
+
+# Operators that choose among values or round to an integer: nothing is rounded in them, but by a cast to fewer digits.
 SELECTS = frozenset(
     {
-        *("Cast", "Ceil", "Clip", "Floor", "Max", "Min", "Relu", "Round", "Sign", "ThresholdedRelu", "Where"),
+        *CASTS,
+        *("Ceil", "Clip", "Floor", "Max", "Min", "Relu", "Round", "Sign", "ThresholdedRelu", "Where"),
         *("GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMin", "TopK"),
         *("ConstantOfShape", "Range", "Shape", "Size", "NonZero"),
     }
 )
 
 
-def noise_scale(op: Operation, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> Array | None:
-    """Estimates the standard deviation of the rounding noise of one operation in float32.
+def noise_scale(
+    op: Operation, inputs: Sequence[Array | None], outputs: Sequence[Array], arithmetic: Format
+) -> Array | None:
+    """Estimates the standard deviation of the rounding noise of one operation.
 
     A sum of k terms t_i in random roundings drifts like u * sqrt(k) * sqrt(sum t_i^2): k partial sums, each rounded
     by about u times its own size, which walks at random like the root of the terms' squares. The final rounding adds
     u * |y|. All other operators go by their allowance: `noise` * u * |y| and a third of its absolute part, which is a
-    largest error and taken for three standard deviations. Below the normal range roundings are absolute, TINY each.
+    largest error and taken for three standard deviations. Below the normal range roundings are absolute, a smallest
+    subnormal number each.
 
     Args:
         op: the operation.
         inputs: its inputs.
         outputs: its outputs, exact.
+        arithmetic: the format in which it rounds.
 
     Returns:
         The scale of the first output, or None where nothing is rounded.
@@ -155,22 +154,32 @@ def noise_scale(op: Operation, inputs: Sequence[Array | None], outputs: Sequence
     Raises:
         UnsupportedError: if the operator is not known.
     """
-    y = outputs[0]
+    y, unit = outputs[0], arithmetic.unit
+    if op.operator in CASTS and y.dtype.kind == "f":
+        return _cast_noise(op, y)
     if y.dtype.kind != "f" or op.operator in MOVES or op.operator in SELECTS:
         return None
     if op.operator in SUMS:
         k, energy = SUMS[op.operator](op, *inputs)
-        return UNIT * (np.sqrt(k * energy) + np.abs(y)) + np.sqrt(k) * TINY
+        return unit * (np.sqrt(k * energy) + np.abs(y)) + np.sqrt(k) * arithmetic.smallest
     if op.operator in ("Softmax", "LogSoftmax"):
-        return _softmax_noise(op, y, inputs[0])
+        return unit * _softmax_units(op, y, inputs[0])
     if op.operator in ("Resize", "Upsample"):
-        return _resize_noise(op, y, *inputs)
+        units = _resize_units(op, y, *inputs)
+        return None if units is None else unit * units
     if op.operator in ALLOWANCES:
         allowance = ALLOWANCES[op.operator]
         scale = np.abs(inputs[0]) if allowance.gated and inputs[0] is not None else 1.0
         noise = allowance.noise * np.abs(y) + allowance.absolute / MAXIMUM_SIGMAS * scale
-        return UNIT * noise + TINY if allowance.ulps else None
+        return unit * noise + arithmetic.smallest if allowance.ulps else None
     raise UnsupportedError(f"{op}: how it rounds is not known, so no tolerance can be derived.")
+
+
+def _cast_noise(op: Operation, y: Array) -> Array | None:
+    """One rounding to the target's format of what it does not have; None where it has all numbers of the source's."""
+    if op.source is not None and op.format.holds(op.source):
+        return None
+    return op.format.unit * np.maximum(np.abs(y), op.format.normal) * (op.format.misses(y) > 0)
 
 
 # The number of terms of a sum, and the sum of their squares ------------------------------------------------------
@@ -274,21 +283,22 @@ SUMS: Mapping[str, Callable[..., Energy]] = {
 }
 
 
-def _softmax_noise(op: Operation, y: Array, x: Array | None) -> Array:
-    """Relative noise of a softmax: the shift x - max, the exponential, the sum of the weights."""
+def _softmax_units(op: Operation, y: Array, x: Array | None) -> Array:
+    """Noise of a softmax in units of u: the shift x - max, the exponential, the sum of the weights."""
     assert x is not None
     view, axis = softmax_view(op, x)
     shift = view.max(axis=axis, keepdims=True) - view
     weights = np.exp(-shift)
     total = weights.sum(axis=axis, keepdims=True)
     spread = np.sqrt(weights.shape[axis] * (weights**2).sum(axis=axis, keepdims=True)) / total
-    relative = UNIT * (shift + ALLOWANCES["Exp"].ulps + spread + 1)
+    relative = shift + ALLOWANCES["Exp"].ulps + spread + 1
     if op.operator == "Softmax":
         return (relative.reshape(y.shape)) * y
-    return (UNIT * (shift + np.abs(np.log(total)) + spread + ALLOWANCES["Exp"].ulps)).reshape(y.shape)
+    return (shift + np.abs(np.log(total)) + spread + ALLOWANCES["Exp"].ulps).reshape(y.shape)
 
 
-def _resize_noise(op: Operation, y: Array, x: Array | None, *inputs: Array | None) -> Array | None:
+def _resize_units(op: Operation, y: Array, x: Array | None, *inputs: Array | None) -> Array | None:
+    """Noise of a resize in units of u: a sum of k terms."""
     assert x is not None
     plan = read_plan(op, x, *inputs)
     axes = resized_axes(plan, x.shape)
@@ -299,4 +309,4 @@ def _resize_noise(op: Operation, y: Array, x: Array | None, *inputs: Array | Non
         weights = axis_weights(op, plan, axis, x.shape[axis])
         k *= int((weights != 0).sum(axis=1).max())
         energy = apply_axis(weights**2, energy, axis)
-    return UNIT * (np.sqrt(k * energy) + np.abs(y))
+    return np.sqrt(k * energy) + np.abs(y)

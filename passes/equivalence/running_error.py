@@ -1,6 +1,6 @@
 # numpy types arithmetic on arrays of several dtypes as Any.
 # mypy: disable-error-code="no-any-return"
-"""Running error analysis: how far any float32 execution of a graph may be from its exact values, element by element.
+"""Running error analysis: how far any execution of a graph may be from its exact values, element by element.
 
 `run_with_bounds` carries a value and a bound through the graph together. For each operator a rule says how much the
 errors of the operands may grow, and what the operator's own rounding adds. The rules hold for every order of
@@ -8,20 +8,29 @@ summation, blocked or not, with fused multiply-add or not (Higham, Accuracy and 
 chapter 3), for batch norms and scales that were folded into weights, and for affine maps that are rewritten with
 their constants multiplied through.
 
-Arithmetic is IEEE float32 with gradual underflow, or (`flush`) takes and gives 0 for numbers below the normal range, as vector
-units of Armv7 do. Each number that is flushed is one off by less than the smallest normal number N: operands below
+Each operation rounds in the format of its result (`Operation.format`), the partial results of a sum included: that is the
+worst that an execution may do, and what ours do. In binary16 it makes the bound of a dense sum of more than some forty terms
+larger than most of its terms: a lost one shows on sparse tensors, of whose sums only the nonzero terms count, and where
+several are lost. Sums whose terms together exceed the largest number have no bound, as partial sums may overflow.
+
+The exact values are the oracle's, in binary64. It rounds by 2^-53, which is nothing beside the coarser formats; of a model in
+binary64 it is an execution like any other, and the bound is of the difference of two (`_as_compared`).
+
+Arithmetic is IEEE's with gradual underflow, or (`flush`) takes and gives 0 for numbers below the normal range of binary32, as
+vector units of Armv7 do. Each number that is flushed is one off by less than the smallest normal number N: operands below
 N have that error, and of a sum of k products each product, each partial sum and each weight that a batch norm was
 folded into, (2 k + 4) N (1 + max |x|) in all. What only moves through memory is left as it is.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 
 from sepwise.passes.equivalence.convolution import conv, conv_transpose
+from sepwise.passes.equivalence.formats import BINARY32, BINARY64, Format
 from sepwise.passes.equivalence.graph import Array, Model, Operation
 from sepwise.passes.equivalence.interpreter import interpret, read_inputs
 from sepwise.passes.equivalence.operators import (
@@ -45,13 +54,13 @@ from sepwise.passes.equivalence.resampling import (
     read_plan,
     resized_axes,
 )
-from sepwise.passes.equivalence.rounding import ALLOWANCES, LARGEST, MOVES, NORMAL, TINY, UNIT, gamma
+from sepwise.passes.equivalence.rounding import ALLOWANCES, CASTS, MOVES
 from sepwise.passes.errors import UnsupportedError
 
 __all__ = ["run_with_bounds"]
 
 # A weight may carry a folded scale (gamma / sqrt(variance + epsilon): an addition, a root, a division, a product),
-# each rounded to float32 once.
+# each rounded once.
 FOLDED_ROUNDINGS = 4
 
 # Below this share of nonzero elements the nonzero products of each sum are counted: adding a zero is exact.
@@ -60,7 +69,7 @@ SPARSE_SHARE = 0.125
 
 @dataclass(frozen=True)
 class Bounded:
-    """A value and how far a float32 execution may be from it, elementwise.
+    """A value and how far an execution may be from it, elementwise.
 
     Attributes:
         value: exact, float64 (or an integer or boolean tensor).
@@ -88,17 +97,12 @@ Rule: TypeAlias = Callable[..., Array]
 
 
 def run_with_bounds(
-    model: "Model | Oracle",
-    inputs: Mapping[str, Array],
-    *,
-    keep: Collection[str] = (),
-    single: bool = True,
-    flush: bool = False,
+    model: "Model | Oracle", inputs: Mapping[str, Array], *, keep: Collection[str] = (), flush: bool = False
 ) -> dict[str, tuple[Array, Array]]:
-    """Computes the outputs of a model and how far any float32 execution may be from them.
+    """Computes the outputs of a model and how far any execution may be from them.
 
-    The argument: a sum of k products in float32 is off by at most gamma_k sum |w| |x|, gamma_k = k u / (1 - k u), in
-    whatever order it is summed, since no term sees more than k roundings. Errors e of the operands add
+    The argument: a sum of k products is off by at most gamma_k sum |w| |x|, gamma_k = k u / (1 - k u), u the unit roundoff of
+    its format, in whatever order it is summed, since no term sees more than k roundings. Errors e of the operands add
     |w| e to that. An activation with slope at most L turns an error e into L e and adds its own allowance
     (`rounding.ALLOWANCES`); piecewise linear ones are evaluated at both ends of the interval instead, so that a
     saturated ReLU6 is exact. The bound is a fact about arithmetic, not an experiment: a correct kernel cannot violate
@@ -106,27 +110,26 @@ def run_with_bounds(
 
     Args:
         model: a model, usually the few nodes that one kernel covers (`extract`).
-        inputs: tensors by input name. They are rounded to float32 first, as the kernel is fed; so their error is 0.
+        inputs: tensors by input name. They are rounded to the formats of the inputs first, as the kernel is fed; so their
+            error is 0.
         keep: names of intermediate values to return as well.
-        single: whether inputs and constants are float32; those of a model in float64 are taken as they are. The bound
-            is that of float32 arithmetic in both cases, which is wide for float64.
-        flush: whether arithmetic takes and gives 0 for numbers below the normal range.
+        flush: whether arithmetic takes and gives 0 for numbers below the normal range of binary32.
 
     Returns:
         (value, bound) of each output, then of what was to be kept; both float64 and of one shape. The bound is
-        infinite where float32 may overflow.
+        infinite where an execution may overflow.
 
     Raises:
         UnsupportedError: if an operator has no rule.
         InputError: if inputs do not fit the model.
     """
     graph = as_graph(model)
-    feeds = read_inputs(graph, inputs, single=single)
+    feeds = read_inputs(graph, inputs, stored=True)
     with np.errstate(all="ignore"):
         results = interpret(
             graph,
             {name: Bounded(array, EXACT) for name, array in feeds.items()},
-            constant=lambda _, array: Bounded(_as_stored(array) if single else array, EXACT),
+            constant=lambda _, array, __: Bounded(array, EXACT),
             step=partial(_step, flush=flush),
             truth=_truth,
             keep=keep,
@@ -134,9 +137,9 @@ def run_with_bounds(
     return {name: (b.value, np.broadcast_to(b.error, b.value.shape).copy()) for name, b in results.items()}
 
 
-def _as_stored(array: Array) -> Array:
-    """Rounds a constant to the float32 that an execution holds (a no-op unless the file stores doubles)."""
-    return array.astype(np.float32).astype(np.float64) if array.dtype.kind == "f" else array
+def _as_compared(stored: Format) -> Format:
+    """The format of which a difference from the oracle's result is: of binary64 two results, each rounded, are compared."""
+    return replace(stored, unit=stored.unit + BINARY64.unit) if stored is BINARY64 else stored
 
 
 def _truth(condition: Bounded) -> bool:
@@ -146,6 +149,7 @@ def _truth(condition: Bounded) -> bool:
 
 
 def _step(op: Operation, operands: Operands, *, flush: bool) -> tuple[Bounded, ...]:
+    op = replace(op, format=_as_compared(op.format))
     values = [None if o is None else o.value for o in operands]
     outputs = evaluate(op, values)
     if flush and op.operator not in MOVES:
@@ -154,6 +158,8 @@ def _step(op: Operation, operands: Operands, *, flush: bool) -> tuple[Bounded, .
     exact = all(o is None or o.exact for o in operands)
     if op.operator in ("Shape", "Size"):
         return _exact(outputs)
+    if exact and outputs[0].dtype.kind == "f" and op.operator in CASTS:
+        return (Bounded(outputs[0], _finish(op, outputs[0], op.format.misses(outputs[0]))),)
     if exact and (op.operator in MOVES or op.operator in NEVER_ROUND or outputs[0].dtype.kind != "f"):
         return tuple(Bounded(y, EXACT) for y in outputs)
     if op.operator in MOVES:
@@ -163,8 +169,9 @@ def _step(op: Operation, operands: Operands, *, flush: bool) -> tuple[Bounded, .
         raise UnsupportedError(f"{op}: has no rule in the running error analysis, so no bound can be given for it.")
     error = rule(op, outputs[0], *operands)
     if op.operator not in NEVER_ROUND and outputs[0].dtype.kind == "f":
-        error = error + (_flushed_results(operands) if flush else 4 * TINY)  # below the normal range rounding is absolute
-    first = Bounded(outputs[0], _finish(outputs[0], error))
+        error = error + 4 * op.format.smallest  # a result below the normal range is rounded absolutely, in at most a few steps
+        error = error + (_flushed_results(operands) if flush else 0.0)
+    first = Bounded(outputs[0], _finish(op, outputs[0], error))
     return (first, *(Bounded(y, np.full(y.shape, np.inf)) for y in outputs[1:]))
 
 
@@ -172,8 +179,8 @@ def _flushed(operand: Bounded | None) -> Bounded | None:
     """An operand whose elements may be taken for 0 where they may lie below the normal range."""
     if operand is None or operand.value.dtype.kind != "f":
         return operand
-    below = (operand.size > 0) & (np.abs(operand.value) - operand.error < NORMAL)
-    return Bounded(operand.value, operand.error + NORMAL * below) if below.any() else operand
+    below = (operand.size > 0) & (np.abs(operand.value) - operand.error < BINARY32.normal)
+    return Bounded(operand.value, operand.error + BINARY32.normal * below) if below.any() else operand
 
 
 def _flushed_results(operands: Operands) -> float:
@@ -181,12 +188,12 @@ def _flushed_results(operands: Operands) -> float:
     terms = max((o.value.size for o in operands if o is not None), default=0)
     data = operands[0].size if operands and operands[0] is not None else np.zeros(1)
     largest = np.max(data, where=np.isfinite(data), initial=0.0)
-    return (2 * terms + 4) * NORMAL * (1 + float(largest))
+    return (2 * terms + 4) * BINARY32.normal * (1 + float(largest))
 
 
-def _finish(y: Array, error: Array) -> Array:
+def _finish(op: Operation, y: Array, error: Array) -> Array:
     error = np.where(np.isnan(error), np.inf, np.broadcast_to(error, y.shape))
-    error = np.where(np.abs(y) + error > LARGEST, np.inf, error)
+    error = np.where(np.abs(y) + error > op.format.largest, np.inf, error)
     return error if error.any() else EXACT
 
 
@@ -199,28 +206,46 @@ def _move(op: Operation, operands: Operands, outputs: Sequence[Array]) -> tuple[
             moved.append(None)
         elif place in places:
             moved.append(np.broadcast_to(operand.error, operand.value.shape).astype(np.float64))
-        elif not operand.exact and op.operator != "CastLike":  # which looks at the type of its second input only
+        elif not operand.exact:
             raise UnsupportedError(f"{op}: its input {place} depends on rounding, so no bound can be given.")
         else:
             filler = op.operator == "Pad" and place == 2 and operand.value.dtype.kind == "f"
             moved.append(np.zeros_like(operand.value) if filler else operand.value)
     if op.operator == "Pad" and op.version < 11:
-        op = Operation(op.operator, op.version, op.name, op.inputs, op.outputs, {**op.attributes, "value": 0.0})
+        op = replace(op, attributes={**op.attributes, "value": 0.0})
     if outputs[0].dtype.kind != "f":
         raise UnsupportedError(f"{op}: makes integers of a value that depends on rounding, so no bound can be given.")
     if op.operator == "Dropout":
-        return (Bounded(outputs[0], _finish(outputs[0], operands[0].error if operands[0] else EXACT)), *_exact(outputs[1:]))
-    return tuple(Bounded(y, _finish(y, e)) for y, e in zip(outputs, evaluate(op, moved), strict=True))
+        return (Bounded(outputs[0], _finish(op, outputs[0], operands[0].error if operands[0] else EXACT)), *_exact(outputs[1:]))
+    return tuple(Bounded(y, _finish(op, y, e)) for y, e in zip(outputs, evaluate(op, moved), strict=True))
 
 
 def _exact(outputs: Sequence[Array]) -> tuple[Bounded, ...]:
     return tuple(Bounded(y, EXACT) for y in outputs)
 
 
+def _attribute(op: Operation, name: str, default: float) -> Bounded:
+    """A number of the model that a kernel holds in its own format: rounded, where that has fewer digits than binary32."""
+    number = np.asarray(op.number(name, default))
+    return Bounded(number, op.format.misses(number))
+
+
+def _summed(op: Operation, total: Array, error: Array) -> Array:
+    """The error of a sum whose terms are of given size in total; infinite where a partial sum may overflow."""
+    return np.where(total > op.format.largest, np.inf, error)
+
+
 # Sums of products ----------------------------------------------------------------------------------------------
 
 
-def _products(multiply: Callable[[Array, Array], Array], a: Bounded, b: Bounded, k: int, bias: Bounded | None = None) -> Array:
+def _products(
+    op: Operation,
+    multiply: Callable[[Array, Array], Array],
+    a: Bounded,
+    b: Bounded,
+    k: int,
+    bias: Bounded | None = None,
+) -> Array:
     """Bounds a sum of k products and a bias, given the bilinear map that computes the sum.
 
     |fl(sum a b) - sum a b| <= gamma_k sum |a'||b'| + sum (|a'| e_b + e_a |b|), a' and b' as the execution holds them.
@@ -235,23 +260,23 @@ def _products(multiply: Callable[[Array, Array], Array], a: Bounded, b: Bounded,
     if bias is not None:
         terms = terms + 1
         total = total + bias.size
-    error = gamma(terms + FOLDED_ROUNDINGS) * total + terms * TINY
+    error = op.format.gamma(terms + FOLDED_ROUNDINGS) * total + terms * op.format.smallest
     if bias is not None:
         error = error + bias.error
     if not a.exact:
         error = error + multiply(np.broadcast_to(a.error, a.value.shape), np.abs(b.value))
     if not b.exact:
         error = error + multiply(size_a, np.broadcast_to(b.error, b.value.shape))
-    return error
+    return _summed(op, total, error)
 
 
 def _conv_rule(op: Operation, y: Array, x: Bounded, w: Bounded, b: Bounded | None = None) -> Array:
-    return _products(lambda p, q: conv(op, p, q), x, w, w.value[0].size, _per_channel(y, b))
+    return _products(op, lambda p, q: conv(op, p, q), x, w, w.value[0].size, _per_channel(y, b))
 
 
 def _conv_transpose_rule(op: Operation, y: Array, x: Bounded, w: Bounded, b: Bounded | None = None) -> Array:
     k = w.value[:, 0].size // op.integer("group", 1)
-    return _products(lambda p, q: conv_transpose(op, p, q), x, w, k, _per_channel(y, b))
+    return _products(op, lambda p, q: conv_transpose(op, p, q), x, w, k, _per_channel(y, b))
 
 
 def _per_channel(y: Array, b: Bounded | None) -> Bounded | None:
@@ -259,23 +284,26 @@ def _per_channel(y: Array, b: Bounded | None) -> Bounded | None:
 
 
 def _gemm_rule(op: Operation, _: Array, a: Bounded, b: Bounded, c: Bounded | None = None) -> Array:
-    alpha, beta = abs(op.number("alpha", 1.0)), abs(op.number("beta", 1.0))
+    factors = [_attribute(op, name, 1.0) for name in ("alpha", "beta")]
+    alpha, beta = (factor.size for factor in factors)
 
     def multiply(p: Array, q: Array) -> Array:
         p, q = gemm_operands(op, p, q)
         return alpha * (p @ q) if alpha != 1 else p @ q
 
-    k = gemm_operands(op, a.value, b.value)[0].shape[1] + (alpha != 1) + (beta != 1)
-    return _products(multiply, a, b, k, None if c is None else Bounded(beta * c.value, beta * c.error))
+    scaled = sum(int(factor.value != 1) + int(factor.error > 0) for factor in factors)
+    k = gemm_operands(op, a.value, b.value)[0].shape[1] + scaled
+    return _products(op, multiply, a, b, k, None if c is None else Bounded(beta * c.value, beta * c.error))
 
 
-def _matmul_rule(_: Operation, __: Array, a: Bounded, b: Bounded) -> Array:
-    return _products(np.matmul, a, b, a.value.shape[-1])
+def _matmul_rule(op: Operation, _: Array, a: Bounded, b: Bounded) -> Array:
+    return _products(op, np.matmul, a, b, a.value.shape[-1])
 
 
 def _average_pool_rule(op: Operation, _: Array, x: Bounded) -> Array:
     counts = average_pool_counts(op, x.value)
-    return average_pool(op, _full(x)) + gamma(counts + 2) * average_pool(op, x.size)
+    size = average_pool(op, x.size)
+    return _summed(op, counts * size, average_pool(op, _full(x)) + op.format.gamma(counts + 2) * size)
 
 
 def _full(x: Bounded) -> Array:
@@ -283,17 +311,17 @@ def _full(x: Bounded) -> Array:
 
 
 def _global_average_pool_rule(op: Operation, y: Array, x: Bounded) -> Array:
-    return _mean(x, tuple(range(2, x.value.ndim)), keep=True)
+    return _mean(op, x, tuple(range(2, x.value.ndim)), keep=True)
 
 
-def _mean(x: Bounded, axes: tuple[int, ...], *, keep: bool) -> Array:
+def _mean(op: Operation, x: Bounded, axes: tuple[int, ...], *, keep: bool) -> Array:
     k = int(np.prod([x.value.shape[axis] for axis in axes]))
     mean_size = x.size.mean(axis=axes, keepdims=keep)
-    return _full(x).mean(axis=axes, keepdims=keep) + gamma(k + 2) * mean_size
+    return _summed(op, k * mean_size, _full(x).mean(axis=axes, keepdims=keep) + op.format.gamma(k + 2) * mean_size)
 
 
 def _reduce_mean_rule(op: Operation, _: Array, x: Bounded, axes: Bounded | None = None) -> Array:
-    return _mean(x, _over(op, x, axes), keep=bool(op.integer("keepdims", 1)))
+    return _mean(op, x, _over(op, x, axes), keep=bool(op.integer("keepdims", 1)))
 
 
 def _over(op: Operation, x: Bounded, axes: Bounded | None) -> tuple[int, ...]:
@@ -303,19 +331,22 @@ def _over(op: Operation, x: Bounded, axes: Bounded | None) -> tuple[int, ...]:
 def _reduce_sum_rule(op: Operation, _: Array, x: Bounded, axes: Bounded | None = None) -> Array:
     over, keep = _over(op, x, axes), bool(op.integer("keepdims", 1))
     k = int(np.prod([x.value.shape[axis] for axis in over]))
-    return _full(x).sum(axis=over, keepdims=keep) + gamma(k) * x.size.sum(axis=over, keepdims=keep)
+    size = x.size.sum(axis=over, keepdims=keep)
+    return _summed(op, size, _full(x).sum(axis=over, keepdims=keep) + op.format.gamma(k) * size)
 
 
 def _reduce_squares_rule(op: Operation, y: Array, x: Bounded, axes: Bounded | None = None) -> Array:
-    return _reduce_sum_rule(op, y, _square(x), axes)
+    return _reduce_sum_rule(op, y, _square(op, x), axes)
 
 
-def _square(x: Bounded) -> Bounded:
-    return Bounded(x.value**2, (2 * np.abs(x.value) + x.error) * x.error + UNIT * x.size**2 + TINY)
+def _square(op: Operation, x: Bounded) -> Bounded:
+    error = (2 * np.abs(x.value) + x.error) * x.error + op.format.unit * x.size**2 + op.format.smallest
+    return Bounded(x.value**2, error)
 
 
 def _reduce_l2_rule(op: Operation, y: Array, x: Bounded, axes: Bounded | None = None) -> Array:
-    return _root(y**2, _reduce_squares_rule(op, y, x, axes)) + 2 * UNIT * y
+    """The root of a sum of squares, which is never computed as less than 0."""
+    return _root(y**2, _reduce_squares_rule(op, y, x, axes)) + 2 * op.format.unit * y
 
 
 def _reduce_max_rule(op: Operation, _: Array, x: Bounded, axes: Bounded | None = None) -> Array:
@@ -336,12 +367,18 @@ def _max_pool_rule(op: Operation, _: Array, x: Bounded) -> Array:
 def _batch_normalization_rule(
     op: Operation, y: Array, x: Bounded, scale: Bounded, bias: Bounded, mean: Bounded, variance: Bounded
 ) -> Array:
-    """(x - mean) f + bias or x f + (bias - mean f), f = scale / sqrt(variance + epsilon): at most 8 roundings a term."""
+    """(x - mean) f + bias or x f + (bias - mean f), f = scale / sqrt(variance + epsilon): at most 8 roundings a term.
+
+    An epsilon below the normal range of binary16 loses digits, and moves f.
+    """
     if not all(p.exact for p in (scale, bias, mean, variance)):
         raise UnsupportedError(f"{op}: its parameters are computed; a bound is known for constant ones only.")
     s, b, m, v = (fold_channels(x.value, p.value) for p in (scale, bias, mean, variance))
-    factor = np.abs(s) / np.sqrt(v + op.number("epsilon", 1e-5))
-    return factor * x.error + gamma(8) * (factor * (x.size + np.abs(m)) + np.abs(b)) + TINY
+    epsilon = _attribute(op, "epsilon", 1e-5)
+    factor = np.abs(s) / np.sqrt(v + epsilon.value - epsilon.error)
+    moved = (factor - np.abs(s) / np.sqrt(v + epsilon.size)) * np.abs(x.value - m)
+    rounding = op.format.gamma(8) * (factor * (x.size + np.abs(m)) + np.abs(b)) + op.format.smallest
+    return factor * x.error + moved + rounding
 
 
 def _normalization_rule(op: Operation, y: Array, x: Bounded, scale: Bounded, bias: Bounded | None = None) -> Array:
@@ -355,24 +392,28 @@ def _normalization_rule(op: Operation, y: Array, x: Bounded, scale: Bounded, bia
     if not scale.exact or (bias is not None and not bias.exact):
         raise UnsupportedError(f"{op}: its parameters are computed; a bound is known for constant ones only.")
     n = int(np.prod([x.value.shape[axis] for axis in axes]))
-    epsilon = op.number("epsilon", 1e-5)
+    epsilon = _attribute(op, "epsilon", 1e-5)
+    gamma, unit = op.format.gamma, op.format.unit
     mean = x.value.mean(axis=axes, keepdims=True)
     mean_error = _full(x).mean(axis=axes, keepdims=True) + gamma(n + 2) * x.size.mean(axis=axes, keepdims=True)
     centred = x.value - mean
-    centred_error = x.error + mean_error + UNIT * (np.abs(x.value) + np.abs(mean)) + n * TINY
+    centred_error = x.error + mean_error + unit * (np.abs(x.value) + np.abs(mean)) + n * op.format.smallest
     variance = (centred**2).mean(axis=axes, keepdims=True)
     squares = (x.size**2).mean(axis=axes, keepdims=True) + (np.abs(mean) + mean_error) ** 2
     spread = x.error + _full(x).mean(axis=axes, keepdims=True)
     variance_error = (
         (2 * np.abs(centred) * spread + spread**2).mean(axis=axes, keepdims=True) + gamma(2 * n + 8) * squares + 2 * mean_error**2
     )
-    low = np.maximum(variance - variance_error, 0) + epsilon  # a variance below 0 is an execution's mistake, not rounding
-    inverse = 1 / np.sqrt(variance + epsilon)
+    variance_error = variance_error + 2 * op.format.smallest
+    # A variance below 0 is an execution's mistake, not rounding.
+    low = np.maximum(variance - variance_error, 0) + epsilon.value - epsilon.error
+    inverse = 1 / np.sqrt(variance + epsilon.value)
     inverse_error = 1 / np.sqrt(low) - inverse + gamma(4) / np.sqrt(low)
     assert gain is not None
     size = (np.abs(centred) + centred_error) * (inverse + inverse_error) * np.abs(gain.value)
     error = (centred_error * (inverse + inverse_error) + np.abs(centred) * inverse_error) * np.abs(gain.value)
     error = error + gamma(4) * size + gamma(4) * np.abs(mean) * inverse * np.abs(gain.value)
+    error = _summed(op, n * squares, error)
     return error if shift is None else error + gamma(2) * (np.abs(y) + np.abs(shift.value))
 
 
@@ -388,50 +429,54 @@ def _softmax_terms(op: Operation, x: Bounded) -> tuple[Array, Array, Array, int,
     view, axis = softmax_view(op, x.value)
     shift = view.max(axis=axis, keepdims=True) - view
     error = _full(x).reshape(view.shape)
-    relative = np.expm1(error + UNIT * (shift + 2 * error.max(axis=axis, keepdims=True))) + ALLOWANCES["Exp"].ulps * UNIT
+    unit = op.format.unit
+    relative = np.expm1(error + unit * (shift + 2 * error.max(axis=axis, keepdims=True))) + ALLOWANCES["Exp"].ulps * unit
     return shift, np.exp(-shift), relative, axis, view.shape[axis]
 
 
 def _softmax_rule(op: Operation, y: Array, x: Bounded) -> Array:
     _, weights, relative, axis, k = _softmax_terms(op, x)
-    total_relative = (weights * relative).sum(axis=axis, keepdims=True) / weights.sum(axis=axis, keepdims=True) + gamma(k + 2)
-    growth = np.where(total_relative < 1, (1 + relative) * (1 + 2 * UNIT) / (1 - total_relative) - 1, np.inf)
-    return np.minimum(np.abs(y) * growth.reshape(y.shape), 1) + 2.0**-126
+    total = weights.sum(axis=axis, keepdims=True)
+    total_relative = (weights * relative).sum(axis=axis, keepdims=True) / total + op.format.gamma(k + 2) + k * op.format.smallest
+    growth = np.where(total_relative < 1, (1 + relative) * (1 + 2 * op.format.unit) / (1 - total_relative) - 1, np.inf)
+    return np.minimum(np.abs(y) * growth.reshape(y.shape), 1) + op.format.normal
 
 
 def _log_softmax_rule(op: Operation, y: Array, x: Bounded) -> Array:
     shift, weights, relative, axis, k = _softmax_terms(op, x)
     total = weights.sum(axis=axis, keepdims=True)
-    total_relative = (weights * relative).sum(axis=axis, keepdims=True) / total + gamma(k)
+    total_relative = (weights * relative).sum(axis=axis, keepdims=True) / total + op.format.gamma(k) + k * op.format.smallest
+    unit, log_ulps = op.format.unit, ALLOWANCES["Log"].ulps
     top = _full(x).reshape(shift.shape)
-    log_error = np.where(total_relative < 1, -np.log1p(-total_relative), np.inf) + ALLOWANCES["Log"].ulps * UNIT * np.log(total)
-    error = top + 2 * UNIT * (shift + np.abs(np.log(total))) + log_error + UNIT
+    log_error = np.where(total_relative < 1, -np.log1p(-total_relative), np.inf) + log_ulps * unit * np.log(total)
+    error = top + 2 * unit * (shift + np.abs(np.log(total))) + log_error + unit
     return error.reshape(y.shape)
 
 
 # Elementwise ---------------------------------------------------------------------------------------------------
 
 
-def _add_rule(_: Operation, __: Array, a: Bounded, b: Bounded) -> Array:
+def _add_rule(op: Operation, _: Array, a: Bounded, b: Bounded) -> Array:
     """Two roundings of each operand, so that s a + s b in place of s (a + b) is covered as well."""
-    return a.error + b.error + gamma(2) * (a.size + b.size)
+    return a.error + b.error + op.format.gamma(2) * (a.size + b.size)
 
 
 def _sum_rule(op: Operation, y: Array, *inputs: Bounded) -> Array:
     error = np.zeros(y.shape)
     for operand in inputs:
-        error = error + operand.error + gamma(len(inputs) + 1) * operand.size
+        error = error + operand.error + op.format.gamma(len(inputs) + 1) * operand.size
     return error / len(inputs) if op.operator == "Mean" else error
 
 
-def _mul_rule(_: Operation, __: Array, a: Bounded, b: Bounded) -> Array:
-    return np.abs(a.value) * b.error + a.error * b.size + gamma(2) * a.size * b.size + TINY
+def _mul_rule(op: Operation, _: Array, a: Bounded, b: Bounded) -> Array:
+    rounding = op.format.gamma(2) * a.size * b.size + op.format.smallest
+    return np.abs(a.value) * b.error + a.error * b.size + rounding
 
 
-def _div_rule(_: Operation, y: Array, a: Bounded, b: Bounded) -> Array:
+def _div_rule(op: Operation, y: Array, a: Bounded, b: Bounded) -> Array:
     room = np.abs(b.value) - b.error
-    grown = np.where(room > 0, (a.error + np.abs(y) * b.error) / np.maximum(room, TINY), np.inf)
-    return grown + gamma(3) * (np.abs(y) + grown) + TINY
+    grown = np.where(room > 0, (a.error + np.abs(y) * b.error) / np.maximum(room, op.format.smallest), np.inf)
+    return grown + op.format.gamma(3) * (np.abs(y) + grown) + op.format.smallest
 
 
 def _reciprocal_rule(op: Operation, y: Array, x: Bounded) -> Array:
@@ -439,14 +484,16 @@ def _reciprocal_rule(op: Operation, y: Array, x: Bounded) -> Array:
 
 
 def _root(value: Array, error: Array) -> Array:
-    """Error of a square root, from both ends of the interval; infinite where the root may not exist."""
+    """Error of the square root of what is not negative, from both ends of the interval."""
     up = np.sqrt(value + error) - np.sqrt(value)
     down = np.sqrt(value) - np.sqrt(np.maximum(value - error, 0))
-    return np.where((value < error) & (error > TINY), np.inf, np.maximum(up, down))
+    return np.maximum(up, down)
 
 
-def _sqrt_rule(_: Operation, y: Array, x: Bounded) -> Array:
-    return _root(x.value, _full(x)) + 2 * UNIT * np.abs(y)
+def _sqrt_rule(op: Operation, y: Array, x: Bounded) -> Array:
+    """Infinite where the root may not exist."""
+    change = np.where((x.value < x.error) & (x.error > op.format.smallest), np.inf, _root(x.value, _full(x)))
+    return change + 2 * op.format.unit * np.abs(y)
 
 
 def _pow_rule(op: Operation, y: Array, a: Bounded, b: Bounded) -> Array:
@@ -456,18 +503,19 @@ def _pow_rule(op: Operation, y: Array, a: Bounded, b: Bounded) -> Array:
     low, high = np.maximum(np.abs(a.value) - a.error, 0) ** p, a.size**p
     change = np.maximum(np.abs(low - np.abs(y)), np.abs(high - np.abs(y)))
     change = np.where(np.abs(a.value) < a.error, np.maximum(low, high) + np.abs(y), change)
-    rounding = np.where(p == 2, 1.0, ALLOWANCES["Pow"].ulps) * UNIT
-    return change + rounding * (np.abs(y) + change) + TINY
+    rounding = np.where(p == 2, 1.0, ALLOWANCES["Pow"].ulps) * op.format.unit
+    return change + rounding * (np.abs(y) + change) + op.format.smallest
 
 
-def _exp_rule(_: Operation, y: Array, x: Bounded) -> Array:
+def _exp_rule(op: Operation, y: Array, x: Bounded) -> Array:
     grown = y * np.expm1(x.error)
-    return grown + ALLOWANCES["Exp"].ulps * UNIT * (y + grown) + 2.0**-126
+    return grown + ALLOWANCES["Exp"].ulps * op.format.unit * (y + grown) + op.format.normal
 
 
-def _log_rule(_: Operation, y: Array, x: Bounded) -> Array:
+def _log_rule(op: Operation, y: Array, x: Bounded) -> Array:
     change = np.where(x.error < x.value, -np.log1p(-x.error / x.value), np.inf)
-    return np.where(x.error == 0, 0.0, change) + ALLOWANCES["Log"].ulps * UNIT * (np.abs(y) + change * (x.error > 0)) + TINY
+    rounding = ALLOWANCES["Log"].ulps * op.format.unit * (np.abs(y) + change * (x.error > 0)) + op.format.smallest
+    return np.where(x.error == 0, 0.0, change) + rounding
 
 
 def _smooth_rule(op: Operation, y: Array, x: Bounded) -> Array:
@@ -476,8 +524,8 @@ def _smooth_rule(op: Operation, y: Array, x: Bounded) -> Array:
     assert allowance.lipschitz is not None
     moved = allowance.lipschitz * x.error
     scale = x.size if allowance.gated else 1.0
-    rounding = 0.0 if not allowance.ulps else TINY
-    return moved + UNIT * (allowance.ulps * (np.abs(y) + moved) + allowance.absolute * scale) + rounding
+    rounding = 0.0 if not allowance.ulps else op.format.smallest
+    return moved + op.format.unit * (allowance.ulps * (np.abs(y) + moved) + allowance.absolute * scale) + rounding
 
 
 def _monotone_rule(op: Operation, y: Array, x: Bounded) -> Array:
@@ -486,7 +534,7 @@ def _monotone_rule(op: Operation, y: Array, x: Bounded) -> Array:
     if not x.exact:
         ends = [evaluate(op, [x.value + sign * x.error])[0] for sign in (-1, 1)]
         change = np.maximum(np.abs(ends[0] - y), np.abs(ends[1] - y))
-    return change + ALLOWANCES[op.operator].ulps * UNIT * (np.abs(y) + change) + TINY
+    return change + ALLOWANCES[op.operator].ulps * op.format.unit * (np.abs(y) + change) + op.format.smallest
 
 
 def _tan_rule(op: Operation, y: Array, x: Bounded) -> Array:
@@ -498,7 +546,7 @@ def _tan_rule(op: Operation, y: Array, x: Bounded) -> Array:
 def _cosh_rule(op: Operation, y: Array, x: Bounded) -> Array:
     """Steepest at the end that is farther from 0."""
     change = np.sinh(x.size) * x.error
-    return change + ALLOWANCES[op.operator].ulps * UNIT * (y + change)
+    return change + ALLOWANCES[op.operator].ulps * op.format.unit * (y + change)
 
 
 def _mod_rule(op: Operation, y: Array, a: Bounded, b: Bounded) -> Array:
@@ -508,27 +556,30 @@ def _mod_rule(op: Operation, y: Array, a: Bounded, b: Bounded) -> Array:
     whole = np.trunc if op.integer("fmod", 0) else np.floor
     same = whole((a.value - a.error) / b.value) == whole((a.value + a.error) / b.value)
     moved = np.where(same | (a.error == 0), a.error, np.abs(b.value))
-    return moved + ALLOWANCES[op.operator].ulps * UNIT * (np.abs(y) + moved)
+    return moved + ALLOWANCES[op.operator].ulps * op.format.unit * (np.abs(y) + moved)
 
 
 def _elu_rule(op: Operation, y: Array, x: Bounded) -> Array:
-    alpha = abs(op.number("alpha", 1.67326319217681884765625 if op.operator == "Selu" else 1.0))
-    outer = abs(op.number("gamma", 1.05070102214813232421875)) if op.operator == "Selu" else 1.0
-    slope = outer * (max(1.0, alpha) if op.operator != "Celu" else 1.0)
+    inner = _attribute(op, "alpha", 1.67326319217681884765625 if op.operator == "Selu" else 1.0)
+    outer = _attribute(op, "gamma", 1.05070102214813232421875) if op.operator == "Selu" else Bounded(np.ones(()), EXACT)
+    slope = outer.size * (np.maximum(1.0, inner.size) if op.operator != "Celu" else 1.0)
     moved = slope * x.error
     below = (x.value - x.error) < 0
+    stored = outer.error * np.where(below, inner.size, x.size) + below * outer.size * inner.error
     # Below zero exp(x) - 1 may be computed as a difference: its error is absolute.
-    return moved + UNIT * (ALLOWANCES[op.operator].ulps * (np.abs(y) + moved) + 4 * below * outer * alpha)
+    rounding = ALLOWANCES[op.operator].ulps * (np.abs(y) + moved) + 4 * below * outer.size * inner.size
+    return moved + stored + op.format.unit * rounding
 
 
 def _slope_rule(op: Operation, y: Array, x: Bounded, slope: Bounded | None = None) -> Array:
-    alpha = np.asarray(op.number("alpha", 0.01)) if slope is None else channel_slope(x.value, slope.value)
+    stored = _attribute(op, "alpha", 0.01) if slope is None else Bounded(channel_slope(x.value, slope.value), EXACT)
     if slope is not None and not slope.exact:
         raise UnsupportedError(f"{op}: its slope is computed; a bound is known for a constant one only.")
+    alpha = stored.size
     touches = (x.value - x.error) < 0
-    factor = np.where(touches, np.where(x.value + x.error > 0, np.maximum(1, np.abs(alpha)), np.abs(alpha)), 1.0)
+    factor = np.where(touches, np.where(x.value + x.error > 0, np.maximum(1, alpha), alpha), 1.0)
     moved = factor * x.error
-    return moved + touches * (UNIT * (np.abs(y) + moved) + TINY)
+    return moved + touches * (stored.error * np.abs(x.value) + op.format.unit * (np.abs(y) + moved) + op.format.smallest)
 
 
 def _within(value: Array, error: Array, low: float | None, high: float | None) -> Array:
@@ -555,7 +606,8 @@ def _clip_rule(op: Operation, _: Array, x: Bounded, *limits: Bounded | None) -> 
 def _hard_sigmoid(op: Operation, x: Bounded) -> Bounded:
     alpha, beta = hard_sigmoid_parameters(op)
     inner = alpha * x.value + beta
-    error = abs(alpha) * x.error + gamma(3) * (abs(alpha) * x.size + abs(beta))
+    stored = op.format.misses(np.asarray(alpha, np.float32)) * x.size + op.format.misses(np.asarray(beta, np.float32))
+    error = abs(alpha) * x.error + stored + op.format.gamma(3) * (abs(alpha) * x.size + abs(beta))
     return Bounded(np.clip(inner, 0, 1), _within(inner, error, 0.0, 1.0))
 
 
@@ -564,7 +616,8 @@ def _hard_sigmoid_rule(op: Operation, _: Array, x: Bounded) -> Array:
 
 
 def _hard_swish_rule(op: Operation, y: Array, x: Bounded) -> Array:
-    return _mul_rule(op, y, x, _hard_sigmoid(op, x))
+    error = _mul_rule(op, y, x, _hard_sigmoid(op, x))
+    return _summed(op, 6 * x.size, error)  # x times x + 3, clipped to 6, may come before the division by 6
 
 
 def _largest_error_rule(_: Operation, y: Array, *inputs: Bounded) -> Array:
@@ -574,13 +627,21 @@ def _largest_error_rule(_: Operation, y: Array, *inputs: Bounded) -> Array:
     return error
 
 
-def _step_rule(op: Operation, y: Array, x: Bounded) -> Array:
-    """Functions that rise in steps (Floor, Round, Sign, a cast to integers): evaluate both ends of the interval."""
-    if op.operator == "Cast" and y.dtype.kind == "f":
+def _cast_rule(op: Operation, y: Array, x: Bounded, like: Bounded | None = None) -> Array:
+    """Exact to a format that has every number of the source's, one rounding to others; to integers by steps."""
+    if y.dtype.kind != "f":
+        return _step_rule(op, y, x, *([] if like is None else [like]))
+    if op.source is not None and op.format.holds(op.source):
         return x.error
+    return x.error + op.format.unit * x.size + op.format.smallest
+
+
+def _step_rule(op: Operation, y: Array, x: Bounded, *inputs: Bounded) -> Array:
+    """Functions that rise in steps (Floor, Round, Sign, a cast to integers): evaluate both ends of the interval."""
     if x.value.dtype.kind != "f":
         raise UnsupportedError(f"{op}: its integer input depends on rounding, so no bound can be given.")
-    ends = [evaluate(op, [x.value + sign * x.error])[0].astype(np.float64) for sign in (-1, 1)]
+    others = [each.value for each in inputs]
+    ends = [evaluate(op, [x.value + sign * x.error, *others])[0].astype(np.float64) for sign in (-1, 1)]
     exact = y.astype(np.float64)
     return np.maximum(np.abs(ends[0] - exact), np.abs(ends[1] - exact))
 
@@ -596,7 +657,10 @@ def _where_rule(_: Operation, __: Array, condition: Bounded, a: Bounded, b: Boun
 
 
 def _resize_rule(op: Operation, y: Array, x: Bounded, *inputs: Bounded | None) -> Array:
-    """Weighted sums, plus the effect of computing the coordinates in float32: slope times coordinate error."""
+    """Weighted sums, plus the effect of computing the coordinates in binary32: slope times coordinate error.
+
+    Coordinates are in binary32 whatever the format of the elements.
+    """
     plan = read_plan(op, x.value, *(None if i is None else i.value for i in inputs))
     axes = resized_axes(plan, x.value.shape)
     error = _full(x)
@@ -620,15 +684,16 @@ def _resize_rule(op: Operation, y: Array, x: Bounded, *inputs: Bounded | None) -
         exact = coordinates(plan.coordinates, plan.scales[axis], before, plan.sizes[axis])
         single = coordinates(plan.coordinates, plan.scales[axis], before, plan.sizes[axis], single=True)
         if not np.array_equal(exact, single):
-            drift = drift + 4 * UNIT * (before + 1) * (2 if plan.mode == "linear" else 8) * largest
-    return error + gamma(k) * size + k * TINY + drift
+            drift = drift + 4 * BINARY32.unit * (before + 1) * (2 if plan.mode == "linear" else 8) * largest
+    return error + op.format.gamma(k) * size + k * op.format.smallest + drift
 
 
 RULES: Mapping[str, Rule] = {
     "Add": _add_rule,
     "AveragePool": _average_pool_rule,
     "BatchNormalization": _batch_normalization_rule,
-    "Cast": _step_rule,
+    "Cast": _cast_rule,
+    "CastLike": _cast_rule,
     "Ceil": _step_rule,
     "Clip": _clip_rule,
     "Conv": _conv_rule,
@@ -687,7 +752,6 @@ RULES: Mapping[str, Rule] = {
     ),
 }
 
-# With exact operands these are exact: they select, round to whole numbers, or compute shapes.
 # Operators that compute with all their operands; of the others those after the first are parameters.
 READS_ALL = frozenset(
     {
@@ -696,9 +760,11 @@ READS_ALL = frozenset(
     }
 )
 
+# With exact operands these are exact: they select, round to whole numbers, or compute shapes.
 NEVER_ROUND = frozenset(
     {
-        *("Abs", "Cast", "Ceil", "Clip", "Floor", "Max", "Min", "Neg", "Relu", "Round", "Sign", "ThresholdedRelu", "Where"),
+        *CASTS,
+        *("Abs", "Ceil", "Clip", "Floor", "Max", "Min", "Neg", "Relu", "Round", "Sign", "ThresholdedRelu", "Where"),
         *("GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMin", "TopK"),
         *("ConstantOfShape", "Range", "Shape", "Size", "NonZero"),
     }

@@ -1,14 +1,18 @@
-"""Tolerances by seeded experiment in float64: how far rounding may move the outputs of a model."""
+"""Tolerances by seeded experiment in float64: how far rounding may move the outputs of a model.
+
+Every constant and every result rounds in the format in which the model stores it (`formats`), u is the unit roundoff of that.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from sepwise.passes.equivalence.formats import BINARY32, Format
 from sepwise.passes.equivalence.graph import Array, Graph, Model, Operation
 from sepwise.passes.equivalence.interpreter import interpret, read_inputs
 from sepwise.passes.equivalence.operators import evaluate
 from sepwise.passes.equivalence.oracle import Oracle, as_graph
-from sepwise.passes.equivalence.rounding import NORMAL, UNIT, noise_scale
+from sepwise.passes.equivalence.rounding import noise_scale
 
 __all__ = ["constant_rounding_sigma", "constant_rounding_sigmas", "execution_sigma", "structural_values"]
 
@@ -64,11 +68,12 @@ def constant_rounding_sigma(original: "Model | Oracle", inputs: Mapping[str, Arr
     """Measures how far rounding its constants moves the outputs of a model (sigma_c).
 
     The argument: computed in float64, a model and a right rewrite of it differ only because the rewrite stores other
-    constants, each rounded to float32. A folded constant is made by a few operations, so it carries a few roundings
-    of relative size u / sqrt(3) and, made in float32, as many intermediate ones: 2u N(0, 1) per constant covers both,
-    and no more. The original is run with every floating-point constant multiplied by 1 + 2u N(0, 1), and sigma_c is
-    the root mean square deviation over the seeds, element by element. A right rewrite has RMS(e) <= RMS(sigma_c); a
-    wrong one is off by its own mistake, which has nothing to do with u and stands out.
+    constants, each rounded to its format. A folded constant is made by a few operations, so it carries a few roundings
+    of relative size u / sqrt(3) and, made in the same format, as many intermediate ones: 2u N(0, 1) per constant covers both,
+    and no more. Below the normal range they are as large as at its end. The original is run with every floating-point
+    constant multiplied by 1 + 2u N(0, 1), and sigma_c is the root mean square deviation over the seeds, element by element. A
+    right rewrite has RMS(e) <= RMS(sigma_c); a wrong one is off by its own mistake, which has nothing to do with u and
+    stands out.
 
     Args:
         original: the model as it came in.
@@ -98,20 +103,20 @@ def constant_rounding_sigmas(
     graph = as_graph(original)
     fixed = structural_values(graph)
 
-    def perturbed(rng: np.random.Generator) -> Callable[[str, Array], Array]:
+    def perturbed(rng: np.random.Generator) -> Callable[[str, Array, Format], Array]:
         drawn: dict[str, Array] = {}
 
-        def constant(name: str, array: Array) -> Array:
+        def constant(name: str, array: Array, stored: Format) -> Array:
             if array.dtype.kind != "f" or name in fixed:
                 return array
             if name not in drawn:
-                drawn[name] = _rounded(rng, array)
+                drawn[name] = _rounded(rng, array, stored)
             return drawn[name]
 
         return constant
 
-    sets = [read_inputs(graph, feeds, single=False) for feeds in inputs]
-    exact = [_run(graph, feeds, lambda _, array: array, evaluate) for feeds in sets]
+    sets = [read_inputs(graph, feeds, stored=False) for feeds in inputs]
+    exact = [_run(graph, feeds, lambda _, array, __: array, evaluate) for feeds in sets]
     squares = [_zeros(outputs) for outputs in exact]
     for seed in range(seeds):
         constant = perturbed(np.random.default_rng(seed))
@@ -120,33 +125,43 @@ def constant_rounding_sigmas(
     return [{name: np.sqrt(total / seeds) for name, total in totals.items()} for totals in squares]
 
 
-def _rounded(rng: np.random.Generator, array: Array) -> Array:
-    """Rounds a constant at random: array * (1 + 2u N(0, 1))."""
+def _rounded(rng: np.random.Generator, array: Array, stored: Format) -> Array:
+    """Rounds a constant at random: array * (1 + 2u N(0, 1)), or array + 2u normal N(0, 1) below the normal range; 0 stays."""
     noise = rng.standard_normal(array.shape, dtype=np.float32).astype(np.float64)
-    noise *= 2 * UNIT
+    noise *= 2 * stored.unit
+    subnormal = (np.abs(array) < stored.normal) & (array != 0)
+    absolute = array + stored.normal * noise if subnormal.any() else array
     noise += 1
     noise *= array
-    return noise
+    return np.where(subnormal, absolute, noise)
 
 
 def execution_sigma(
-    model: "Model | Oracle", inputs: Mapping[str, Array], seeds: int = SEEDS, *, flush: bool = False
+    model: "Model | Oracle",
+    inputs: Mapping[str, Array],
+    seeds: int = SEEDS,
+    *,
+    arithmetic: Format | None = None,
+    flush: bool = False,
 ) -> dict[str, Array]:
-    """Measures how far float32 arithmetic is expected to move the outputs of a model (sigma_x).
+    """Measures how far floating-point arithmetic is expected to move the outputs of a model (sigma_x).
 
-    The argument: an execution in float32 rounds after every operation, in an order of its own. The model is run in
+    The argument: an execution rounds after every operation, in an order of its own, at worst in the format of the
+    result throughout. The model is run in
     float64 with the result of every floating-point node perturbed by what such rounding amounts to: sums (Conv, Gemm,
     MatMul, Reduce, pools, norms) by u (sqrt(k) sqrt(sum terms^2) + |y|) N(0, 1), all others by their ulps u |y| N(0, 1)
     (`rounding.noise_scale`). sigma_x is the root mean square deviation over the seeds. Runtimes that sum in
     blocks, with FMA, or fuse nodes, do better than that, so RMS(e) <= RMS(sigma_x) holds with a margin; with
     sum |terms| in place of the root of squares the tolerance would be tens of times wider and hide faint mistakes.
+    The runs of a model in binary64 round by themselves, as the oracle's own result does, which is then among what is measured.
 
     Args:
         model: the model as it came in.
-        inputs: tensors by input name, rounded to float32 first, as an execution is fed.
+        inputs: tensors by input name, rounded to the formats of the inputs first, as an execution is fed.
         seeds: number of runs.
-        flush: whether arithmetic takes and gives 0 for numbers below the normal range, which makes every result one off
-            by up to the smallest normal number.
+        arithmetic: format in which all operations round; each in that of its result where None.
+        flush: whether arithmetic takes and gives 0 for numbers below the normal range of binary32, which makes every result
+            one off by up to the smallest normal number.
 
     Returns:
         sigma_x of each output; for integer outputs it tells where rounding decides the value.
@@ -156,15 +171,15 @@ def execution_sigma(
     """
     graph = as_graph(model)
     fixed = structural_values(graph)
-    feeds = read_inputs(graph, inputs, single=True)
+    feeds = read_inputs(graph, inputs, stored=True)
     scales: dict[tuple[str, ...], Array] = {}
 
     def measure(op: Operation, operands: list[Array | None]) -> tuple[Array, ...]:
         outputs = evaluate(op, operands)
         if not fixed.intersection(op.outputs):
-            scale = noise_scale(op, operands, outputs)
+            scale = noise_scale(op, operands, outputs, arithmetic or op.format)
             if scale is not None:
-                scales[op.outputs] = np.nan_to_num(scale + NORMAL * flush, posinf=0.0).astype(np.float32)
+                scales[op.outputs] = np.nan_to_num(scale + BINARY32.normal * flush, posinf=0.0).astype(np.float32)
         return outputs
 
     def perturbed(rng: np.random.Generator) -> Callable[[Operation, list[Array | None]], tuple[Array, ...]]:
@@ -180,17 +195,17 @@ def execution_sigma(
 
         return step
 
-    exact = _run(graph, feeds, lambda _, array: array, measure)
+    exact = _run(graph, feeds, lambda _, array, __: array, measure)
     total = _zeros(exact)
     for seed in range(seeds):
-        _add_squares(total, exact, _run(graph, feeds, lambda _, array: array, perturbed(np.random.default_rng(seed))))
+        _add_squares(total, exact, _run(graph, feeds, lambda _, array, __: array, perturbed(np.random.default_rng(seed))))
     return {name: np.sqrt(squares / seeds) for name, squares in total.items()}
 
 
 def _run(
     graph: Graph,
     feeds: Mapping[str, Array],
-    constant: Callable[[str, Array], Array],
+    constant: Callable[[str, Array, Format], Array],
     step: Callable[[Operation, list[Array | None]], tuple[Array, ...]],
 ) -> dict[str, Array]:
     with np.errstate(all="ignore"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from sepwise.files import ModelFile
-    from sepwise.passes.equivalence import Agreement, Verification
+    from sepwise.passes.equivalence import Agreement, Check, GraphReference, Verification
 
 __all__ = ["compare_files", "run_onnxruntime"]
 
@@ -96,6 +97,13 @@ def _alike(a: ir.Value, b: ir.Value) -> bool:
     )
 
 
+def _judge(outputs: Sequence[Mapping[str, np.ndarray]], reference: GraphReference, name: str, seeds: int) -> Check:
+    """Compares what an execution gave with a reference, by sigma_x from a number of seeds."""
+    from sepwise.passes.equivalence import compare_execution
+
+    return compare_execution(outputs, reference.outputs, reference.execution_sigma(seeds), name=name)
+
+
 def compare_files(
     first: ModelFile, second: ModelFile, inputs: Mapping[str, np.ndarray] | None = None, *, bisect: bool = False
 ) -> Verification:
@@ -123,9 +131,9 @@ def compare_files(
         Verification,
         bisect_graphs,
         compare_answers,
-        compare_execution,
         compare_graph,
         sample_inputs,
+        settle,
     )
     from sepwise.passes.errors import CheckFailed
 
@@ -140,7 +148,6 @@ def compare_files(
     checks = compare_graph(reference, models[1])
     wrong = tuple(check for check in checks if check.status == "failed")
     agreement: tuple[Agreement, ...] = ()
-    sigma = reference.execution_sigma()
     for file, model in zip((first, second), models, strict=True):
         name = f"{file.path.name} in ONNX Runtime"
         try:
@@ -148,9 +155,9 @@ def compare_files(
         except CheckFailed as error:
             checks.append(Check("model", name, (), "skipped", 0.0, 0.0, None, None, reason=str(error)))
         else:
-            checks.append(compare_execution(outputs, reference.outputs, sigma, name=name))
+            checks.append(settle(partial(_judge, outputs, reference, name)))
             if inputs is not None and model is models[1]:
-                agreement = compare_answers(outputs[0], reference.outputs[0], sigma[0])
+                agreement = compare_answers(outputs[0], reference.outputs[0], reference.execution_sigma()[0])
     verdict = Verification(
         first.name,
         None,

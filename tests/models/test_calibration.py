@@ -10,7 +10,7 @@ from sepwise import models
 from sepwise.models import ZooModel
 from sepwise.models.calibration import _calibration_input, calibrate
 from sepwise.models.layers import ConvUnit, Target, aim
-from sepwise.passes.equivalence.rounding import gamma
+from sepwise.passes.equivalence.formats import BINARY32
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 GATES = (nn.Sigmoid, nn.Hardsigmoid)
@@ -128,7 +128,7 @@ def test_target_is_met_on_the_calibration_input(bias: bool) -> None:
     layer = aim(nn.Conv2d(5, 40, 3, bias=bias), Target(0.0, 1.7))
     calibrate(layer, (1, 5, 20, 20), "t")
     y = layer(_calibration_input((1, 5, 20, 20), "t")).double()
-    assert float((y.std(correction=0) / 1.7 - 1).abs()) <= gamma(5 * 9 + 2)
+    assert float((y.std(correction=0) / 1.7 - 1).abs()) <= BINARY32.gamma(5 * 9 + 2)
     assert layer.bias is None or float(layer.bias.abs().min()) > 0
 
 

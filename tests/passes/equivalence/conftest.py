@@ -8,7 +8,7 @@ import onnx
 import onnx.parser
 import onnxruntime as ort
 import pytest
-from onnx import numpy_helper, shape_inference
+from onnx import helper, numpy_helper, shape_inference
 
 Tensors = Mapping[str, npt.NDArray[np.generic]]
 
@@ -25,7 +25,8 @@ def parse(text: str, *, seed: int = 0) -> onnx.ModelProto:
         array = rng.standard_normal(shape) / np.sqrt(max(int(np.prod(shape[1:])), 1))
         if value.name.startswith("var"):
             array = np.abs(array) + 0.5
-        model.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), value.name))
+        dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        model.graph.initializer.append(numpy_helper.from_array(array.astype(dtype), value.name))
         model.graph.value_info.remove(value)
     for output in model.graph.output:
         output.ClearField("type")

@@ -22,7 +22,7 @@ def walk(text: str, scope: dict[str, str], keep: tuple[str, ...] = (), truth: bo
         return tuple(f"{made}.{index}" if index else made for index in range(len(op.outputs)))
 
     graph = read_graph(onnx.parser.parse_model(f"{HEADER} {text}"))
-    return interpret(graph, scope, constant=lambda name, _: f"#{name}", step=step, truth=lambda _: truth, keep=keep)
+    return interpret(graph, scope, constant=lambda name, *_: f"#{name}", step=step, truth=lambda _: truth, keep=keep)
 
 
 def test_values_of_any_kind_flow() -> None:
@@ -95,7 +95,7 @@ def test_loops_are_refused() -> None:
 def feed() -> Callable[..., dict[str, np.ndarray]]:
     """Reads inputs of a model of a float and an integer one."""
     model = onnx.parser.parse_model(f"{HEADER} g (float[2, n] x, int64[1] i) => (float[2, n] y) {{ y = Gather (x, i) }}")
-    return lambda single=False, **given: read_inputs(read_graph(model), given, single=single)
+    return lambda stored=False, **given: read_inputs(read_graph(model), given, stored=stored)
 
 
 def test_floats_are_widened_and_integers_kept(feed: Callable[..., dict[str, np.ndarray]]) -> None:
@@ -104,9 +104,9 @@ def test_floats_are_widened_and_integers_kept(feed: Callable[..., dict[str, np.n
     read = feed(x=third, i=index)
     assert (read["x"].dtype, read["i"].dtype) == (np.float64, np.int64)
     np.testing.assert_array_equal(read["x"], third)
-    single = feed(single=True, x=third, i=index)["x"]
-    assert single.dtype == np.float64
-    np.testing.assert_array_equal(single, third.astype(np.float32))
+    stored = feed(stored=True, x=third, i=index)["x"]
+    assert stored.dtype == np.float64
+    np.testing.assert_array_equal(stored, third.astype(np.float32))
 
 
 @pytest.mark.parametrize(
