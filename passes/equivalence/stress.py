@@ -32,6 +32,7 @@ STRESSES = ("knees", "impulses", "nonfinite")
 SMOOTH_BEND = 4.0  # where sigmoid, tanh, erf and what is made of them have come close to their asymptotes
 SPREAD_OCTAVES = 2
 FEWEST_POSITIONS = 4  # fewer positions would all be off to one side where each has its own factor
+FEWEST_ELEMENTS = 16  # of fewer in a channel there is no deviation to speak of: then all channels are taken for one
 REACHING_CHANNELS = 0.9  # share of the channels that have to reach a bend; a few may be all but constant
 ROUNDS = 2  # what is behind a bend follows a change of scale only so far, so it is looked at again
 SCALES = (2.0**-20, 2.0**30)
@@ -186,6 +187,8 @@ def _distance(value: Array, bends: Sequence[float]) -> float:
         return 0.0
     channels = np.moveaxis(value, 1, 0) if value.ndim > 2 else value
     channels = channels.reshape(len(channels), -1) if channels.ndim > 1 else channels.reshape(1, -1)
+    if channels.shape[1] < FEWEST_ELEMENTS:
+        channels = channels.reshape(1, -1)
     channels = channels[np.isfinite(channels).all(axis=1)]
     mean, deviation = channels.mean(axis=1), channels.std(axis=1)
     varies = deviation > 0

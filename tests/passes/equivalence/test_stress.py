@@ -20,14 +20,15 @@ FAR = {
     "in front": "(float[1,4,9,9] x) => (float[1,6,9,9] y) <float low = {-0.001}, float high = {900.0}>"
     "{ c = Clip (x, low, high)\n y = Conv <pads = [1,1,1,1]> (c, w, b) }",
 }
-BENDS = {"clip": (0.0, 6.0), "hard-swish": (-3.0, 3.0), "hard-sigmoid": (-3.0, 1.0), "in front": (-0.001, 900.0)}
+FAR["one pixel"] = FAR["hard-sigmoid"].replace("9,9]", "1,1]").replace("x, w", "x, v").replace("b)", "f)").replace("1,6,", "1,60,")
+BENDS = {"one pixel": (-3.0, 1.0), "clip": (0.0, 6.0), "hard-swish": (-3.0, 3.0), "hard-sigmoid": (-3.0, 1.0), "in front": (-0.001, 900.0)}
 
 
 def part(text: str, size: float = 1.0) -> Graph:
     """A small graph with random weights of a size."""
     model = onnx.parser.parse_model(f"{HEAD}g {text}")
     rng = np.random.default_rng(0)
-    for name, shape in {"w": (6, 4, 3, 3), "b": (6,)}.items():
+    for name, shape in {"w": (6, 4, 3, 3), "b": (6,), "v": (60, 4, 3, 3), "f": (60,)}.items():
         if any(name in node.input for node in model.graph.node):
             array = (size * rng.standard_normal(shape)).astype(np.float32)
             model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
