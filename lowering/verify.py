@@ -356,7 +356,7 @@ def _check_model(runner: Runner, model: ir.Model, feeds: Sequence[Tensors], name
 
     @cache
     def sigma(seeds: int) -> list[dict[str, np.ndarray]]:
-        return [execution_sigma(oracle, feed, seeds, flush=flush) for feed in feeds]
+        return [execution_sigma(oracle, feed, seeds=seeds, flush=flush) for feed in feeds]
 
     check = settle(lambda seeds: compare_execution(outputs, expected, sigma(seeds), name=name))
     return check, compare_answers(outputs[0], expected[0], sigma(SEEDS)[0])
