@@ -103,6 +103,76 @@ def test_other_types_pass(name: str) -> None:
     assert {check.scope for check in found.checks} >= {"kernel", "model"}
 
 
+STRESSED = {
+    # A part of the domain, gates that are 0 times infinity somewhere, sums of squares, whole numbers, a mean of its own.
+    "domains": """domains (float[2,8,6,7] x, int64[3] i) => (float[2,8,6,7] s, float[2,8,6,7] l, float[2,8,6,7] d, float[2,8,6,7] n,
+    float[2,3,6,7] g, float[2,8,6,7] e, float[2,8,1,1] q)
+    <float[8] ones, float[8] zeros> {
+      s = Sqrt (x)
+      l = Log (s)
+      a = Add (x, l)
+      d = Div (x, a)
+      n = InstanceNormalization (x, ones, zeros)
+      g = Gather <axis = 1> (x, i)
+      t = Softmax <axis = 1> (x)
+      h = Exp (x)
+      e = Mul (t, h)
+      q = ReduceL2 <axes = [2, 3]> (x)
+    }""",
+    "gates": """gates (float[1,5,9,9] x) => (float[1,5,9,9] y) <float[5,1,3,3] w0, float[5,5,1,1] w1, float[5] b1, float[5,5,1,1] w2> {
+      c0 = Conv <group = 5, pads = [1,1,1,1]> (x, w0)
+      s0 = Sigmoid (c0)
+      a0 = Mul (c0, s0)
+      c1 = Conv (a0, w1, b1)
+      a1 = HardSwish (c1)
+      c2 = Conv (a1, w2)
+      t2 = Tanh (c2)
+      e2 = Elu (t2)
+      y = Add (e2, x)
+    }""",
+    # One node in several kernels, among whose taps are zeros: NaN is not where a direct kernel has it.
+    "several kernels": """transposed (float[1,5,6,7] x) => (float[1,4,12,14] y) <float[5,4,3,3] w0, float[4] b0> {
+      c = ConvTranspose <strides = [2,2], pads = [1,1,1,1], output_padding = [1,1]> (x, w0, b0)
+      y = Relu (c)
+    }""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRESSED)
+def test_right_kernels_pass_on_inputs_that_hurt(name: str, network: Callable[..., ir.Model]) -> None:
+    header = HEAD.replace("18", "16") if name == "domains" else HEAD
+    found = verify_model(network(header + STRESSED[name]), HOST)
+    kernels = [check for check in found.checks if check.scope == "kernel"]
+    assert kernels
+    assert all(check.passed for check in kernels), [check for check in kernels if not check.passed]
+
+
+def test_a_limit_that_is_never_reached_is_found_and_reproduced(
+    network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel is right on all that reaches it within the network, so it is cut out with what was drawn for it."""
+    activate = compute._activate
+
+    def wrong(activation: Any, value: Any) -> Any:
+        return activate(replace(activation, parameters=(0.0, 500.0)) if activation and activation.kind == "clip" else activation, value)
+
+    text = """far (float[1,5,9,9] x) => (float[1,5,9,9] y) <float[5,5,1,1] w0, float low = {0.0}, float high = {400.0}> {
+      s = Sigmoid (x)
+      [pw] c = Conv (s, w0)
+      y = Clip (c, low, high)
+    }"""
+    assert verify_model(network(HEAD + text), HOST).passed
+    monkeypatch.setattr(compute, "_activate", wrong)
+    found = verify_model(network(HEAD + text), HOST, bisect=True)
+    (check,) = failed(found, "kernel")
+    assert found.kernel_inputs[check.worst_input or 0] in ("knees", "impulses")
+    assert "fed" in check.reason
+    assert not failed(found, "model")
+    assert found.reproducer is not None
+    assert found.reproducer.reproduces
+    assert max(float(np.abs(array).max()) for array in found.reproducer.inputs.values()) > 1, "no sigmoid gives that"
+
+
 def test_every_scope_is_checked(right: Verification) -> None:
     assert {check.scope for check in right.checks} == {"graph", "kernel", "model"}
     covered = {node for check in right.checks if check.scope == "kernel" for node in check.nodes}

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from sepwise.lowering.strategies import load_strategies
+from sepwise.lowering.strategies import CONV_STRATEGIES, LINEAR_STRATEGIES, is_direct, load_strategies
 
 TOY = '''
 """Pointwise convolution, one vector of one pixel at a time."""
@@ -37,6 +37,7 @@ class OnePixel:
 
 class ToyStrategy:
     name = "toy"
+    direct = True
 
     def applies(self, workload, device):
         stage = workload.stages[0]
@@ -127,3 +128,11 @@ def test_what_is_misspelled_fails_at_import(entry: str, message: str) -> None:
 def test_strategies_keep_the_order_of_their_lines() -> None:
     names = [strategy.name for strategy in load_strategies("pointwise.PointwiseStrategy", "dense.DenseStrategy")]
     assert names == ["pointwise", "dense"]
+
+
+def test_strategies_say_whether_they_are_direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    for strategy in (*CONV_STRATEGIES, *LINEAR_STRATEGIES):
+        assert is_direct(strategy.name) == strategy.direct
+    assert not is_direct("generic")
+    monkeypatch.setattr(CONV_STRATEGIES[0], "direct", False)
+    assert not is_direct(CONV_STRATEGIES[0].name)

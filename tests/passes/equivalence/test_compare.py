@@ -18,6 +18,7 @@ from sepwise.passes.equivalence import (
     execution_sigma,
     run_with_bounds,
     sample_inputs,
+    worst_check,
 )
 from sepwise.passes.errors import InputError
 
@@ -327,6 +328,47 @@ def test_elements_that_are_not_judged_are_not_counted() -> None:
     check = compare_kernel(np.ones(3, np.float32), np.ones(3), np.array([1.0, np.inf, 1.0]))
     assert check.passed
     assert sum(check.histogram) == 2
+
+
+def test_a_kernel_of_which_nothing_is_known_is_skipped() -> None:
+    check = compare_kernel(np.zeros(3, np.float32), np.ones(3), np.full(3, np.inf))
+    assert (check.status, check.worst_ratio) == ("skipped", None)
+    assert "overflow at every element" in check.reason
+
+
+def test_places_of_nan_may_be_left_open() -> None:
+    """As on inputs that were drawn beyond a domain: one kernel gives NaN where another, rounding otherwise, does not."""
+    value, bound = np.array([np.nan, np.inf, 1.0]), np.full(3, 0.5)
+    actual = np.array([0.0, np.nan, 1.25], np.float32)
+    assert compare_kernel(actual, value, bound).status == "failed"
+    open_places = compare_kernel(actual, value, bound, placed=False)
+    assert (open_places.status, open_places.worst_ratio, sum(open_places.histogram)) == ("passed", 0.5, 1)
+    actual[2] = np.nan
+    assert compare_kernel(actual, value, bound, placed=False).status == "failed"
+    assert compare_kernel(actual[:2], value[:2], bound[:2], placed=False).status == "skipped"
+
+
+def test_the_worst_of_several_checks() -> None:
+    bound = np.full(4, 1.0)
+    half, twice = (compare_kernel(np.full(4, size, np.float32), np.zeros(4), bound) for size in (0.5, 2.0))
+    nothing = compare_kernel(np.zeros(4, np.float32), np.zeros(4), np.full(4, np.inf))
+    misplaced = compare_kernel(np.full(4, np.nan, np.float32), np.zeros(4), bound)
+    assert worst_check([half, nothing]).worst_ratio == 0.5
+    assert worst_check([nothing, twice, half]).worst_ratio == 2
+    assert worst_check([twice, misplaced, half]).reason == misplaced.reason
+    assert worst_check([nothing, nothing]).status == "skipped"
+    assert sum(worst_check([half, twice, nothing]).histogram) == 8
+
+
+def test_a_mistake_does_not_drown_in_larger_inputs(network: onnx.ModelProto) -> None:
+    """Of the graph by itself and of its execution: the weight is wrong on the small inputs alone."""
+    small, large = sample_inputs(network, 0), sample_inputs(network, 1, "large")
+    reference = GraphReference(network, [small, large])
+    assert all(check.passed for check in reference.judge(reference.outputs))
+    off = [{name: array * (1 + 1e-4 * (place == 0)) for name, array in run.items()} for place, run in enumerate(reference.outputs)]
+    (check,) = reference.judge(off)
+    assert (check.status, check.worst_input) == ("failed", 0)
+    assert compare_execution(off, reference.outputs, reference.execution_sigma()).status == "failed"
 
 
 def test_zero_bound_is_exact_or_null() -> None:
