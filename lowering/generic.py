@@ -34,7 +34,7 @@ from sepwise.passes.rewriting import original_nodes
 from sepwise.passes.vocabulary import ELEMENTWISE_OPERATORS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sepwise.lowering.device import Device
     from sepwise.passes.vocabulary import Activation
@@ -81,6 +81,9 @@ REDUCERS = frozenset(
 
 OWN_ACTIVATIONS = frozenset({"elu", "gelu", "mish", "silu", "softplus"})
 """Activations that are kernels by themselves: TVM's formulas for them overflow or cancel."""
+
+SELU_ALPHA, SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
+"""Attributes of a Selu that gives none: `gamma * Elu(x, alpha)`. It is a kernel by itself as Elu is."""
 
 RUNTIME_ONLY = frozenset({"If", "Loop", "NonMaxSuppression", "NonZero", "Scan", "TopK", "Unique"})
 """Operators whose results depend on TVM's runtime, or whose shapes depend on data."""
@@ -403,7 +406,7 @@ def _inner(value: ir.Value | None) -> bool:
 def _is_follower(model: ir.Model, node: ir.Node) -> bool:
     """Whether a node may share a kernel with what computes its inputs."""
     kind = read_activation(model, node)
-    if kind is not None and kind.kind in OWN_ACTIVATIONS:
+    if (kind is not None and kind.kind in OWN_ACTIVATIONS) or (node.domain == "" and node.op_type == "Selu"):
         return False
     return _is_elementwise(node) or (node.domain == "" and node.op_type in SHAPERS)
 
@@ -615,18 +618,27 @@ class _Call:
 
 
 def _activation_call(model: ir.Model, node: ir.Node) -> _Call | None:
-    """An activation of the vocabulary by itself, in our own formulas; None for any other node."""
-    kind = read_activation(model, node)
+    """An activation by itself, in our own formulas; None for any other node."""
+    formula = _formula(model, node)
     data = node.inputs[0] if node.inputs else None
-    if kind is None or data is None or data.const_value is not None or data.shape is None or data.dtype != ir.DataType.FLOAT:
+    if formula is None or data is None or data.const_value is not None or data.shape is None or data.dtype != ir.DataType.FLOAT:
         return None
     shape = _static_shape(data)
     extents = _extents(shape)
     source = te.placeholder(extents, name="source")
-    target = te.compute(extents, lambda *i: activation(kind.kind, kind.parameters, source(*i)), name="target")
+    target = te.compute(extents, lambda *i: formula(source(*i)), name="target")
     return _Call(
         te.create_prim_func([source, target]), (_name(data),), (), (_name(node.outputs[0]),), (TensorType(shape),)
     )
+
+
+def _formula(model: ir.Model, node: ir.Node) -> Callable[[tirx.PrimExpr], tirx.PrimExpr] | None:
+    """How we compute an activation of the vocabulary, or Selu, which is a multiple of Elu; None for any other node."""
+    if node.domain == "" and node.op_type == "Selu":
+        alpha, gamma = node.attributes.get_float("alpha", SELU_ALPHA), node.attributes.get_float("gamma", SELU_GAMMA)
+        return lambda x: tirx.const(gamma, "float32") * activation("elu", (alpha,), x)
+    kind = read_activation(model, node)
+    return None if kind is None else lambda x: activation(kind.kind, kind.parameters, x)
 
 
 def _extents(shape: Sequence[int]) -> tuple[Any, ...]:

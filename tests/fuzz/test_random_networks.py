@@ -81,6 +81,12 @@ PAST: dict[str, str] = {
       c = ConvTranspose <strides = [2,2], dilations = [2,1], auto_pad = "SAME_LOWER"> (x, w)
       y = Relu (c)
     }""",
+    "Selu lost its digits next to 0": HEAD
+    + """uniform (float[1,2,7,9,5] x) => (float[1,2,7,9,2] y) <float[2,1,1,1,2] w, float[2] b, float[2,7,9,2] c> {
+      v = Conv <group = 2, strides = [1,1,2], dilations = [1,1,2]> (x, w, b)
+      m = Mul (v, c)
+      y = Selu (m)
+    }""",
 }  # fmt: skip
 """Networks that failed once, by what was wrong; each is named after the kind of inputs that it is fed."""
 

@@ -368,3 +368,11 @@ def test_what_a_gemm_adds_and_is_no_row_of_constants_is_added_apart(body: str, n
     assert ("Add",) in [operators(kernel) for kernel in kernels(found.graph, GenericWorkload)]
     assert verify_model(model, device.get("host")).passed
 
+
+@pytest.mark.parametrize("attributes", ["", "<alpha = 2.5, gamma = 0.5>"])
+def test_selu_keeps_its_digits_next_to_0(attributes: str, network: Callable[..., ir.Model]) -> None:
+    """TVM's importer makes `1 - exp(x)` of it, which has none left there."""
+    model = network(f"{HEAD}selu (float[4,9,50] x) => (float[4,9,50] y) {{ a = Relu (x) b = Sub (a, x) c = Neg (b) y = Selu {attributes} (c) }}")
+    x = sample_inputs(model, 0)["x"] * np.float32(2.0**-20)
+    found = verify_model(model, device.get("host"), inputs={"x": x})
+    assert found.passed, [check for check in found.checks if not check.passed]
