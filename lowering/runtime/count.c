@@ -13,9 +13,9 @@
  * FROM is -1 at the start of a call, and for predecessors beyond MAX_EDGES. Counts are exact for one guest thread.
  *
  * A core has two levels of write-back caches, least recently used first out, indexed by virtual addresses, and a table of
- * streams beside the first: two misses at most REACH lines apart give a stream its direction, and from then on a hardware
- * prefetcher has asked for what is missed within that reach of its head. Any other miss starts a stream. Nothing waits for a
- * store.
+ * streams beside the first: two misses at most REACH lines apart start a stream in their direction, and from then on a
+ * hardware prefetcher has asked for what is missed within that reach of its head. Lone misses are remembered for a while, and
+ * end no stream. Nothing waits for a store.
  *
  * The declarations are those that version 1 to 5 of the plugin interface share; QEMU_PLUGIN_VERSION says which one to ask for. */
 #include <inttypes.h>
@@ -54,7 +54,7 @@ bool qemu_plugin_mem_is_store(memory_info info);
 
 __attribute__((visibility("default"))) int qemu_plugin_version = QEMU_PLUGIN_VERSION;
 
-enum { MARK = 0x7a00, MAX_CORES = 8, MAX_EDGES = 8, MAX_STREAMS = 64, REACH = 4, MEMORY_READ_AND_WRITE = 3 };
+enum { MARK = 0x7a00, MAX_CORES = 8, MAX_EDGES = 8, MAX_STREAMS = 64, LONE_MISSES = 8, REACH = 4, MEMORY_READ_AND_WRITE = 3 };
 enum { LOADS = 1, STORES = 2 };
 
 enum event {
@@ -78,13 +78,14 @@ struct cache {
 
 struct stream {
   uint64_t head;     /* the line that was missed furthest on */
-  int64_t direction; /* 1, -1, or 0 while there was a single miss */
+  int64_t direction; /* 1 or -1 */
 };
 
 struct core {
   struct cache l1;
   struct cache l2;
   struct stream streams[MAX_STREAMS]; /* the last used first */
+  uint64_t lone[LONE_MISSES];         /* lines that were missed apart from any stream, the last first */
   int stream_count;
   int line_shift;
 };
@@ -152,22 +153,29 @@ static bool use(struct cache *cache, uint64_t line, bool store, uint64_t *victim
   return false;
 }
 
-/* Whether a miss continues a stream; the stream learns from it. */
+static int64_t distance(uint64_t from, uint64_t line) {
+  int64_t step = (int64_t)(line - from);
+  return step < -REACH || step > REACH ? 0 : step;
+}
+
+/* Whether a miss continues a stream, which learns from it; a miss near a lone one starts a stream. */
 static bool continues(struct core *core, uint64_t line) {
-  int found = core->stream_count - 1;
-  bool foreseen = false;
-  struct stream next = {line, 0};
-  for (int i = 0; i < core->stream_count; ++i) {
-    struct stream *stream = core->streams + i;
-    int64_t step = (int64_t)(line - stream->head);
-    if (step < -REACH || step > REACH) continue;
-    found = i;
-    foreseen = stream->direction != 0;
-    if (!foreseen)
-      next.direction = step < 0 ? -1 : step > 0;
-    else
-      next = (struct stream){step * stream->direction > 0 ? line : stream->head, stream->direction};
-    break;
+  int found = 0;
+  while (found < core->stream_count && !distance(core->streams[found].head, line)) ++found;
+  bool foreseen = found < core->stream_count;
+  struct stream next = {line, 1};
+  if (foreseen) {
+    next = core->streams[found];
+    if (distance(next.head, line) * next.direction > 0) next.head = line;
+  } else {
+    int lone = 0;
+    while (lone < LONE_MISSES - 1 && !distance(core->lone[lone], line)) ++lone;
+    int64_t step = distance(core->lone[lone], line);
+    memmove(core->lone + 1, core->lone, (size_t)lone * sizeof *core->lone);
+    core->lone[0] = step ? NO_LINE : line;
+    if (!step) return false;
+    next.direction = step < 0 ? -1 : 1;
+    found = core->stream_count - 1;
   }
   memmove(core->streams + 1, core->streams, (size_t)found * sizeof *core->streams);
   core->streams[0] = next;
@@ -320,7 +328,8 @@ static bool add_core(const char *text) {
   struct core *core = cores + core_count++;
   while (line >> core->line_shift > 1) ++core->line_shift;
   core->stream_count = (int)stream_count;
-  for (int i = 0; i < MAX_STREAMS; ++i) core->streams[i].head = INT64_MAX; /* near to no line */
+  for (int i = 0; i < MAX_STREAMS; ++i) core->streams[i].head = NO_LINE; /* near to no line */
+  for (int i = 0; i < LONE_MISSES; ++i) core->lone[i] = NO_LINE;
   return make_cache(&core->l1, l1, l1_ways, line) && make_cache(&core->l2, l2, l2_ways, line);
 }
 

@@ -394,6 +394,33 @@ def test_loads_and_stores_are_counted_exactly(c_program: Callable[..., Program],
     assert len(loop.block.code) == 4 * loop.block.instructions
 
 
+# Reads 256 lines one by one: apart from the first two, whose order tells the direction, a prefetcher foresees all.
+READING_KERNELS = """
+#include <stdint.h>
+static const float table[4096] __attribute__((aligned(64))) = {1};
+void scale(const float *x, const float *shift, const float *bias, float *y, void *scratch, int32_t task) {
+  if (task) return;
+  for (int i = 0; i < 256; ++i) y[0] += ((const volatile float *)table)[16 * (%s)];
+}
+void add_and_sum(const float *y, const float *x, float *s, float *z, void *scratch, int32_t task) {}
+"""
+
+
+@needs_qemu
+@pytest.mark.emulated
+@pytest.mark.parametrize(("order", "foreseen"), [("i", True), ("255 - i", True), ("i * 101 % 256", False)], ids=["up", "down", "apart"])
+def test_a_prefetcher_foresees_neighbours(
+    c_program: Callable[..., Program], c_program_tensors: Tensors, order: str, foreseen: bool
+) -> None:
+    small = CacheGeometry(l1d_bytes=1024, l1d_ways=2, l2_bytes=2048, l2_ways=2, line_bytes=64, streams=4)
+    with EmulatedRunner(c_program("cortex-a72", kernels=READING_KERNELS % order)) as runner:
+        call = runner.count(inputs_of(c_program_tensors), caches=[small]).calls[0]
+    assert call.misses().l2 >= 256
+    loop = max(call.runs.values(), key=lambda run: run.count).misses[0]
+    assert (loop.l2_streamed >= 250) == foreseen
+    assert (loop.l2_demanded >= 250) == (not foreseen)
+
+
 @needs_qemu
 @pytest.mark.emulated
 def test_misses_follow_the_caches(c_program: Callable[..., Program], c_program_tensors: Tensors) -> None:
