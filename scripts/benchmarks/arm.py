@@ -1,12 +1,13 @@
 """What other runtimes execute on an emulated ARM core, beside sepwise.
 
-    scripts/benchmarks/arm.sh                                  all networks, Cortex-A72
-    scripts/benchmarks/arm.sh --core cortex-a76 mobilenet_v2   one of them on another core
+    scripts/benchmarks/arm.sh                                  all networks on a Cortex-A72
+    scripts/benchmarks/arm.sh --core cortex-a55 mobilenet_v2   one of them on another core, put beside what is there
 
 Each runtime is its project's own arm64 build, run whole in an emulated arm64 Python under qemu-user with the core's `-cpu`,
 and is shown the core's own /proc/cpuinfo, by which libraries pick their kernels. It runs float32 on one thread, once to settle
 and once counted; its output is first set against the float64 oracle, in units of what float32 arithmetic explains. Counts
-are exact and the same at every run to within a few instructions in a million. All numbers are written as JSON first.
+are exact and the same at every run to within a few instructions in a million; cycles are estimates (lowering/estimate.py). All
+numbers are written as JSON first.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from onnx import numpy_helper
 
 from sepwise.console import say
 from sepwise.files import new_file, resolve
+from sepwise.lowering import estimate
 from sepwise.lowering.bench import RuntimeCount, bench
 from sepwise.lowering.counts import read_counts
 from sepwise.lowering.device import get as get_device
 from sepwise.lowering.link import count_plugin
+from sepwise.lowering.peers import OURS
 from sepwise.passes import canonicalize, load_model
 from sepwise.passes.equivalence import Oracle, compare_execution, execution_sigma, sample_inputs
 from sepwise.passes.errors import SepwiseError
@@ -44,6 +47,7 @@ from sepwise.samples import DETECTOR, fetch_networks
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from sepwise.lowering.counts import Counts
     from sepwise.lowering.device import Device
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
@@ -86,6 +90,7 @@ class Count:
         version: Its version.
         instructions: Of one inference; None where it failed.
         instructions_per_mac: The same over the network's MACs.
+        estimated_cycles: Of one inference on the core; None where llvm-mca is missing or does not know it.
         worst_ratio: Its error over what float32 arithmetic explains, as `sepwise verify` judges a whole model.
         failure: Why it has no count, in one line.
     """
@@ -94,6 +99,7 @@ class Count:
     version: str
     instructions: int | None
     instructions_per_mac: float | None
+    estimated_cycles: float | None
     worst_ratio: float | None
     failure: str = ""
 
@@ -207,7 +213,7 @@ def describe_core(device: Device, root: Path) -> None:
     (root / "proc/cpuinfo").write_text("".join(f"{key}\t: {value}\n" for key, value in lines.items()) + "\n")
 
 
-def run_guest(runtime: str, model: Path, device: Device, folder: Path, inputs: Path) -> tuple[int, np.ndarray, str]:
+def run_guest(runtime: str, model: Path, device: Device, folder: Path, inputs: Path) -> tuple[Counts, np.ndarray, str]:
     """Runs a runtime under the emulator and counts one inference.
 
     Args:
@@ -218,7 +224,7 @@ def run_guest(runtime: str, model: Path, device: Device, folder: Path, inputs: P
         inputs: The input as .npy.
 
     Returns:
-        Instructions, the first output, the runtime's version.
+        What it executed, the first output, the runtime's version.
 
     Raises:
         SepwiseError: It did not run.
@@ -230,8 +236,11 @@ def run_guest(runtime: str, model: Path, device: Device, folder: Path, inputs: P
     assert device.emulator_cpu is not None
     reported = subprocess.run([device.emulator, "--version"], capture_output=True, text=True, check=True).stdout
     plugin = count_plugin(int(reported.split("version ")[1].split(".")[0]))
-    command = [device.emulator, "-cpu", device.emulator_cpu, "-L", root, "-plugin", f"{plugin},counts={counts}"]
-    guest = [root / "usr/bin/python3", GUEST, runtime, model, inputs, output, "1"]
+    geometry = estimate.cache_geometry(device)
+    assert geometry is not None, "the caches of ARM cores are known"
+    options = f"{plugin},counts={counts},skip=1,core={geometry}"
+    command = [device.emulator, "-cpu", device.emulator_cpu, "-L", root, "-plugin", options]
+    guest = [root / "usr/bin/python3", GUEST, runtime, model, inputs, output]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     words = [str(word) for word in (*command, *guest)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
@@ -240,10 +249,10 @@ def run_guest(runtime: str, model: Path, device: Device, folder: Path, inputs: P
         raise SepwiseError(f"did not run: {lines[-1] if lines else f'status {done.returncode}'}")
     found = read_counts(counts.read_text(), 1)
     with np.load(output) as arrays:
-        return found.instructions, arrays["output"], str(arrays["version"])
+        return found, arrays["output"], str(arrays["version"])
 
 
-def count_network(name: str, device: Device, folder: Path, runtimes: Sequence[str]) -> dict[str, object]:
+def count_network(name: str, device: Device, folder: Path, runtimes: Sequence[str]) -> dict[str, Any]:
     """Counts what every runtime executes for one network.
 
     Args:
@@ -268,23 +277,27 @@ def count_network(name: str, device: Device, folder: Path, runtimes: Sequence[st
     oracle = Oracle(model)
     expected, sigma = oracle.run(feeds), execution_sigma(oracle, feeds)
     output = next(iter(expected))
-    say(f"{name}: sepwise")
+    say(f"{name}: {OURS}")
     ours = bench(path, target=device.name, shapes=shapes)
     (mine,) = ours.runtimes
     assert isinstance(mine, RuntimeCount), "arm cores are emulated here"
-    counts = [Count("sepwise", version("sepwise"), mine.instructions, mine.instructions_per_mac, None)]
+    cycles = mine.estimated_cycles[device.name]
+    counts = [Count(OURS, version("sepwise"), mine.instructions, mine.instructions_per_mac, cycles, None)]
     for runtime in runtimes:
         say(f"{name}: {runtime}")
         try:
             made = convert(runtime, source, folder / "converters/bin")
-            instructions, array, runs = run_guest(runtime, made, device, folder, work / "x.npy")
+            executed, array, release = run_guest(runtime, made, device, folder, work / "x.npy")
         except SepwiseError as error:
-            counts.append(Count(runtime, "", None, None, None, " ".join(str(error).split())))
+            counts.append(Count(runtime, "", None, None, None, None, " ".join(str(error).split())))
             continue
         found = {output: array.reshape(expected[output].shape)}
         check = compare_execution(found, {output: expected[output]}, {output: sigma[output]})
-        counts.append(Count(runtime, runs, instructions, instructions / ours.macs, check.worst_ratio, check.reason))
-    return {"network": path.stem, "input": list(data.shape), "macs": ours.macs, "runtimes": [asdict(count) for count in counts]}
+        total = executed.instructions
+        cycles = None if estimate.missing(device) else sum(estimate.estimate_cycles(executed, device, device))
+        counts.append(Count(runtime, release, total, total / ours.macs, cycles, check.worst_ratio, check.reason))
+    entry = {"core": device.name, "network": path.stem, "input": list(data.shape), "macs": ours.macs}
+    return {**entry, "runtimes": [asdict(count) for count in counts]}
 
 
 # The table -------------------------------------------------------------------------------------------------------------
@@ -299,41 +312,58 @@ def make_table(results: dict[str, Any]) -> str:
     Returns:
         The page.
     """
-    names = [count["runtime"] for count in results["networks"][0]["runtimes"]]
-    lines = [
-        f"# Instructions on an emulated {results['core']}",
-        "",
-        f"Per multiply-accumulate, one thread, float32, {results['date']}; made by `scripts/benchmarks/arm.sh`. The floor is "
-        f"{1 / results['lanes']:g}: one multiply-add of {results['lanes']} lanes each. The last column is sepwise over "
-        "the best peer.",
-        "",
-        f"| network | input | {' | '.join(names)} | against the best |",
-        f"|---|---|{'---|' * len(names)}---|",
-    ]
-    ratios = []
-    for network in results["networks"]:
-        ours, *peers = (count["instructions_per_mac"] for count in network["runtimes"])
-        best = min((peer for peer in peers if peer is not None), default=None)
-        if best is not None:
-            ratios.append(ours / best)
-        cells = ["-" if cell is None else f"{cell:.3f}" for cell in (ours, *peers)]
-        cells.append("-" if best is None else f"{ours / best:.2f}")
-        shape = " x ".join(map(str, network["input"]))
-        lines.append(f"| {network['network']} | {shape} | {' | '.join(cells)} |")
-    if ratios:
-        lines += ["", f"Geometric mean of the last column: {math.exp(sum(map(math.log, ratios)) / len(ratios)):.2f}."]
     counts = [count for network in results["networks"] for count in network["runtimes"]]
+    names = list(dict.fromkeys(count["runtime"] for count in counts))
     versions = {count["runtime"]: count["version"] for count in counts if count["version"]}
-    lines += ["", "Versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()) + "."]
+    lines = [
+        "# On emulated ARM cores, beside other runtimes",
+        "",
+        "Each cell: instructions per multiply-accumulate, which are exact, then estimated Mcycles, which are not. One thread, "
+        f"float32, {results['date']}, made by `scripts/benchmarks/arm.sh`. The floor is 0.25 instructions: one multiply-add of "
+        "4 lanes each. The last column is sepwise over the best peer, for either.",
+        "",
+        f"| core | network | input | {' | '.join(names)} | over the best |",
+        f"|---|---|---|{'---|' * len(names)}---|",
+    ]
+    ratios: dict[str, list[tuple[float | None, float | None]]] = {}
+    for network in results["networks"]:
+        found = {count["runtime"]: count for count in network["runtimes"]}
+        over = _over_best(found, "instructions_per_mac"), _over_best(found, "estimated_cycles")
+        ratios.setdefault(network["core"], []).append(over)
+        cells = [_cell(found[name]["instructions_per_mac"], found[name]["estimated_cycles"], 1e-6) for name in names]
+        shape = " x ".join(map(str, network["input"]))
+        lines.append(f"| {network['core']} | {network['network']} | {shape} | {' | '.join(cells)} | {_cell(*over)} |")
+    lines.append("")
+    for core, pairs in ratios.items():
+        exact, estimated = (_geometric_mean([each for each in column if each]) for column in zip(*pairs, strict=True))
+        lines.append(f"Geometric means of the last column, {core}: {_cell(exact, estimated)}.")
+    lines += ["", "Versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()) + ".", ""]
     for network in results["networks"]:
         for count in network["runtimes"]:
             if count["failure"]:
-                lines.append(f"{network['network']}, {count['runtime']}: {count['failure']}")
-    return "\n".join(lines) + "\n"
+                lines.append(f"- {network['network']} on {network['core']}, {count['runtime']}: {count['failure']}")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _over_best(found: dict[str, dict[str, Any]], field: str) -> float | None:
+    """Sepwise's number over the smallest of the others'."""
+    peers = [count[field] for name, count in found.items() if name != OURS and count[field] is not None]
+    ours = found[OURS][field]
+    return None if ours is None or not peers else ours / min(peers)
+
+
+def _cell(exact: float | None, estimated: float | None, unit: float = 1.0) -> str:
+    """Two numbers of a kind beside each other."""
+    left = "-" if exact is None else f"{exact:.3f}"
+    return f"{left} / {'-' if estimated is None else f'{estimated * unit:.2f}'}"
+
+
+def _geometric_mean(values: Sequence[float]) -> float | None:
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else None
 
 
 def main() -> None:
-    """Counts, writes the JSON file, makes the table."""
+    """Counts, adds to the JSON file, makes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=NETWORKS, help=f"zoo names, ONNX files, or of {', '.join(NETWORKS)}")
     parser.add_argument("--folder", type=Path, required=True, help="what arm.sh prepared")
@@ -344,8 +374,12 @@ def main() -> None:
     device = get_device(options.core)
     folder = options.folder.absolute()
     describe_core(device, folder / "root")
-    networks = [count_network(name, device, folder, options.runtimes) for name in options.networks]
-    results = {"core": device.name, "lanes": device.lanes, "date": date.today().isoformat(), "networks": networks}
+    known = json.loads(options.output.read_text())["networks"] if options.output.exists() else []
+    networks = {(network["core"], network["network"]): network for network in known}
+    for name in options.networks:
+        network = count_network(name, device, folder, options.runtimes)
+        networks[network["core"], network["network"]] = network
+    results = {"date": date.today().isoformat(), "networks": list(networks.values())}
     with new_file(options.output) as partial:
         partial.write_text(json.dumps(results, indent=2) + "\n")
     with new_file(options.output.with_suffix(".md")) as partial:

@@ -1,9 +1,10 @@
 """Runs a network in one runtime, inside the emulated machine; see arm.py.
 
-    python3 arm_guest.py RUNTIME MODEL INPUT.npy OUTPUT.npz RUNS
+    python3 arm_guest.py RUNTIME MODEL INPUT.npy OUTPUT.npz
 
-Marks the measured runs by a system call that the counting plugin of the emulator sees (lowering/runtime/emulated.c).
-Single-threaded, float32 throughout, inputs in place before. Needs nothing of sepwise: the emulated machine has none.
+Marks two runs by a system call that the counting plugin of the emulator sees (lowering/runtime/count.c): one that warms the
+caches, and the one that is counted. Single-threaded, float32 throughout, inputs in place before. Needs nothing of sepwise: the
+emulated machine has none.
 """
 
 from __future__ import annotations
@@ -100,15 +101,15 @@ RUNTIMES = {"ncnn": ncnn, "mnn": mnn, "litert": litert, "onnxruntime": onnxrunti
 
 
 def main() -> None:
-    """Loads, runs once unmeasured, then `RUNS` times measured, and saves the output."""
-    name, model, source, target, runs = sys.argv[1:]
+    """Loads, settles, runs marked, and saves the output."""
+    name, model, source, target = sys.argv[1:]
     run, output, version = RUNTIMES[name](model, np.load(source))
     run()
     mark = ctypes.CDLL(None).syscall
-    mark(MARK, 1)
-    for _ in range(int(runs)):
+    for _ in range(2):
+        mark(MARK, 1)
         run()
-    mark(MARK, 0)
+        mark(MARK, 0)
     np.savez(target, output=output(), version=version)
 
 

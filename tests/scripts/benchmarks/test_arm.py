@@ -27,29 +27,32 @@ def arm() -> Iterator[ModuleType]:
     del sys.modules[spec.name]
 
 
-def count(runtime: str, per_mac: float | None, failure: str = "") -> dict[str, Any]:
+def count(runtime: str, per_mac: float | None, cycles: float | None = None, failure: str = "") -> dict[str, Any]:
     return {
         "runtime": runtime,
         "version": "1.2" if per_mac else "",
         "instructions": None if per_mac is None else round(1000 * per_mac),
         "instructions_per_mac": per_mac,
+        "estimated_cycles": cycles,
         "worst_ratio": 0.25,
         "failure": failure,
     }
 
 
 def test_the_page_compares_with_the_best_peer(arm: ModuleType) -> None:
+    common = {"core": "cortex-a72", "macs": 1000}
+    first = [count("sepwise", 0.3, 2e6), count("p", 0.4, 1e6), count("q", 0.6, 4e6)]
+    second = [count("sepwise", 0.4, 3e6), count("p", None, None, "did not run: why"), count("q", 0.3)]
     networks = [
-        {"network": "a", "input": [1, 3, 8, 8], "macs": 1000, "runtimes": [count("sepwise", 0.3), count("p", 0.4), count("q", 0.6)]},
-        {"network": "b", "input": [1, 8], "macs": 1000, "runtimes": [count("sepwise", 0.4), count("p", None, "did not run: why"), count("q", 0.3)]},
+        {**common, "network": "a", "input": [1, 3, 8, 8], "runtimes": first},
+        {**common, "network": "b", "input": [1, 8], "runtimes": second},
     ]
-    page = arm.make_table({"core": "cortex-a72", "lanes": 4, "date": "2026-01-01", "networks": networks})
-    assert "| network | input | sepwise | p | q | against the best |" in page
-    assert "| a | 1 x 3 x 8 x 8 | 0.300 | 0.400 | 0.600 | 0.75 |" in page
-    assert "| b | 1 x 8 | 0.400 | - | 0.300 | 1.33 |" in page
-    assert "Geometric mean of the last column: 1.00." in page
-    assert "The floor is 0.25" in page
-    assert "b, p: did not run: why" in page
+    page = arm.make_table({"date": "2026-01-01", "networks": networks})
+    assert "| core | network | input | sepwise | p | q | over the best |" in page
+    assert "| cortex-a72 | a | 1 x 3 x 8 x 8 | 0.300 / 2.00 | 0.400 / 1.00 | 0.600 / 4.00 | 0.750 / 2.00 |" in page
+    assert "| cortex-a72 | b | 1 x 8 | 0.400 / 3.00 | - / - | 0.300 / - | 1.333 / - |" in page
+    assert "Geometric means of the last column, cortex-a72: 1.000 / 2.00." in page
+    assert "- b on cortex-a72, p: did not run: why" in page
 
 
 def test_the_block_is_that_of_mobilenet_v2(arm: ModuleType, tmp_path: Path) -> None:
