@@ -20,10 +20,13 @@ from sepwise.lowering.program import BufferRef, Home
 if TYPE_CHECKING:
     from sepwise.lowering.program import KernelCall, Program
 
-__all__ = ["PREFIX", "generate_c"]
+__all__ = ["ENTRY", "PREFIX", "generate_c"]
 
 PREFIX = "model"
 """Prefix of the entries where the caller gives none."""
+
+ENTRY = f"{PREFIX}_run_range"
+"""The entry that runners call."""
 
 _HEAD = """\
 #include <stddef.h>

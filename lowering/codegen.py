@@ -74,6 +74,7 @@ def tvm_target(device: Device) -> tvm.target.Target:
         An LLVM target.
     """
     options: dict[str, Any] = {"kind": "llvm", "mtriple": device.triple, "mcpu": device.cpu}
+    options["vector-width"] = 8 * device.vector_bytes
     if device.features:
         options["mattr"] = list(device.features)
     return tvm.target.Target(options)

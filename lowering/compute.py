@@ -190,10 +190,10 @@ def lane_source(stage: Stage, lanes: int) -> LaneSource:
     Returns:
         `BROADCAST` for dense stages and groups that fill whole blocks, `LANE` for depthwise ones of multiplier 1.
     """
+    if stage.groups > 1 and stage.in_channels_per_group == 1 and stage.out_channels_per_group == 1:
+        return LaneSource.LANE
     if stage.groups == 1 or stage.out_channels_per_group % lanes == 0:
         return LaneSource.BROADCAST
-    if stage.in_channels_per_group == 1 and stage.out_channels_per_group == 1:
-        return LaneSource.LANE
     return LaneSource.GATHER
 
 

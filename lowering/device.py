@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import platform
 import shutil
@@ -19,8 +20,8 @@ __all__ = ["Device", "Reach", "detect", "get", "host_flags", "load", "missing_fl
 HOST = "host"
 Isa = Literal["x86", "arm"]
 
-INSTALL_EMULATOR = "apt-get install qemu-user"
-"""What installs every emulator that `devices.toml` names."""
+UNICORN = "unicorn"
+"""The emulator that is a Python package and runs in this process; all others are programs of qemu-user."""
 
 _FACTS_FILE = Path(__file__).parent / "devices.toml"
 _X86_LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2")
@@ -55,9 +56,10 @@ class Device:
         l2_bytes: Level 2 cache that one core sees.
         l3_bytes: Level 3 cache, 0 for none.
         clock_hz: Clock, or None where it is not known or varies.
-        emulator: qemu-user's program, or None where the device only runs natively.
+        emulator: qemu-user's program, or `unicorn` for a bare core in this process; None where the device only runs natively.
         emulator_cpu: What the emulator calls the cpu, or the relative of it that it knows.
         zig_target: How zig names the target for freestanding C.
+        zig_cpu: How zig names a cpu whose code runs there.
         sources: Where each fact comes from, as pairs of fact and source.
     """
 
@@ -84,6 +86,7 @@ class Device:
     emulator: str | None
     emulator_cpu: str | None
     zig_target: str
+    zig_cpu: str
     sources: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -266,9 +269,11 @@ def reach(device: Device) -> Reach:
     missing = tuple(missing_flags(device))
     if not missing or device.emulator is None:
         return Reach("native", missing)
-    if shutil.which(device.emulator) is None:
-        return Reach("emulated", (device.emulator,), INSTALL_EMULATOR)
-    return Reach("emulated")
+    if device.emulator == UNICORN:
+        found, install = importlib.util.find_spec(UNICORN) is not None, "pip install unicorn"
+    else:
+        found, install = shutil.which(device.emulator) is not None, "apt-get install qemu-user"
+    return Reach("emulated") if found else Reach("emulated", (device.emulator,), install)
 
 
 @cache
@@ -343,6 +348,7 @@ def describe_machine(*, machine: str, cpus: list[dict[str, str]], cpu_folder: Pa
         emulator=None,
         emulator_cpu=None,
         zig_target=f"{machine}-freestanding-none",
+        zig_cpu=base.zig_cpu,
         sources=tuple(sorted(origins.items())),
         **core.facts,
     )

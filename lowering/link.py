@@ -17,7 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sepwise.lowering.c_source import generate_c
+from sepwise.lowering.c_source import ENTRY, generate_c
+from sepwise.lowering.device import UNICORN
 from sepwise.passes.errors import InputError, SepwiseError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ RUNTIME = Path(__file__).parent / "runtime"
 _FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-fno-sanitize=undefined", "-fno-stack-protector")
 _HOSTED_FLAGS = ("-fPIC",)
 _FREESTANDING_FLAGS = ("-ffreestanding", "-fno-builtin", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables")
-_ELF_EMULATIONS = {"aarch64": "aarch64linux", "arm": "armelf_linux_eabi", "x86_64": "elf_x86_64"}
+_ELF_EMULATIONS = {"aarch64": "aarch64linux", "arm": "armelf_linux_eabi", "thumb": "armelf_linux_eabi", "x86_64": "elf_x86_64"}
 
 
 @cache
@@ -121,7 +122,7 @@ def _runtime_object(name: str, target: str, flags: Sequence[str] = ()) -> Path:
     return output
 
 
-def _program_objects(program: Program, folder: Path, target: str) -> list[Path]:
+def _program_objects(program: Program, folder: Path, target: str, flags: Sequence[str] = ()) -> list[Path]:
     """Writes the kernels' object and compiles the generated C."""
     kernels, source, entry = folder / "kernels.o", folder / "model.c", folder / "model.o"
     try:
@@ -129,7 +130,7 @@ def _program_objects(program: Program, folder: Path, target: str) -> list[Path]:
         source.write_text(generate_c(program))
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; linking needs room there. Free some or set TMPDIR.") from error
-    compile_c(source, entry, target=target)
+    compile_c(source, entry, target=target, flags=flags)
     return [kernels, entry]
 
 
@@ -156,6 +157,8 @@ def link_shared(program: Program, output: Path) -> None:
 def link_executable(program: Program, device: Device, output: Path) -> None:
     """Links a static program for a device: the program and a main that obeys commands on its standard input.
 
+    For a bare core there is no main: whoever emulates it calls the program's entry.
+
     Args:
         program: Built for the device.
         device: Its `zig_target` says for what.
@@ -165,12 +168,13 @@ def link_executable(program: Program, device: Device, output: Path) -> None:
         InputError: zig is not installed, or there is no room.
         SepwiseError: The object does not link; a kernel calls a function that a machine without a C library lacks.
     """
-    target = device.zig_target
+    target, flags = device.zig_target, (f"-mcpu={device.zig_cpu}",)
     with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
-        objects = _program_objects(program, Path(folder), target)
-        runtime = [_runtime_object(name, target) for name in ("emulated", "freestanding")]
+        objects = _program_objects(program, Path(folder), target, flags)
+        main, entry = ((), ENTRY) if device.emulator == UNICORN else (("emulated",), "_start")
+        runtime = [_runtime_object(name, target, flags) for name in (*main, "freestanding")]
         emulation = _ELF_EMULATIONS[target.split("-", maxsplit=1)[0]]
-        options = ("-m", emulation, "-static", "-z", "noexecstack", "--gc-sections")
+        options = ("-m", emulation, "-static", "-z", "noexecstack", "--gc-sections", "-e", entry)
         run_zig("ld.lld", *options, "-o", output, *objects, *runtime)
 
 

@@ -19,6 +19,7 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ import numpy as np
 
 from sepwise.lowering import device as devices
 from sepwise.lowering.c_source import PREFIX
-from sepwise.lowering.counts import read_counts
+from sepwise.lowering.counts import CallCounts, Counts, read_counts
 from sepwise.lowering.graph import pack, unpack
 from sepwise.lowering.link import count_plugin, link_executable, link_shared
 from sepwise.lowering.memory_plan import ALIGNMENT_BYTES
@@ -36,7 +37,7 @@ from sepwise.lowering.program import Home
 from sepwise.passes.errors import InputError, SepwiseError
 
 if TYPE_CHECKING:
-    from sepwise.lowering.counts import CacheGeometry, Counts
+    from sepwise.lowering.counts import CacheGeometry
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import BufferRef, KernelCall, Program, Value
     from sepwise.lowering.tail import TailRunner
@@ -538,9 +539,9 @@ _SCRATCH = 4
 
 
 class EmulatedRunner(Runner):
-    """Runs a Program under qemu-user, with one thread.
+    """Runs a Program under qemu-user, or on a bare core that unicorn emulates in this process, with one thread.
 
-    One process of the emulator lives from the first run until `close` and serves everything but counts. Numbers and
+    One guest lives from the first run until `close` and serves everything but counts. Numbers and
     instruction counts are exact; time under an emulator says nothing, so there is none.
     """
 
@@ -622,6 +623,13 @@ class EmulatedRunner(Runner):
             InputError: As for `run`, or this qemu loads no plugins.
         """
         arrays = self._check_inputs(inputs)
+        if self.device.emulator == devices.UNICORN:
+            with self._lock, closing(_BareGuest(self.program, self._executable, self.device, count=True)) as bare:
+                for value, array in zip(self.program.inputs, arrays, strict=True):
+                    bare.write(value.buffer, array)
+                for index in range(len(self.program.calls)):
+                    bare.run(index)
+                return Counts(tuple(map(CallCounts.of_instructions, bare.instructions)))
         tensors = (*self.program.inputs, *self.program.outputs)
         footprint = self.program.constants.nbytes + self.program.arena_bytes + sum(value.type.nbytes for value in tensors)
         warm = footprint <= max((cache.l2_bytes for cache in caches), default=0)
@@ -631,7 +639,7 @@ class EmulatedRunner(Runner):
             plugin = count_plugin(_emulator_major(self._emulator))
             options = [f"counts={counts}", f"skip={calls * warm}", *(f"core={cache}" for cache in caches)]
             command = self._command("-plugin", ",".join([str(plugin), *options]))
-            guest = _Guest(self.program, command, self.device.name)
+            guest = _ProcessGuest(self.program, command, self.device.name)
             try:
                 for value, array in zip(self.program.inputs, arrays, strict=True):
                     guest.write(value.buffer, array)
@@ -665,65 +673,94 @@ class EmulatedRunner(Runner):
         if self._closed:
             raise SepwiseError(f"Model '{self.program.name}': closed; it cannot run any more.")
         if self._guest is None or not self._guest.alive:
-            self._guest = _Guest(self.program, self._command(), self.device.name)
+            if self.device.emulator == devices.UNICORN:
+                self._guest = _BareGuest(self.program, self._executable, self.device)
+            else:
+                self._guest = _ProcessGuest(self.program, self._command(), self.device.name)
         return self._guest
 
 
-class _Guest:
-    """One process of the emulator and the commands of `runtime/emulated.c`."""
+class _Guest(ABC):
+    """What runs a Program under an emulator: its memory and its calls."""
 
-    def __init__(self, program: Program, command: Sequence[str], device: str) -> None:
-        """Starts the emulator and gives the program its memory."""
+    def __init__(self, program: Program, device: str) -> None:
+        """Gives the program its memory."""
         self._program = program
         self._device = device
-        self._errors = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
-        self._end = weakref.finalize(self, _end_guest, self._process, self._errors)
-        self._call = -1
         self._clear = False
         self._guarded = [(Home.ARENA, 0, program.arena_bytes + GUARD_BYTES)]
         self._guarded += [(Home.OUTPUT, i, value.type.nbytes + GUARD_BYTES) for i, value in enumerate(program.outputs)]
         for home, index, nbytes in self._guarded:
-            self._send(_ALLOCATE, _REGIONS[home], index, nbytes)
-        self._send(_ALLOCATE, _SCRATCH, 0, program.scratch_bytes)
-        self._send(_ALLOCATE, _REGIONS[Home.CONSTANT], 0, program.constants.nbytes)
-        self._send(_WRITE, _REGIONS[Home.CONSTANT], 0, program.constants.nbytes, program.constants)
+            self._allocate(_REGIONS[home], index, nbytes)
+        self._allocate(_SCRATCH, 0, program.scratch_bytes)
+        self._allocate(_REGIONS[Home.CONSTANT], 0, program.constants.nbytes)
+        self._put(_REGIONS[Home.CONSTANT], 0, program.constants)
         for index, value in enumerate(program.inputs):
-            self._send(_ALLOCATE, _REGIONS[Home.INPUT], index, value.type.nbytes)
+            self._allocate(_REGIONS[Home.INPUT], index, value.type.nbytes)
 
     @property
+    @abstractmethod
     def alive(self) -> bool:
-        """Whether the process still runs."""
-        return self._process.poll() is None
+        """Whether it can still run."""
+
+    @abstractmethod
+    def run(self, index: int) -> None:
+        """Runs one kernel call to its end."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends it."""
+
+    @abstractmethod
+    def _allocate(self, region: int, index: int, nbytes: int) -> None:
+        """Makes a region, or the input or output of that index."""
+
+    @abstractmethod
+    def _put(self, region: int, offset: int, data: np.ndarray) -> None:
+        """Writes an array's bytes at an offset of a region, or to the input or output of that index."""
+
+    @abstractmethod
+    def _get(self, region: int, offset: int, nbytes: int) -> np.ndarray:
+        """Reads bytes from where `_put` writes them."""
 
     def write(self, buffer: BufferRef, array: np.ndarray) -> None:
         """Writes a tensor as it is."""
-        data = np.ascontiguousarray(array)
         self._clear = False
-        self._send(_WRITE, _REGIONS[buffer.home], buffer.offset, data.nbytes, data)
+        self._put(_REGIONS[buffer.home], buffer.offset, np.ascontiguousarray(array))
 
     def read(self, value: Value) -> np.ndarray:
         """Reads a value, plain."""
-        nbytes = value.type.nbytes
-        self._send(_READ, _REGIONS[value.buffer.home], value.buffer.offset, nbytes)
-        return from_memory(value, np.frombuffer(self._receive(nbytes), np.uint8))
+        return from_memory(value, self._get(_REGIONS[value.buffer.home], value.buffer.offset, value.type.nbytes))
 
     def clear(self) -> list[np.ndarray]:
         """Makes the arena and the network outputs, with what is behind them, `UNWRITTEN`; gives what they are then."""
         memories = [np.full(nbytes, UNWRITTEN, np.uint8) for _, _, nbytes in self._guarded]
         if not self._clear:
-            for (home, index, nbytes), memory in zip(self._guarded, memories, strict=True):
-                self._send(_WRITE, _REGIONS[home], index, nbytes, memory)
+            for (home, index, _), memory in zip(self._guarded, memories, strict=True):
+                self._put(_REGIONS[home], index, memory)
             self._clear = True
         return memories
 
     def read_guarded(self) -> list[np.ndarray]:
         """Reads what `clear` makes."""
-        memories = []
-        for home, index, nbytes in self._guarded:
-            self._send(_READ, _REGIONS[home], index, nbytes)
-            memories.append(np.frombuffer(self._receive(nbytes), np.uint8))
-        return memories
+        return [self._get(_REGIONS[home], index, nbytes) for home, index, nbytes in self._guarded]
+
+
+class _ProcessGuest(_Guest):
+    """One process of qemu-user and the commands of `runtime/emulated.c`."""
+
+    def __init__(self, program: Program, command: Sequence[str], device: str) -> None:
+        """Starts the emulator and gives the program its memory."""
+        self._errors = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
+        self._end = weakref.finalize(self, _end_guest, self._process, self._errors)
+        self._call = -1
+        super().__init__(program, device)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
 
     def run(self, index: int) -> None:
         """Runs one kernel call to its end."""
@@ -738,6 +775,16 @@ class _Guest:
     def close(self) -> None:
         """Lets the process end by itself, as it does at the end of its input."""
         self._end()
+
+    def _allocate(self, region: int, index: int, nbytes: int) -> None:
+        self._send(_ALLOCATE, region, index, nbytes)
+
+    def _put(self, region: int, offset: int, data: np.ndarray) -> None:
+        self._send(_WRITE, region, offset, data.nbytes, data)
+
+    def _get(self, region: int, offset: int, nbytes: int) -> np.ndarray:
+        self._send(_READ, region, offset, nbytes)
+        return np.frombuffer(self._receive(nbytes), np.uint8)
 
     def _send(self, *command: int | np.ndarray) -> None:
         """Sends four numbers and perhaps bytes."""
@@ -776,6 +823,76 @@ class _Guest:
         return SepwiseError(f"Model '{self._program.name}' on emulated {self._device}: {where} {what}{detail}.")
 
 
+class _BareGuest(_Guest):
+    """A core in this process that calls the generated C by itself.
+
+    Attributes:
+        instructions: Of each call that was run, where they are counted.
+    """
+
+    def __init__(self, program: Program, image: Path, device: Device, *, count: bool = False) -> None:
+        """Loads the image and gives the program its memory; `count` has instructions counted."""
+        from sepwise.lowering.bare_metal import Core  # it loads unicorn, which no other device needs
+
+        self._core = Core(image, str(device.emulator_cpu))
+        self._count = count
+        self._addresses: dict[tuple[int, int], int] = {}
+        self._failed = False
+        self.instructions: list[int] = []
+        super().__init__(program, device.name)
+        tensors = [(Home.INPUT, len(program.inputs)), (Home.OUTPUT, len(program.outputs))]
+        self._tables = [self._table(_REGIONS[home], number) for home, number in tensors]
+
+    @property
+    def alive(self) -> bool:
+        """Whether no call has failed."""
+        return not self._failed
+
+    def run(self, index: int) -> None:
+        """Runs one kernel call to its end."""
+        self._clear = False
+        regions = (_REGIONS[Home.CONSTANT], _REGIONS[Home.ARENA], _SCRATCH)
+        constants, arena, scratch = (self._addresses[region, 0] for region in regions)
+        no_pool = (0, 0)
+        where = f"Model '{self._program.name}' on emulated {self._device}: kernel '{self._program.calls[index].name}'"
+        try:
+            status, instructions = self._core.call(
+                (index, index + 1, constants, *self._tables, arena, scratch, *no_pool), count=self._count
+            )
+        except SepwiseError as error:
+            self._failed = True
+            raise SepwiseError(f"{where} was ended: {error}.") from error
+        if status:
+            raise SepwiseError(f"{where} ended with {status}.")
+        self.instructions.append(instructions)
+
+    def close(self) -> None:
+        """Leaves the core to the garbage collector."""
+        self._failed = True
+
+    def _allocate(self, region: int, index: int, nbytes: int) -> None:
+        self._addresses[region, index] = self._core.allocate(nbytes)
+
+    def _put(self, region: int, offset: int, data: np.ndarray) -> None:
+        self._core.write(self._find(region, offset), data)
+
+    def _get(self, region: int, offset: int, nbytes: int) -> np.ndarray:
+        return self._core.read(self._find(region, offset), nbytes)
+
+    def _find(self, region: int, offset: int) -> int:
+        """The address of an offset of a region, or of the input or output of that index."""
+        if region in (_REGIONS[Home.INPUT], _REGIONS[Home.OUTPUT]):
+            return self._addresses[region, offset]
+        return self._addresses[region, 0] + offset
+
+    def _table(self, region: int, number: int) -> int:
+        """Writes the C array of the addresses of inputs or outputs."""
+        table = np.array([self._addresses[region, index] for index in range(number)], np.uint32)
+        address = self._core.allocate(table.nbytes)
+        self._core.write(address, table)
+        return address
+
+
 def _end_guest(process: subprocess.Popen[bytes], errors: object) -> None:
     """Ends the process by ending its input, by force after a moment."""
     for pipe in (process.stdin, process.stdout):
@@ -796,13 +913,12 @@ def _find_emulator(device: Device) -> str:
     """Finds the emulator's program."""
     if device.emulator is None:
         raise InputError(f"Target '{device.name}': has no emulator; it only runs on a machine of its kind.")
-    path = shutil.which(device.emulator)
-    if path is None:
+    lacking = devices.reach(device)
+    if lacking.install is not None:
         raise InputError(
-            f"Target '{device.name}': needs {device.emulator}, which is not installed. "
-            f"Install it with `{devices.INSTALL_EMULATOR}`."
+            f"Target '{device.name}': needs {device.emulator}, which is not installed. Install it with `{lacking.install}`."
         )
-    return path
+    return shutil.which(device.emulator) or device.emulator
 
 
 @cache

@@ -114,8 +114,9 @@ def c_program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., program
     def build(device_name: str = "host", *, kernels: str = C_KERNELS, flags: tuple[str, ...] = ()) -> program.Program:
         folder = tmp_path_factory.mktemp("c")
         (folder / "kernels.c").write_text(kernels)
-        zig_target = device.get(device_name).zig_target
-        link.compile_c(folder / "kernels.c", folder / "kernels.o", target=zig_target, flags=("-fPIC", *flags))
+        target = device.get(device_name)
+        flags = ("-fPIC", f"-mcpu={target.zig_cpu}", *flags)
+        link.compile_c(folder / "kernels.c", folder / "kernels.o", target=target.zig_target, flags=flags)
         image = graph.TensorType((1, 6, 5, 7))
         row = graph.TensorType((1, 6))
         packed = graph.TensorType((1, 6, 5, 7), layout=graph.Layout(4))

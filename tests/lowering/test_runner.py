@@ -73,15 +73,17 @@ void add_and_sum(const float *y, const float *x, float *s, float *z, void *scrat
 """
 
 
-KINDS = ["one thread", "two threads", "five threads", "emulated"]
+EMULATED_KINDS = {"emulated": "cortex-a72", "emulated with 32 bits": "cortex-a7", "emulated bare": "cortex-m7"}
+KINDS = ["one thread", "two threads", "five threads", *EMULATED_KINDS]
 
 
 def open_kind(kind: str, c_program: Callable[..., Program]) -> Runner:
-    if kind != "emulated":
+    if kind not in EMULATED_KINDS:
         return NativeRunner(c_program(), threads={"one": 1, "two": 2, "five": 5}[kind.split()[0]])
-    if shutil.which("qemu-aarch64") is None:
-        pytest.skip("qemu-aarch64 is missing: apt-get install qemu-user")
-    return EmulatedRunner(c_program("cortex-a72"))
+    reach = device.reach(device.get(EMULATED_KINDS[kind]))
+    if reach.missing:
+        pytest.skip(f"{reach.missing[0]} is missing: {reach.install}")
+    return EmulatedRunner(c_program(EMULATED_KINDS[kind]))
 
 
 @pytest.fixture(scope="module", params=KINDS)

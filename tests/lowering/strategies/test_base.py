@@ -25,11 +25,12 @@ def chain(lanes: int, *stages: Stage) -> ConvWorkload:
 
 def workloads(lanes: int) -> list[ConvWorkload | LinearWorkload]:
     """One of each kind that some strategy is for."""
-    depthwise, pointwise = stage(lanes, lanes, lanes, 3), stage(lanes, 2 * lanes, 1, 1)
+    channels = max(lanes, 4)
+    depthwise, pointwise = stage(channels, channels, channels, 3), stage(channels, 2 * channels, 1, 1)
     return [
-        chain(lanes, stage(lanes, lanes, 1, 3)),
+        chain(lanes, stage(channels, channels, 1, 3)),
         chain(lanes, depthwise),
-        chain(lanes, stage(lanes, lanes, lanes // 2, 3)),
+        chain(lanes, stage(channels, channels, channels // 2, 3)),
         chain(lanes, pointwise),
         chain(lanes, depthwise, pointwise),
         LinearWorkload(1, 40, 24),
