@@ -280,7 +280,7 @@ def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name
     RMS(sigma_x) on that input, so that a small one counts as much as a large one; not applied to under 100 elements), and
     |e| <= 16 sigma_x for every element. Integers and booleans are exact wherever the seeded runs agree on them. NaN and
     infinities are where the oracle's result, rounded to the type of the execution's, has them; either is right where 16 sigma_x
-    reach the largest number.
+    reach the largest number, and anything where sigma_x is NaN.
 
     Args:
         outputs: what the execution returned, for one or several inputs.
@@ -305,6 +305,12 @@ def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name
         if missing:
             raise InputError(f"The execution returned no output {key!r}; it returned {', '.join(sets[0][0])}.")
         actual, expected, sigmas = ([np.asarray(group[i][key]) for group in sets] for i in range(3))
+        unknown = [np.isnan(s) for s in sigmas]
+        if any(u.any() for u in unknown) and all(a.shape == e.shape for a, e in zip(actual, expected, strict=True)):
+            with np.errstate(over="ignore", invalid="ignore"):
+                actual = [np.where(u, e.astype(a.dtype), a) for u, e, a in zip(unknown, expected, actual, strict=True)]
+            expected = [np.where(u, a, e) for u, e, a in zip(unknown, expected, actual, strict=True)]
+            sigmas = [np.where(u, 0.0, s) for u, s in zip(unknown, sigmas, strict=True)]
         floating = expected[0].dtype.kind == "f"
         held = format_of(actual[0].dtype) if actual[0].dtype.kind == "f" else BINARY32
         floor = max(held.smallest, BINARY32.smallest)  # doubles may have been computed in float32
@@ -324,7 +330,7 @@ def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name
                 pool.append(error / (_rms([one]) + floor))
                 set_errors.append(error)
                 set_sigmas.append(one)
-            total_expected.extend(expected)
+            total_expected.extend(np.where(u, np.nan, e) for u, e in zip(unknown, expected, strict=True))
     if _nothing_finite(total_expected):
         return _skip(worst)
     enough = [pool for pool in ([e for pool in pools for e in pool], *pools) if sum(e.size for e in pool) >= RMS_ELEMENTS]

@@ -20,7 +20,7 @@ from sepwise.passes.equivalence.pooling import average_pool, average_pool_counts
 from sepwise.passes.equivalence.resampling import apply_axis, axis_weights, read_plan, resized_axes
 from sepwise.passes.errors import UnsupportedError
 
-__all__ = ["ALLOWANCES", "CASTS", "MOVES", "SELECTS", "Allowance", "noise_scale"]
+__all__ = ["ALLOWANCES", "CASTS", "MOVES", "SELECTS", "Allowance", "may_overflow", "noise_scale"]
 
 MAXIMUM_SIGMAS = 3  # a largest error of several roundings, in standard deviations of their sum
 
@@ -182,6 +182,30 @@ def _cast_noise(op: Operation, y: Array) -> Array | None:
     return op.format.unit * np.maximum(np.abs(y), op.format.normal) * (op.format.misses(y) > 0)
 
 
+def may_overflow(
+    op: Operation, inputs: Sequence[Array | None], y: Array, scale: Array | None, arithmetic: Format
+) -> Array:
+    """Tells where a result may be beyond the largest number of a format on the way, which makes it infinite or NaN.
+
+    Args:
+        op: the operation.
+        inputs: its inputs.
+        y: its first output, exact.
+        scale: its `noise_scale`; of a sum that holds sqrt(k) sqrt(sum t_i^2), which no partial sum exceeds.
+        arithmetic: the format.
+
+    Returns:
+        For each element whether it may; finite ones only.
+    """
+    if y.dtype.kind != "f":
+        return np.zeros(y.shape, bool)
+    reach = scale / arithmetic.unit if scale is not None and op.operator in SUMS else np.abs(y)
+    if op.operator in MEANS and inputs[0] is not None and y.size:  # a sum, then divided
+        window = op.integers("kernel_shape")
+        reach = reach * (np.prod(window) if window else inputs[0].size / y.size)
+    return (reach > arithmetic.largest) & np.isfinite(y)
+
+
 # The number of terms of a sum, and the sum of their squares ------------------------------------------------------
 
 Energy: TypeAlias = tuple[float | Array, Array]
@@ -281,6 +305,9 @@ SUMS: Mapping[str, Callable[..., Energy]] = {
     "ReduceSum": _reduce_sum_energy,
     "ReduceSumSquare": _reduce_squares_energy,
 }
+
+
+MEANS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 
 
 def _softmax_units(op: Operation, y: Array, x: Array | None) -> Array:

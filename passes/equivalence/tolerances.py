@@ -12,7 +12,7 @@ from sepwise.passes.equivalence.graph import Array, Graph, Model, Operation
 from sepwise.passes.equivalence.interpreter import interpret, read_inputs
 from sepwise.passes.equivalence.operators import evaluate
 from sepwise.passes.equivalence.oracle import Oracle, as_graph
-from sepwise.passes.equivalence.rounding import noise_scale
+from sepwise.passes.equivalence.rounding import may_overflow, noise_scale
 
 __all__ = ["constant_rounding_sigma", "constant_rounding_sigmas", "execution_sigma", "structural_values"]
 
@@ -154,6 +154,8 @@ def execution_sigma(
     blocks, with FMA, or fuse nodes, do better than that, so RMS(e) <= RMS(sigma_x) holds with a margin; with
     sum |terms| in place of the root of squares the tolerance would be tens of times wider and hide faint mistakes.
     The runs of a model in binary64 round by themselves, as the oracle's own result does, which is then among what is measured.
+    Where a result, or the terms of a sum together, exceed the largest number of the format, an execution may overflow, and
+    nothing is known of what depends on it.
 
     Args:
         model: the model as it came in.
@@ -164,7 +166,8 @@ def execution_sigma(
             one off by up to the smallest normal number.
 
     Returns:
-        sigma_x of each output; for integer outputs it tells where rounding decides the value.
+        sigma_x of each output, NaN where an execution may overflow; for integer outputs it tells where rounding decides the
+        value.
 
     Raises:
         UnsupportedError: if an operator's rounding is not known.
@@ -173,11 +176,15 @@ def execution_sigma(
     fixed = structural_values(graph)
     feeds = read_inputs(graph, inputs, stored=True)
     scales: dict[tuple[str, ...], Array] = {}
+    open_ended: dict[tuple[str, ...], Array] = {}
 
     def measure(op: Operation, operands: list[Array | None]) -> tuple[Array, ...]:
         outputs = evaluate(op, operands)
         if not fixed.intersection(op.outputs):
             scale = noise_scale(op, operands, outputs, arithmetic or op.format)
+            beyond = may_overflow(op, operands, outputs[0], scale, arithmetic or op.format)
+            if beyond.any():
+                open_ended[op.outputs] = beyond
             if scale is not None:
                 scales[op.outputs] = np.nan_to_num(scale + BINARY32.normal * flush, posinf=0.0).astype(np.float32)
         return outputs
@@ -199,7 +206,23 @@ def execution_sigma(
     total = _zeros(exact)
     for seed in range(seeds):
         _add_squares(total, exact, _run(graph, feeds, lambda _, array, __: array, perturbed(np.random.default_rng(seed))))
-    return {name: np.sqrt(squares / seeds) for name, squares in total.items()}
+    sigma = {name: np.sqrt(squares / seeds) for name, squares in total.items()}
+    if open_ended:
+        unknown = _run(graph, feeds, lambda _, array, __: array, _with_unknown(open_ended))
+        for name, value in unknown.items():
+            same = value.shape == exact[name].shape and (value == exact[name]) | ~np.isfinite(exact[name])
+            sigma[name][...] = np.where(same, sigma[name], np.nan)
+    return sigma
+
+
+def _with_unknown(places: Mapping[tuple[str, ...], Array]) -> Callable[[Operation, list[Array | None]], tuple[Array, ...]]:
+    """Evaluates operations with NaN where nothing is known of a result."""
+
+    def step(op: Operation, operands: list[Array | None]) -> tuple[Array, ...]:
+        first, *others = evaluate(op, operands)
+        return (np.where(places[op.outputs], np.nan, first) if op.outputs in places else first, *others)
+
+    return step
 
 
 def _run(

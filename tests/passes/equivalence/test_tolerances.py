@@ -114,3 +114,25 @@ def test_operators_of_unknown_rounding_are_named(parse) -> None:
     model = parse(f"{HEADER} g (float[2,2] x) => (float y) {{ y = Det(x) }}")
     with pytest.raises(UnsupportedError, match="Det 'y': how it rounds is not known"):
         execution_sigma(model, sample_inputs(model, 0))
+
+
+def test_nothing_is_known_where_an_execution_may_overflow(parse) -> None:
+    """40 numbers of 2000 are beyond 65504 together, but not their mean."""
+    model = parse(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float16[2,3,40] x) => (float16 y) <int64[1] axes = {2}> '
+        "{ m = ReduceMean<keepdims=0>(x, axes) y = Div(m, m) }"
+    )
+    x = np.ones((2, 3, 40), np.float16)
+    x[1, 1] = 2000
+    expected, sigma = Oracle(model).run({"x": x}), execution_sigma(model, {"x": x})
+    assert np.argwhere(np.isnan(sigma["y"])).tolist() == [[1, 1]]
+    found = expected["y"].astype(np.float16)
+    found[1, 1] = np.nan
+    assert compare_execution({"y": found}, expected, sigma).passed
+    found[0, 0] = 1.1
+    assert not compare_execution({"y": found}, expected, sigma).passed
+    x[...] = 2000
+    sigma = execution_sigma(model, {"x": x})
+    assert compare_execution({"y": found}, Oracle(model).run({"x": x}), sigma).status == "skipped"
+    wide = parse('<ir_version: 8, opset_import: ["" : 18]> g (float[2] x) => (float y) { y = Mul(x, x) }')
+    assert not np.isnan(execution_sigma(wide, {"x": np.full(2, 2000, np.float32)})["y"]).any()
