@@ -20,7 +20,7 @@ from tvm.ir.expr import Call, TensorLoad, Var
 
 from sepwise.lowering import build, device, strategies, vector_math, verify
 from sepwise.lowering.program import BufferRef, Home, Program
-from sepwise.lowering.runner import open_runner
+from sepwise.lowering.runner import GUARD_BYTES, open_runner
 from sepwise.lowering.strategies.base import Implementation
 from sepwise.lowering.verify import verify_model
 from sepwise.passes.equivalence import Check, sample_inputs
@@ -461,13 +461,6 @@ def lose_the_last_task(kernel: Any) -> Any:
     return replace(kernel, tasks=kernel.tasks - 1)
 
 
-def run_one_task_more(kernel: Any) -> Any:
-    """It writes behind its output, and by no more than is guarded there."""
-    if kernel.tasks < 2:
-        raise NoPlaceError
-    return replace(kernel, tasks=kernel.tasks + 1)
-
-
 def with_calls(program: Program, change: Callable[[list[Any]], None]) -> Program:
     calls = list(program.calls)
     change(calls)
@@ -530,6 +523,21 @@ def exchange_two_calls(program: Program) -> Program:
     return with_calls(program, change)
 
 
+def run_one_task_more(program: Program) -> Program:
+    """A kernel writes behind its output, and no further than is guarded there."""
+    symbols = [call.symbol for call in program.calls]
+
+    def change(calls: list[Any]) -> None:
+        for index, call in enumerate(calls):
+            share, rest = divmod(sum(program.find_value(name).type.nbytes for name in call.outputs), call.tasks)
+            if call.tasks > 1 and not rest and share <= GUARD_BYTES and symbols.count(call.symbol) == 1:
+                calls[index] = replace(call, tasks=call.tasks + 1)
+                return
+        raise NoPlaceError
+
+    return with_calls(program, change)
+
+
 MUTANTS = [
     Mutant("last channel not summed", "reduction", "schedule", "residual", shorten("v_ic")),
     Mutant("first channel not summed", "reduction", "schedule", "excite", shorten("v_ic", skip=1)),
@@ -573,7 +581,7 @@ MUTANTS = [
     Mutant("polynomial a term short", "precision", "polynomial", "shuffle", lambda terms: terms[:-1], "grouped"),
     Mutant("leading term", "precision", "polynomial", "shuffle", lambda terms: (terms[0] * 1.0001, *terms[1:]), "grouped"),
     Mutant("last task not run", "tasks", "kernel", "shuffle", lose_the_last_task),
-    Mutant("one task too many", "memory", "kernel", "shuffle", run_one_task_more),
+    Mutant("one task too many", "memory", "program", "shuffle", run_one_task_more),
     Mutant("bias for weights", "memory", "program", "residual", exchange_constants),
     Mutant("two live values in one place", "memory", "program", "excite", overlap_two_live_values, scope="model"),
     Mutant("two calls exchanged", "order of calls", "program", "residual", exchange_two_calls, scope="model"),
