@@ -17,6 +17,7 @@ FMLAS = [bytes([register | 0x20, 0xCC, 0x22, 0x4E]) for register in (0, 3, 4, 5,
 SUBS = bytes.fromhex("210400f1")  # subs x1, x1, #1
 BRANCH = bytes.fromhex("c1ffff54")  # b.ne
 LOAD = bytes.fromhex("0400c03d")  # ldr q4, [x0]
+CALL = bytes.fromhex("20013fd6")  # blr x9
 UNKNOWN = bytes.fromhex("00000000")  # udf #0
 COUNT = 10_000
 
@@ -79,6 +80,12 @@ def test_a_block_cut_in_two_costs_what_it_did() -> None:
 def test_instructions_that_the_model_lacks_are_left_out() -> None:
     known = run(b"".join(FMLAS) + SUBS + BRANCH)
     assert cycles("cortex-a72", known, run(UNKNOWN, count=1, before={0: 1})) >= cycles("cortex-a72", known)
+
+
+@needs_mca
+def test_a_call_takes_no_time_of_its_own() -> None:
+    code = b"".join(FMLAS) + SUBS
+    assert cycles("cortex-a72", run(code + CALL + BRANCH)) - cycles("cortex-a72", run(code + BRANCH)) <= COUNT
 
 
 @needs_mca
