@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from onnx.backend.test.case.test_case import TestCase
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `sepwise verify` has it; read when numpy is loaded
 
@@ -32,6 +35,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("nightly")]
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Gives a test that asks for `node_case` those of ONNX's node tests that its module's `take` takes, with the marks it says."""
+    if "node_case" in metafunc.fixturenames:
+        taken = [(case, metafunc.module.take(case)) for case in collect_node_cases()]
+        parameters = [pytest.param(case, id=case.name, marks=marks) for case, marks in taken if marks is not None]
+        metafunc.parametrize("node_case", parameters)
+
+
+@functools.cache
+def collect_node_cases() -> tuple[TestCase, ...]:
+    """Collects the cases of one operator on dense tensors out of the ONNX project's own node tests (`onnx.backend.test`)."""
+    import numpy as np
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from onnx.backend.test.case.node import collect_testcases
+
+        collected = collect_testcases(None)
+
+    def is_taken(case: TestCase) -> bool:
+        dense = all(isinstance(x, np.ndarray | np.generic) for data in case.data_sets for part in data for x in part)
+        return dense and case.model is not None and len(case.model.graph.node) == 1
+
+    return tuple(case for case in collected if is_taken(case))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Ends the run with every skip's reason and how many tests it cost."""
     reasons: dict[str, int] = {}
@@ -43,6 +72,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"{count} x {reason}")
     if not reasons:
         terminalreporter.line("nothing")
+
+
+@pytest.fixture(scope="session")
+def node_cases() -> tuple[TestCase, ...]:
+    """All cases that `node_case` is chosen from."""
+    return collect_node_cases()
 
 
 @pytest.fixture(scope="session")
