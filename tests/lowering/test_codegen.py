@@ -24,8 +24,19 @@ from sepwise.lowering.workload import ConvWorkload, LinearWorkload, Stage
 from sepwise.passes.vocabulary import ACTIVATION_PARAMETERS, Activation
 
 PARAMETERS = {"clip": (0.0, 6.0), "leaky_relu": (0.1,), "elu": (1.5,), "hard_sigmoid": (0.2, 0.5)}
-TARGETS = [name for name in device.names() if name != "host"]
-MACHINES = {"x86": "EM_X86_64", "arm": "EM_AARCH64"}
+MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64", "armv7a": "EM_ARM", "thumbv7em": "EM_ARM"}
+
+
+def one_of_each_kind() -> list[str]:
+    """The first device of each instruction set, with its features and width."""
+    found: dict[tuple[object, ...], str] = {}
+    for name in device.names()[1:]:
+        each = device.get(name)
+        found.setdefault((each.triple, each.features, each.lanes), name)
+    return list(found.values())
+
+
+TARGETS = one_of_each_kind()
 
 
 def every_schedule(target: device.Device) -> dict[str, tirx.PrimFunc]:
@@ -35,7 +46,8 @@ def every_schedule(target: device.Device) -> dict[str, tirx.PrimFunc]:
     dense = Stage(3, 2 * lanes + 1, 1, (3, 3), (2, 2), (1, 1), (1, 1), (1, 1))
     depthwise = Stage(lanes + 1, lanes + 1, lanes + 1, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1))
     only_rows = Stage(lanes, lanes, lanes, (3, 1), (1, 1), (1, 0), (1, 0), (1, 1))
-    multiplier = Stage(lanes - 1, 2 * lanes - 2, lanes - 1, (5, 5), (1, 1), (2, 2), (2, 2), (1, 1))
+    odd = max(lanes - 1, 3)
+    multiplier = Stage(odd, 2 * odd, odd, (5, 5), (1, 1), (2, 2), (2, 2), (1, 1))
     pointwise = Stage(lanes + 1, 3 * lanes, 1, (1, 1), (1, 1), (0, 0), (0, 0), (1, 1))
     for stages, input_lanes in [
         ((dense,), 0), ((dense,), lanes), ((depthwise,), lanes), ((only_rows,), lanes), ((multiplier,), 0), ((pointwise,), lanes),
@@ -71,7 +83,7 @@ def symbols(elf_file: ELFFile) -> list[Any]:
 def test_the_object_is_for_its_machine(elf: tuple[device.Device, set[str], ELFFile]) -> None:
     target, _, file = elf
     assert file["e_type"] == "ET_REL"
-    assert file["e_machine"] == MACHINES[target.isa]
+    assert file["e_machine"] == MACHINES[target.triple.split("-")[0]]
 
 
 def test_no_symbol_is_undefined(elf: tuple[device.Device, set[str], ELFFile]) -> None:

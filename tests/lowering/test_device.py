@@ -46,7 +46,7 @@ def test_every_fact_of_a_device_has_a_source(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "lanes", "registers"),
-    [("x86-64-v2", 4, 16), ("x86-64-v3", 8, 16), ("x86-64-v4", 16, 32), *((name, 4, 32) for name in ARM64), ("cortex-a7", 4, 16)],
+    [("x86-64-v2", 4, 16), ("x86-64-v3", 8, 16), ("x86-64-v4", 16, 32), *((name, 4, 32) for name in ARM64), ("cortex-a7", 4, 16), ("cortex-m7", 1, 32)],
 )
 def test_register_files(name: str, lanes: int, registers: int) -> None:
     device = devices.get(name)
@@ -64,6 +64,7 @@ def test_which_devices_fuse_multiply_and_add() -> None:
 @pytest.mark.parametrize(
     ("board", "core", "differs"),
     [
+        ("stm32f746", "cortex-m7", set()),
         ("rpi2", "cortex-a7", set()),
         ("rpi3", "cortex-a53", set()),
         ("rpi3b-plus", "cortex-a53", {"clock_hz", "memory_bytes_per_cycle"}),
@@ -87,6 +88,10 @@ def test_how_a_device_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert devices.reach(foreign) == devices.Reach("emulated", ("qemu-riscv64",), "apt-get install qemu-user")
     assert devices.reach(dataclasses.replace(foreign, emulator=None)) == devices.Reach("native", ("riscv64",))
+    bare = devices.get("cortex-m7")
+    assert devices.reach(bare) == devices.Reach("emulated")
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
+    assert devices.reach(bare) == devices.Reach("emulated", ("unicorn",), "pip install unicorn")
     monkeypatch.undo()
     monkeypatch.setattr(devices.shutil, "which", lambda program: f"/usr/bin/{program}")
     assert devices.reach(foreign) == devices.Reach("emulated")

@@ -84,7 +84,7 @@ def check(graph: KernelGraph, views: dict[str, str], target: device.Device) -> N
     assert len(set(names)) == len(names)
 
 
-@pytest.fixture(params=["x86-64-v2", "x86-64-v3", "x86-64-v4", "cortex-a72"])
+@pytest.fixture(params=["x86-64-v2", "x86-64-v3", "x86-64-v4", "cortex-a72", "cortex-a7"])
 def target(request: pytest.FixtureRequest) -> device.Device:
     return device.get(request.param)
 

@@ -1,7 +1,7 @@
-"""Whole networks on whole targets: every zoo network and the trained files, verified on host and on the Cortex-A72.
+"""Whole networks on whole targets: every zoo network and the trained files, verified on host and on every emulated core.
 
-CI takes narrow networks at small sizes on the host and a few of them on the emulated core; the nightly profile takes all
-of them at full size on the host, and all of them at small sizes on the core.
+CI takes narrow networks at small sizes on the host, a few of them on the Cortex-A72 and the smallest on the other cores; the
+nightly profile takes all of them at full size on the host, and all of them at small sizes on the cores.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ WIDTH = 0.25
 
 IN_CI = ("ds_cnn", "grouped", "mobilenet_v2", "mobilenet_v3_small", "separable_block", "shufflenet_v2", "tcn_1d")
 EMULATED_IN_CI = ("grouped", "mobilenet_v2", "separable_block")
+OTHERS_IN_CI = ("separable_block",)
+OTHER_CORES = ("cortex-a53", "cortex-a55", "cortex-a76", "neoverse-n1", "neoverse-v1", "cortex-a7", "cortex-m7")
 
 TRAINED = {CLASSIFIER: (1, 3, 48, 192), DETECTOR: (1, 3, 96, 96), RECOGNISER: (1, 3, 48, 96)}
 
@@ -67,6 +69,13 @@ def test_reduced_on_host(zoo_file: Callable[..., Path], name: str) -> None:
 @pytest.mark.parametrize("name", in_ci(EMULATED_IN_CI))
 def test_reduced_on_cortex_a72(zoo_file: Callable[..., Path], name: str) -> None:
     check(zoo_file(name, **reduced(name)), "cortex-a72")
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("core", OTHER_CORES)
+@pytest.mark.parametrize("name", in_ci(OTHERS_IN_CI))
+def test_reduced_on_other_cores(zoo_file: Callable[..., Path], name: str, core: str) -> None:
+    check(zoo_file(name, **reduced(name)), core)
 
 
 @pytest.mark.nightly

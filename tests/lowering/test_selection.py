@@ -95,7 +95,7 @@ def test_each_kind_of_workload_has_its_list() -> None:
         (Stage(16, 32, 16, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1)), {"grouped"}),
     ],
 )
-@pytest.mark.parametrize("target", ["x86-64-v2", "x86-64-v3", "x86-64-v4", "cortex-a72"])
+@pytest.mark.parametrize("target", ["x86-64-v2", "x86-64-v3", "x86-64-v4", "cortex-a72", "cortex-a7"])
 def test_single_convolutions(stage: Stage, names: set[str], target: str) -> None:
     there = device.get(target)
     workload = replace(chain(stage), input_lanes=there.lanes, output_lanes=there.lanes)
