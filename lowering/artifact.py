@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Artifact", "KernelProfile", "load"]
 
-FORMAT = 1
+FORMAT = 2
 _PROGRAM, _CONSTANTS, _KERNELS, _LIBRARY, _EXECUTABLE = "program.json", "constants.bin", "kernels.o", "model.so", "model"
 _TAIL = "tail.onnx"
 
