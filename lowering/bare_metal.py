@@ -7,8 +7,9 @@ There is no main and no system call. The image is the Program linked for a core 
     DATA_START    pointers to inputs and outputs; constants, arena, scratch, inputs, outputs, 64-byte aligned; the stack
     CONTROL       the system control block, whose CPACR switches the floating-point unit on
 
-Every TensorIR kernel is straight C, so this is all that a bare-metal core needs to run one. Instructions are counted block
-by block: a Thumb instruction has four bytes where its first halfword is 0xe800 or more.
+A kernel never allocates, never launches and calls nothing, so this is all that it needs. Behind each piece of data lies a
+page of nothing, which ends a call that strays far. Instructions are counted block by block: a Thumb instruction has four
+bytes where its first halfword is 0xe800 or more.
 """
 
 from __future__ import annotations
