@@ -41,7 +41,7 @@ def _runs(target: TargetFacts) -> str:
 
 _COLUMNS: Final[dict[str, Callable[[TargetFacts], str]]] = {
     "name": lambda t: t.name,
-    "cpu": lambda t: t.cpu + "".join(t.features),
+    "cpu": lambda t: t.cpu,
     "isa": lambda t: t.isa,
     "vectors": lambda t: f"{t.vector_registers} x {32 * t.lanes} bit",
     "cores": lambda t: number(t.cores),
