@@ -26,6 +26,8 @@ from tvm import s_tir, tirx
 from tvm.ir import PointerType, PrimType
 from tvm.ir.expr import Call, TensorLoad, Var
 
+from sepwise.lowering.advanced_simd import clamp_by_minimum, load_lanes_together, order_by_input
+from sepwise.lowering.borders import peel_borders
 from sepwise.lowering.lane_loads import permute_loads
 from sepwise.lowering.tiling import TASK_LOOP
 from sepwise.lowering.vector_math import replace_math
@@ -93,7 +95,7 @@ def lower_kernel(function: tirx.PrimFunc, symbol: str, target: tvm.target.Target
     """
     module = tvm.IRModule({symbol: function.with_attr({"global_symbol": symbol, "target": target})})
     flat = replace_math(_FLATTEN(module)[symbol])
-    body, tasks, task = _take_task_loops(flat.body)
+    body, tasks, task = _take_task_loops(peel_borders(flat.body))
     parameters = list(flat.params)
     handles = [
         Var(f"{parameter.name}_data", PointerType(parameter.ty.dtype)) for parameter in parameters
@@ -101,9 +103,12 @@ def lower_kernel(function: tirx.PrimFunc, symbol: str, target: tvm.target.Target
     body = _bind_parameters(body, parameters, handles)
     scratch = Var("scratch", PointerType(PrimType("uint8")))
     body, scratch_bytes = _place_scratch(body, scratch)
-    body = _hide_moves(body, task)
     lowered = tirx.PrimFunc([*handles, scratch, task], body, flat.ret_type, flat.attrs)
     lowered = lowered.with_attr("tirx.noalias", True)
+    lowered = _UNROLL(tvm.IRModule({symbol: lowered}))[symbol]
+    lowered = lowered.with_body(_hide_moves(lowered.body, task))
+    if str(target.attrs["mtriple"]).startswith("aarch64"):
+        lowered = order_by_input(load_lanes_together(clamp_by_minimum(lowered)))
     module = _FINISH(tvm.IRModule({symbol: lowered}))
     return CompiledKernel(symbol, module[symbol], tasks, scratch_bytes)
 
@@ -162,10 +167,16 @@ _FLATTEN = tvm.ir.transform.Sequential(
     ]
 )
 
-_FINISH = tvm.ir.transform.Sequential(
+_UNROLL = tvm.ir.transform.Sequential(
     [
         s_tir.transform.HoistIfThenElse(),
         tirx.transform.UnrollLoop(),
+        tirx.transform.StmtSimplify(),
+    ]
+)
+
+_FINISH = tvm.ir.transform.Sequential(
+    [
         tirx.transform.prim_func_pass(permute_loads, opt_level=0),
         s_tir.transform.RenormalizeSplitPattern(),
         tirx.transform.StmtSimplify(),
@@ -245,6 +256,7 @@ def _bind_parameters(body: tirx.Stmt, parameters: list[Var], handles: list[Var])
 def _place_scratch(body: tirx.Stmt, scratch: Var) -> tuple[tirx.Stmt, int]:
     """`alloc_buffer` over `STACK_BYTES` -> `decl_buffer` at an offset of the scratch; returns the bytes used."""
     used = 0
+    places: list[tuple[Var, int]] = []
 
     def on_alloc(alloc: tirx.AllocBuffer) -> tirx.Stmt:
         nonlocal used
@@ -255,8 +267,10 @@ def _place_scratch(body: tirx.Stmt, scratch: Var) -> tuple[tirx.Stmt, int]:
         nbytes = count * (buffer.ty.dtype.dtype.bits // 8)
         if nbytes <= STACK_BYTES:
             return alloc
-        offset = used
-        used += _ceil_div(nbytes, ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        offset = next((place for other, place in places if other.same_as(buffer)), used)
+        if offset == used:  # else another version of the same statement, one of which runs
+            places.append((buffer, used))
+            used += _ceil_div(nbytes, ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         data = tirx.call_intrin(
             PointerType(buffer.ty.dtype), "tirx.handle_add_byte_offset", scratch, offset
         )
@@ -326,6 +340,8 @@ def _only_moves(value: Any) -> bool:
     """
     if isinstance(value, tirx.Broadcast):
         return isinstance(value.value, (tirx.FloatImm, tirx.IntImm))
+    if isinstance(value, TensorLoad) and value.source.scope() == "local" and _constant(value.indices[0]):
+        return False  # from a register
     if isinstance(value, tirx.Select):
         condition, *branches = value.condition, value.true_value, value.false_value
     elif isinstance(value, Call) and getattr(value.op, "name", "") == "prim.if_then_else":
@@ -340,3 +356,8 @@ def _reads(value: Any) -> bool:
     loads: list[TensorLoad] = []
     tvm_ffi.structural_walk(value, (TensorLoad, loads.append))
     return bool(loads)
+
+
+def _constant(index: Any) -> bool:
+    """Whether an index is the same wherever it is read."""
+    return isinstance(index.base if isinstance(index, tirx.Ramp) else index, tirx.IntImm)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "copy_cycles",
     "micro_kernel_cycles",
+    "multiplies_by_lane",
     "parallel_cycles",
     "register_tile_fits",
     "register_tiles",
@@ -28,6 +29,12 @@ TILE_OVERHEAD_CYCLES = 12
 
 EPILOGUE_CYCLES = 2.0
 """Zeroing, bias, activation and store of one accumulator."""
+
+LOOP_INSTRUCTIONS = 4
+"""Two pointers, a counter and a branch."""
+
+LOST_SHARE = 0.5
+"""Part of an issue slot that an instruction costs even where ports bound: they are never all busy."""
 
 COPY_CYCLES = 1.5
 """Load, test for the border and store of one vector or element that is staged."""
@@ -49,32 +56,44 @@ TASK_CYCLES = 20
 """Cycles to start one task."""
 
 
-def register_tile_fits(device: Device, pixels: int, oc_vectors: int) -> bool:
+def multiplies_by_lane(device: Device) -> bool:
+    """Whether a multiply-add takes a factor from a lane, so that the inputs of several steps come in one load."""
+    return device.isa == "arm"
+
+
+def register_tile_fits(device: Device, pixels: int, oc_vectors: int, *, adjacent: bool = False) -> bool:
     """Whether a register tile compiles without spills.
 
     LLVM keeps the order of the nest, vectors outside of pixels: the broadcasts of all pixels stay for every vector of
-    the tile, the vectors of weights come one after the other. Without fused multiply-add the product needs a
-    register too.
+    the tile, the vectors of weights come one after the other; in pairs where inputs are lanes, one load for two. Without
+    fused multiply-add the product needs a register too.
 
     Args:
         device: Gives the number of vector registers.
         pixels: Output pixels of the tile.
         oc_vectors: Output channel vectors of the tile.
+        adjacent: Whether the inputs of the pixels lie side by side, as lanes of few vectors.
 
     Returns:
-        Whether `pixels * oc_vectors` accumulators, `pixels` broadcasts, one weight and a product that is not fused fit.
+        Whether `pixels * oc_vectors` accumulators, `pixels` inputs, one weight or two and a product that is not fused fit.
     """
+    if multiplies_by_lane(device):
+        inputs = 2 * math.ceil(pixels / device.lanes) if adjacent else pixels  # one step's are loaded ahead
+        return pixels * oc_vectors + inputs + min(oc_vectors, 2) <= device.vector_registers
     live = pixels * oc_vectors + pixels + 1
     return live + (not device.fuses_multiply_add) <= device.vector_registers
 
 
-def register_tiles(device: Device, most_pixels: int, most_oc_vectors: int) -> list[tuple[int, int]]:
+def register_tiles(
+    device: Device, most_pixels: int, most_oc_vectors: int, *, adjacent: bool = False
+) -> list[tuple[int, int]]:
     """Lists the register tiles that fit a device.
 
     Args:
         device: Gives the number of vector registers.
         most_pixels: Pixels that there are.
         most_oc_vectors: Output channel vectors that there are.
+        adjacent: Whether the inputs of pixels lie side by side.
 
     Returns:
         Pairs of pixels and output channel vectors.
@@ -84,11 +103,19 @@ def register_tiles(device: Device, most_pixels: int, most_oc_vectors: int) -> li
         (pixels, oc_vectors)
         for oc_vectors in range(1, min(most_oc_vectors, registers) + 1)
         for pixels in range(1, min(most_pixels, registers) + 1)
-        if register_tile_fits(device, pixels, oc_vectors)
+        if register_tile_fits(device, pixels, oc_vectors, adjacent=adjacent)
     ]
 
 
-def micro_kernel_cycles(device: Device, pixels: int, oc_vectors: int, reduction: int) -> float:
+def micro_kernel_cycles(
+    device: Device,
+    pixels: int,
+    oc_vectors: int,
+    reduction: int,
+    *,
+    adjacent: bool = False,
+    weights_together: bool = True,
+) -> float:
     """Predicts the cycles of one register tile.
 
     Args:
@@ -96,17 +123,30 @@ def micro_kernel_cycles(device: Device, pixels: int, oc_vectors: int, reduction:
         pixels: Output pixels of the tile.
         oc_vectors: Output channel vectors of the tile.
         reduction: Steps of the reduction.
+        adjacent: Whether the inputs of the pixels lie side by side.
+        weights_together: Whether the weights of a step lie side by side.
 
     Returns:
         Cycles for the whole reduction with prologue and epilogue.
     """
     fmas = pixels * oc_vectors
+    if multiplies_by_lane(device):
+        # One iteration does as many steps as a vector has lanes; two vectors that lie side by side are one instruction.
+        inputs = math.ceil(pixels / device.lanes) if adjacent else pixels / device.lanes
+        loads = inputs + oc_vectors
+        others = inputs / (1 if adjacent else 2) + oc_vectors / (2 if weights_together else 1)
+        others += LOOP_INSTRUCTIONS / device.lanes
+    else:
+        loads = pixels + oc_vectors
+        others = loads + 1.5
     step = max(
         fmas / device.fma_ports,
-        (pixels + oc_vectors) / device.load_ports,
-        (fmas + pixels + oc_vectors + 1.5) / device.issue_width,
+        loads / device.load_ports,
+        (fmas + others) / device.issue_width,
         device.fma_latency_cycles,
     )
+    if multiplies_by_lane(device):
+        step += LOST_SHARE * others / device.issue_width
     return reduction * step + fmas * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
 
 

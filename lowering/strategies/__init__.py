@@ -56,6 +56,7 @@ def load_strategies(*entries: str) -> list[AnyStrategy]:
 CONV_STRATEGIES: list[AnyStrategy] = load_strategies(
     "separable.SeparableStrategy",
     "pointwise.PointwiseStrategy",
+    "depthwise_tile.DepthwiseTileStrategy",
     "depthwise.DepthwiseStrategy",
     "dense.DenseStrategy",
     "grouped.GroupedStrategy",

@@ -28,7 +28,7 @@ from sepwise.lowering.cost import (
 from sepwise.lowering.graph import Layout
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
-from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows
+from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows, unroll_lanes
 from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, row_tiles
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
@@ -62,7 +62,9 @@ class DenseStrategy:
         blocks = math.ceil(stage.out_channels / workload.output_lanes)
         *depth, _, in_width = compute.input_extents(stage, (1,) * len(outer) + (1, width))
         row_bytes = 4.0 * stage.in_channels * math.prod(depth) * stage.strides[-2] * in_width
-        found = row_tiles(device, height, width, blocks, staged_row_bytes=row_bytes if stage.padded else 0)
+        staged_bytes = row_bytes if stage.padded else 0
+        adjacent = workload.input_lanes == 0 and stage.strides[-1] == 1
+        found = row_tiles(device, height, width, blocks, staged_row_bytes=staged_bytes, adjacent=adjacent)
         return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
 
     def predicted_cycles(
@@ -76,7 +78,10 @@ class DenseStrategy:
         reduction = per_group * math.prod(stage.kernel)
         row_tasks, p_tiles = math.ceil(height / tile.rows), math.ceil(width / tile.pixels)
         oc_tiles = math.ceil(blocks / tile.oc_vectors)
-        kernel = micro_kernel_cycles(device, tile.pixels, tile.oc_vectors, reduction)
+        together = blocks % tile.oc_vectors == 0
+        kernel = micro_kernel_cycles(
+            device, tile.pixels, tile.oc_vectors, reduction, adjacent=tile.adjacent, weights_together=together
+        )
         cycles = tile.rows * p_tiles * oc_tiles * kernel
         *depth, in_rows, in_width = compute.input_extents(stage, (1,) * len(outer) + (tile.rows, width))
         staged = Layout(workload.input_lanes).physical_shape((1, stage.in_channels, *depth, in_rows, in_width))
@@ -93,7 +98,6 @@ class DenseStrategy:
 
     def schedule(self, workload: ConvWorkload, device: Device, tile: RowTile) -> Implementation:
         """Builds the loop nest at the head of this file."""
-        del device
         stage = workload.stages[0]
         *outer, height, width = workload.spatials[-1]
         blocks = math.ceil(stage.out_channels / workload.output_lanes)
@@ -123,6 +127,8 @@ class DenseStrategy:
         if fmas * stage.kernel[-1] <= MOST_UNROLLED_FMAS:
             for loop in steps[-2:]:  # of the taps too, LLVM would keep the pixels that they share, and spill them
                 sch.unroll(loop)
+        else:
+            unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
         for loop in (n, *depth, oh_o):
             mark_task(sch, loop)
         mark_clamp(sch, oc_t, blocks, tile.oc_vectors)

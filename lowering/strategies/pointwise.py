@@ -27,7 +27,7 @@ from sepwise.lowering.cost import (
 )
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
-from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction
+from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, unroll_lanes
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
 if TYPE_CHECKING:
@@ -45,11 +45,13 @@ class PointwiseTile:
         pixels: Output pixels in registers.
         oc_vectors: Output channel vectors in registers.
         grain: Pixel tiles of one task.
+        adjacent: Whether the inputs of pixels lie side by side.
     """
 
     pixels: int
     oc_vectors: int
     grain: int
+    adjacent: bool = False
 
     def __post_init__(self) -> None:
         """Checks that every size is positive."""
@@ -57,7 +59,7 @@ class PointwiseTile:
 
     def fits(self, device: Device) -> bool:
         """Whether the register tile compiles without spills."""
-        return register_tile_fits(device, self.pixels, self.oc_vectors)
+        return register_tile_fits(device, self.pixels, self.oc_vectors, adjacent=self.adjacent)
 
 
 class PointwiseStrategy:
@@ -79,11 +81,12 @@ class PointwiseStrategy:
         """All register tiles that fit, each with the pixel tiles of an image in one task or shared out."""
         pixels, blocks = _pixels(workload), _blocks(workload)
         found: list[PointwiseTile] = []
-        for tile_pixels, oc_vectors in register_tiles(device, pixels, blocks):
+        adjacent = workload.input_lanes == 0
+        for tile_pixels, oc_vectors in register_tiles(device, pixels, blocks, adjacent=adjacent):
             tiles = math.ceil(pixels / tile_pixels)
             shares = {1, threads, 2 * threads, 4 * threads}
             grains = {math.ceil(tiles / share) for share in shares if share <= tiles}
-            found += [PointwiseTile(tile_pixels, oc_vectors, grain) for grain in sorted(grains)]
+            found += [PointwiseTile(tile_pixels, oc_vectors, grain, adjacent) for grain in sorted(grains)]
         return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
 
     def predicted_cycles(
@@ -94,7 +97,11 @@ class PointwiseStrategy:
         reduction, pixels, blocks = stage.in_channels_per_group, _pixels(workload), _blocks(workload)
         p_tiles, oc_tiles = math.ceil(pixels / tile.pixels), math.ceil(blocks / tile.oc_vectors)
         shares = math.ceil(p_tiles / tile.grain)
-        cycles = p_tiles * oc_tiles * micro_kernel_cycles(device, tile.pixels, tile.oc_vectors, reduction)
+        together = blocks % tile.oc_vectors == 0
+        kernel = micro_kernel_cycles(
+            device, tile.pixels, tile.oc_vectors, reduction, adjacent=tile.adjacent, weights_together=together
+        )
+        cycles = p_tiles * oc_tiles * kernel
         vector = device.vector_bytes
         weight_tile = reduction * tile.oc_vectors * vector
         input_share = reduction * 4 * min(pixels, tile.grain * tile.pixels)
@@ -108,7 +115,6 @@ class PointwiseStrategy:
 
     def schedule(self, workload: ConvWorkload, device: Device, tile: PointwiseTile) -> Implementation:
         """Builds the loop nest at the head of this file."""
-        del device
         pixels, blocks = _pixels(workload), _blocks(workload)
         pack = oc_pack(blocks, tile.oc_vectors)
         built = compute.conv(
@@ -131,6 +137,7 @@ class PointwiseStrategy:
         accumulate_in_registers(
             sch, total, output, steps, unrolled=[t_oc_i, t_p_i], vector=t_oc_v, output_loops=[oc_i, p_i, oc_v]
         )
+        unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
         mark_task(sch, n)
         mark_task(sch, oc_t)
         mark_task(sch, p_o, tile.grain)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from sepwise.lowering.cost import multiplies_by_lane
+from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tvm import s_tir
     from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-__all__ = ["accumulate_in_registers", "split_reduction", "stage_rows"]
+    from sepwise.lowering.device import Device
+
+__all__ = ["accumulate_in_registers", "split_reduction", "stage_rows", "unroll_lanes"]
 
 
 def split_reduction(sch: s_tir.Schedule, ic: LoopRV, channels: int, lanes: int) -> list[LoopRV]:
@@ -66,6 +71,22 @@ def accumulate_in_registers(
     for loop in init_loops[-1 - len(unrolled) : -1]:
         sch.unroll(loop)
     sch.vectorize(init_loops[-1])
+
+
+def unroll_lanes(sch: s_tir.Schedule, device: Device, ic_i: LoopRV, accumulators: int) -> None:
+    """`for ic_i: load inputs; FMA` -> `for ic_u: load the inputs of its steps; unrolled: FMA by lane`, on devices that have it.
+
+    Args:
+        sch: The schedule.
+        device: The target.
+        ic_i: The inner loop of the reduction, as `split_reduction` gives it.
+        accumulators: Vectors of the register tile.
+    """
+    if not multiplies_by_lane(device):
+        return
+    channels = int(sch.get(ic_i).extent)
+    steps = max(n for n in range(1, channels + 1) if channels % n == 0 and (n == 1 or n * accumulators <= MOST_UNROLLED_FMAS))
+    sch.unroll(sch.split(ic_i, [None, steps])[-1])
 
 
 def stage_rows(sch: s_tir.Schedule, pad: SBlockRV, loop: LoopRV, *, vector: bool) -> None:

@@ -25,11 +25,13 @@ class RowTile:
         rows: Output rows of one task.
         pixels: Output pixels in registers, all of one row.
         oc_vectors: Output channel vectors in registers.
+        adjacent: Whether the inputs of pixels lie side by side.
     """
 
     rows: int
     pixels: int
     oc_vectors: int
+    adjacent: bool = False
 
     def __post_init__(self) -> None:
         """Checks that every size is positive."""
@@ -37,11 +39,11 @@ class RowTile:
 
     def fits(self, device: Device) -> bool:
         """Whether the register tile compiles without spills."""
-        return register_tile_fits(device, self.pixels, self.oc_vectors)
+        return register_tile_fits(device, self.pixels, self.oc_vectors, adjacent=self.adjacent)
 
 
 def row_tiles(
-    device: Device, height: int, width: int, blocks: int, *, staged_row_bytes: float
+    device: Device, height: int, width: int, blocks: int, *, staged_row_bytes: float, adjacent: bool = False
 ) -> list[RowTile]:
     """Lists the tiles of a kernel over rows: every register tile that fits, times the even shares of the height.
 
@@ -51,14 +53,15 @@ def row_tiles(
         width: Output pixels of a row.
         blocks: Output channel vectors that one task computes side by side.
         staged_row_bytes: What a task stages for each of its rows, 0 for nothing.
+        adjacent: Whether the inputs of pixels lie side by side.
 
     Returns:
         Tiles whose staged rows fit the second-level cache; a single row is always among them.
     """
     return [
-        RowTile(rows, pixels, oc_vectors)
+        RowTile(rows, pixels, oc_vectors, adjacent)
         for rows in row_shares(device, height, staged_row_bytes=staged_row_bytes)
-        for pixels, oc_vectors in register_tiles(device, width, blocks)
+        for pixels, oc_vectors in register_tiles(device, width, blocks, adjacent=adjacent)
     ]
 
 

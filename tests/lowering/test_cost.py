@@ -19,7 +19,11 @@ def test_every_register_tile_fits_and_none_is_missing(each: device.Device) -> No
     assert all(cost.register_tile_fits(each, *tile) for tile in tiles)
     registers = each.vector_registers
     spare = 1 if each.fuses_multiply_add else 2  # the weight, and a product that is not fused
-    every = {(p, v) for p in range(1, registers + 1) for v in range(1, registers + 1) if p * v + p + spare <= registers}
+    pairs = [(p, v) for p in range(1, registers + 1) for v in range(1, registers + 1)]
+    if cost.multiplies_by_lane(each):
+        every = {(p, v) for p, v in pairs if p * v + p + min(v, 2) <= registers}  # weights come in pairs
+    else:
+        every = {(p, v) for p, v in pairs if p * v + p + spare <= registers}
     assert set(tiles) == every
     assert len(tiles) == len(every)
 

@@ -95,8 +95,12 @@ def everywhere(node_type: type, change: Callable[[Any], Any]) -> Rewrite:
     return lambda function: mapped(function, node_type, change)
 
 
-def on_stores(buffer: str, change: Callable[[tirx.BufferStore], Any]) -> Rewrite:
-    """Rewrites what is stored to a buffer whose name begins so, and where."""
+BORDERS = ("pad", "conv")
+"""What reads a padded input: its copy, or the sum itself."""
+
+
+def on_stores(buffer: str | tuple[str, ...], change: Callable[[tirx.BufferStore], Any]) -> Rewrite:
+    """Rewrites what is stored to buffers whose names begin so, and where."""
 
     def on_store(store: tirx.BufferStore) -> tirx.BufferStore:
         return change(store) if store.buffer.name.startswith(buffer) else store
@@ -104,8 +108,8 @@ def on_stores(buffer: str, change: Callable[[tirx.BufferStore], Any]) -> Rewrite
     return lambda function: mapped(function, tirx.BufferStore, on_store)
 
 
-def on_values(buffer: str, node_type: type, change: Callable[[Any], Any]) -> Rewrite:
-    """Rewrites expressions of one type within what is stored to a buffer."""
+def on_values(buffer: str | tuple[str, ...], node_type: type, change: Callable[[Any], Any]) -> Rewrite:
+    """Rewrites expressions of one type within what is stored to buffers whose names begin so."""
 
     def on_store(store: tirx.BufferStore) -> tirx.BufferStore:
         changes = 0
@@ -559,10 +563,10 @@ MUTANTS = [
     Mutant("activation behind the sum missing", "residual", "schedule", "residual", outermost(lambda call: call.args[0])),
     Mutant("residual before the activation", "residual", "schedule", "residual", on_stores("output", add_before_activating)),
     Mutant("residual missing", "residual", "schedule", "residual", without("residual")),
-    Mutant("border of ones", "border", "schedule", "excite", on_values("pad", Call, border_of_ones)),
-    Mutant("border too wide in front", "border", "schedule", "excite", on_values("pad", tirx.LE, widen_the_border)),
-    Mutant("border too wide behind", "border", "schedule", "excite", on_values("pad", tirx.LT, widen_the_far_border)),
-    Mutant("border left as it was", "border", "schedule", "excite", on_stores("pad", leave_the_border)),
+    Mutant("border of ones", "border", "schedule", "excite", on_values(BORDERS, Call, border_of_ones)),
+    Mutant("border too wide in front", "border", "schedule", "excite", on_values(BORDERS, tirx.LE, widen_the_border)),
+    Mutant("border too wide behind", "border", "schedule", "excite", on_values(BORDERS, tirx.LT, widen_the_far_border)),
+    Mutant("border left as it was", "border", "schedule", "excite", on_stores(BORDERS, leave_the_border)),
     Mutant("last tile moved too far (TVM #5148)", "tail tile", "schedule", "tiles", move_the_last_tile_too_far),
     Mutant("mean over one less", "pooling", "schedule", "residual", everywhere(tirx.Div, divide_by_one_less), "pool"),
     Mutant("mean without the last row", "pooling", "schedule", "excite", shorten("v_k2"), "squeeze"),

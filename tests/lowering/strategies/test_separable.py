@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sepwise.lowering import device
 from sepwise.lowering.cost import CACHE_SHARE
 from sepwise.lowering.strategies.base import Refusal
-from sepwise.lowering.strategies.separable import SeparableStrategy
-from sepwise.lowering.strategies.tiles import RowTile
+from sepwise.lowering.strategies.separable import SeparableStrategy, SeparableTile
+from sepwise.lowering.tiling import round_up
 from sepwise.lowering.workload import ConvWorkload, Stage
 from sepwise.passes.vocabulary import Activation
 
@@ -66,6 +66,7 @@ def test_every_tile(
     assert {tile.rows for tile in tiles} >= {1, 2, height}
     assert {tile.pixels for tile in tiles} >= set(range(1, min(width, 7) + 1))
     assert {tile.oc_vectors for tile in tiles} == {1, 2, 3}
+    assert {tile.rectangle > 0 for tile in tiles} == {False, True}
     check_native([make_case(workload, STRATEGY, tile) for tile in drawn_tiles(tiles)], target)
 
 
@@ -75,7 +76,7 @@ def test_the_border_is_not_zero(
     """A depthwise bias behind the true width must not reach a pointwise result."""
     lanes = target.lanes
     workload = separable((4, 5), lanes, lanes, lanes, activation=None, batch=2)
-    tiles = [RowTile(rows, pixels, 1) for rows in (1, 3, 4) for pixels in (2, 3, 4)]
+    tiles = [SeparableTile(rows, pixels, 1, rectangle) for rows in (1, 3, 4) for pixels in (2, 3, 4) for rectangle in (0, 1)]
     check_native([make_case(workload, STRATEGY, tile, kind) for tile in tiles for kind in ("constant", "nonfinite")], target)
 
 
@@ -94,14 +95,22 @@ def test_rows_stay_in_the_second_level_cache(every_device: dict[str, device.Devi
 
 
 def test_a_tile_is_positive() -> None:
-    for sizes in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
+    for sizes in ((0, 1, 1, 0), (1, 0, 1, 0), (1, 1, 0, 0), (1, 1, 1, -1)):
         with pytest.raises(AssertionError):
-            RowTile(*sizes)
+            SeparableTile(*sizes)
 
 
 def test_a_tile_that_spills_does_not_fit() -> None:
-    assert RowTile(1, 3, 3).fits(device.get("x86-64-v2"))
-    assert not RowTile(1, 4, 3).fits(device.get("x86-64-v2"))
+    assert SeparableTile(1, 3, 3, 0).fits(device.get("x86-64-v2"))
+    assert not SeparableTile(1, 4, 3, 0).fits(device.get("x86-64-v2"))
+
+
+def test_rectangles_divide_the_computed_width(every_device: dict[str, device.Device]) -> None:
+    for each in every_device.values():
+        workload = separable((14, 15), 8, 8, each.lanes)
+        tiles = [tile for tile in STRATEGY.tiles(workload, each, 1) if tile.rectangle]
+        assert tiles
+        assert all(round_up(15, tile.pixels) % tile.rectangle == 0 for tile in tiles)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,242 @@
+"""Depthwise convolution with several rows of outputs in registers, read from the input as it is.
+
+# for n, oc_o, [od] task; oh_o task by grain: accumulators: oh_i rows * ow_i pixels, 16 of 32 for 4 x 4
+#   for ow_o:                                 tiles at the border apart from inner ones (see `borders`)
+#     unrolled by input: vector oc_v FMA      one step: an input, all FMA that read it; weights: 9 for 3 x 3 on 4 x 4
+#     unrolled oh_i, ow_i: epilogue, store    [n, oc_o, oh, ow, oc_v]
+
+An input serves all rows and columns of the tile that read it, so a 3 x 3 kernel on 4 x 4 outputs loads 36 inputs for 144
+multiply-adds. What the border would multiply by zero is left out, and nothing is copied. Weights stay in registers as
+long as rows of the input read them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvm import s_tir
+
+from sepwise.lowering import compute
+from sepwise.lowering.borders import mark_border
+from sepwise.lowering.cost import EPILOGUE_CYCLES, LOST_SHARE, TILE_OVERHEAD_CYCLES, parallel_cycles
+from sepwise.lowering.strategies.base import Implementation, Refusal
+from sepwise.lowering.strategies.packing import conv_packer, true_shapes
+from sepwise.lowering.strategies.steps import accumulate_in_registers
+from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS
+from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sepwise.lowering.device import Device
+    from sepwise.lowering.workload import ConvWorkload, Stage
+
+__all__ = ["DepthwiseTile", "DepthwiseTileStrategy", "border_tiles", "code_fits", "rectangle_cycles", "rectangle_fits"]
+
+MOST_PEELED_FMAS = 9 * MOST_UNROLLED_FMAS
+"""Multiply-adds of all versions of a tile together: beyond, code would fill the instruction cache."""
+
+MOST_LOADED_AHEAD = 6
+"""Inputs that LLVM loads before they are used."""
+
+
+@dataclass(frozen=True, slots=True)
+class DepthwiseTile:
+    """Sizes of a depthwise kernel.
+
+    Attributes:
+        rows: Output rows in registers.
+        pixels: Output pixels of each row in registers.
+        beside: Weights and inputs in registers beside the accumulators.
+        grain: Row tiles of one task.
+    """
+
+    rows: int
+    pixels: int
+    beside: int
+    grain: int
+
+    def __post_init__(self) -> None:
+        """Checks that every size is positive."""
+        assert min(self.rows, self.pixels, self.beside, self.grain) >= 1
+
+    def fits(self, device: Device) -> bool:
+        """Whether accumulators, weights and inputs fit the registers, and a product that is not fused."""
+        return self.rows * self.pixels + self.beside + (not device.fuses_multiply_add) <= device.vector_registers
+
+
+class DepthwiseTileStrategy:
+    """Each lane is a channel, a rectangle of its outputs in registers."""
+
+    name = "depthwise tile"
+    direct = True
+
+    def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
+        """Refuses lanes that share a channel, plain inputs, and kernels of so many taps that no tile is written out."""
+        if len(workload.stages) != 1:
+            return Refusal("one convolution at a time")
+        source = compute.lane_source(workload.stages[0], workload.output_lanes)
+        if source is not compute.LaneSource.LANE:
+            return Refusal(f"a lane reads {source.value}")
+        if workload.input_lanes != workload.output_lanes:
+            return Refusal("input and output are packed differently")
+        if not self.tiles(workload, device, 1):
+            return Refusal("the taps of a tile are too many to be written out")
+        return None
+
+    def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[DepthwiseTile]:
+        """Rectangles that fit registers and code, each with the rows of an image in one task or shared out."""
+        stage = workload.stages[0]
+        *outer, height, width = workload.spatials[-1]
+        found = []
+        for rows in range(1, min(height, device.vector_registers) + 1):
+            row_tiles = math.ceil(height / rows)
+            grains = {math.ceil(row_tiles / share) for share in (1, threads, 2 * threads, 4 * threads) if share <= row_tiles}
+            for pixels in range(1, min(width, device.vector_registers) + 1):
+                if code_fits(stage, workload.spatial, workload.spatials[-1], (*(1 for _ in outer), rows, pixels)):
+                    beside = _beside(stage, rows, pixels)
+                    found += [DepthwiseTile(rows, pixels, beside, grain) for grain in sorted(grains)]
+        fitting = [tile for tile in found if tile.fits(device)]
+        return sorted(fitting, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
+
+    def predicted_cycles(
+        self, workload: ConvWorkload, device: Device, threads: int, tile: DepthwiseTile
+    ) -> float:
+        """The register tiles."""
+        stage = workload.stages[0]
+        *outer, height, width = workload.spatials[-1]
+        row_tiles = math.ceil(height / tile.rows)
+        images = workload.batch * math.ceil(stage.out_channels / workload.output_lanes) * math.prod(outer)
+        cycles = images * row_tiles * math.ceil(width / tile.pixels) * rectangle_cycles(stage, device, tile.rows, tile.pixels)
+        return parallel_cycles(cycles, images * math.ceil(row_tiles / tile.grain), threads)
+
+    def schedule(self, workload: ConvWorkload, device: Device, tile: DepthwiseTile) -> Implementation:
+        """Builds the loop nest at the head of this file."""
+        del device
+        stage = workload.stages[0]
+        *outer, height, width = workload.spatials[-1]
+        blocks = math.ceil(stage.out_channels / workload.output_lanes)
+        domain = (*outer, round_up(height, tile.rows), round_up(width, tile.pixels))
+        built = compute.conv(workload, domain, blocks, (1,))
+        sch = s_tir.Schedule(built.function)
+        names = built.stages[0]
+        if names.pad is not None:
+            sch.compute_inline(sch.get_sblock(names.pad))
+        output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
+        n, oc_o, *depth, oh, ow, oc_v = sch.get_loops(output)
+        oh_o, oh_i = sch.split(oh, [None, tile.rows])
+        ow_o, ow_i = sch.split(ow, [None, tile.pixels])
+        sch.reorder(n, oc_o, *depth, oh_o, ow_o, oh_i, ow_i, oc_v)
+        sch.compute_at(total, ow_o, preserve_unit_loops=True)
+        rank = len(stage.kernel)
+        *_, t_oh_i, t_ow_i, t_oc_v = sch.get_loops(total)[: -rank - 1]
+        taps = sch.get_loops(total)[-rank - 1 :]
+        accumulate_in_registers(
+            sch, total, output, taps, unrolled=[t_oh_i, t_ow_i], vector=t_oc_v, output_loops=[oh_i, ow_i, oc_v]
+        )
+        for tap in taps:
+            sch.unroll(tap)
+        for loop in (n, oc_o, *depth):
+            mark_task(sch, loop)
+        mark_task(sch, oh_o, tile.grain)
+        tiles = (*(1 for _ in outer), tile.rows, tile.pixels)
+        borders = border_tiles(stage, workload.spatial, workload.spatials[-1], tiles)
+        for loop, (first, last) in zip((*depth, oh_o, ow_o), borders, strict=True):
+            mark_border(sch, loop, first, last)
+        mark_clamp(sch, oh_o, height, tile.rows)
+        mark_clamp(sch, ow_o, width, tile.pixels)
+        function = clamp_tiles(sch.mod["main"], true_shapes(workload, (1,)))
+        return Implementation(function, conv_packer(workload, (1,)))
+
+
+def rectangle_cycles(stage: Stage, device: Device, rows: int, pixels: int) -> float:
+    """Predicts the cycles of one register tile.
+
+    Args:
+        stage: The convolution.
+        device: Ports and registers.
+        rows: Output rows in registers.
+        pixels: Output pixels of each row.
+
+    Returns:
+        Cycles for multiply-adds, for loads of inputs and of weights that do not stay in registers, and for the epilogue.
+    """
+    accumulators, taps = rows * pixels, math.prod(stage.kernel)
+    fmas = accumulators * taps
+    columns = _columns(stage, pixels)
+    loads = math.prod(compute.input_extents(stage, (*(1 for _ in stage.kernel[:-2]), rows, pixels)))
+    if accumulators + taps + columns > device.vector_registers:
+        loads += taps
+    cycles = max(
+        fmas / device.fma_ports,
+        loads / device.load_ports,
+        (fmas + loads) / device.issue_width,
+        taps * device.fma_latency_cycles,
+    )
+    return cycles + LOST_SHARE * loads / device.issue_width + accumulators * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
+
+
+def rectangle_fits(stage: Stage, device: Device, rows: int, pixels: int) -> bool:
+    """Whether a register tile compiles without spills of accumulators.
+
+    Args:
+        stage: The convolution.
+        device: Its registers.
+        rows: Output rows in registers.
+        pixels: Output pixels of each row.
+    """
+    return DepthwiseTile(rows, pixels, _beside(stage, rows, pixels), 1).fits(device)
+
+
+def border_tiles(
+    stage: Stage, inputs: Sequence[int], outputs: Sequence[int], tiles: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Counts for each axis the tiles at its beginning, and the others at its end, that read behind the border.
+
+    Args:
+        stage: The convolution.
+        inputs: Spatial extents of its input.
+        outputs: Spatial extents that are computed; the last tile is moved back into them.
+        tiles: Spatial extents of a tile.
+
+    Returns:
+        Pairs of counts.
+    """
+    found = []
+    for axis, (tile, extent, available) in enumerate(zip(tiles, outputs, inputs, strict=True)):
+        stride, begin = stage.strides[axis], stage.pads_begin[axis]
+        reach = (tile - 1) * stride + stage.dilations[axis] * (stage.kernel[axis] - 1) + 1
+        starts = [min(start, extent - tile) * stride - begin for start in range(0, extent, tile)]
+        before = sum(start < 0 for start in starts)
+        found.append((before, sum(start >= 0 and start + reach > available for start in starts)))
+    return found
+
+
+def code_fits(stage: Stage, inputs: Sequence[int], outputs: Sequence[int], tiles: Sequence[int]) -> bool:
+    """Whether all versions of a tile that the borders need are short enough to be written out.
+
+    Args:
+        stage: The convolution.
+        inputs: Spatial extents of its input.
+        outputs: Spatial extents that are computed.
+        tiles: Spatial extents of a tile.
+    """
+    fmas = math.prod(tiles) * math.prod(stage.kernel)
+    counts = [math.ceil(extent / tile) for extent, tile in zip(outputs, tiles, strict=True)]
+    borders = border_tiles(stage, inputs, outputs, tiles)
+    versions = math.prod(min(sum(ends) + 1, count) for ends, count in zip(borders, counts, strict=True))
+    return fmas <= MOST_UNROLLED_FMAS and fmas * versions <= MOST_PEELED_FMAS
+
+
+def _beside(stage: Stage, rows: int, pixels: int) -> int:
+    """Registers beside the accumulators: weights of the rows of taps that read one row of the input, and that row."""
+    reach = (rows - 1) * stage.strides[-2] + 1  # rows of the input between the first and the last reader of a weight
+    weights = stage.kernel[-1] * min(stage.kernel[-2], math.ceil(reach / stage.dilations[-2]))
+    return weights + _columns(stage, pixels)
+
+
+def _columns(stage: Stage, pixels: int) -> int:
+    """Inputs of one row that are in registers: all that a tile reads, or as many as are loaded ahead."""
+    return min((pixels - 1) * stage.strides[-1] + stage.dilations[-1] * (stage.kernel[-1] - 1) + 1, MOST_LOADED_AHEAD)

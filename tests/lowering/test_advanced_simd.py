@@ -1,0 +1,144 @@
+"""What is written for Advanced SIMD: lanes of common vectors, clamps, the order of multiply-adds; and what stays as it is."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import PrimType
+from tvm.ir.expr import Call, TensorLoad, Var
+
+from sepwise.lowering import advanced_simd
+
+
+def ramp(start: Any, lanes: int = 4) -> tirx.Ramp:
+    start = tirx.IntImm("int32", start) if isinstance(start, int) else start
+    return tirx.Ramp(start, tirx.IntImm("int32", 1), lanes)
+
+
+X = tirx.decl_buffer((64,), "float32", "x")
+W = tirx.decl_buffer((64,), "float32", "w")
+TOTAL = tirx.decl_buffer((64,), "float32", "total", scope="local")
+BASE = Var("i", PrimType("int32"))
+
+
+def function(*statements: tirx.Stmt) -> tirx.PrimFunc:
+    end = tirx.BufferStore(W, tirx.FloatImm("float32", 0.0), [tirx.IntImm("int32", 63)])
+    return tirx.PrimFunc([], tirx.SeqStmt([*statements, end]))
+
+
+def by_scalar(number: int, index: Any) -> tirx.Stmt:
+    """`total[number] += broadcast(x[index]) * w`."""
+    index = tirx.IntImm("int32", index) if isinstance(index, int) else index
+    return add(number, tirx.Broadcast(tirx.BufferLoad(X, [index]), 4))
+
+
+def add(number: int, value: Any) -> tirx.Stmt:
+    place = ramp(4 * number)
+    return tirx.BufferStore(TOTAL, tirx.BufferLoad(TOTAL, [place]) + value * tirx.BufferLoad(W, [ramp(0)]), [place])
+
+
+def loads(statement: Any) -> list[str]:
+    found: list[TensorLoad] = []
+    tvm_ffi.structural_walk(statement, (TensorLoad, found.append), order="pre")
+    return [str(load.indices[0]) for load in found if load.source.same_as(X)]
+
+
+def lanes(after: tirx.PrimFunc) -> list[int]:
+    shuffles: list[tirx.Shuffle] = []
+    tvm_ffi.structural_walk(after.body, (tirx.Shuffle, shuffles.append), order="pre")
+    return [int(shuffle.indices[0]) for shuffle in shuffles]
+
+
+def test_inputs_side_by_side_are_lanes_of_one_vector() -> None:
+    after = advanced_simd.load_lanes_together(function(*(by_scalar(number, BASE + number) for number in range(4))))
+    assert set(loads(after.body)) == {str(ramp(BASE))}
+    assert lanes(after) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "expected"),
+    [
+        ((0, 1, 2, 3, 4, 5), {0: 0, 1: 0, 2: 0, 3: 0, 4: 2, 5: 2}),  # the last vector reaches back, not past the end
+        ((0, 2, 4, 6), {0: 0, 2: 0, 4: 3, 6: 3}),  # a stride leaves lanes between
+        ((0, 1, 2), {}),  # less than a vector
+        ((0, 4, 8, 12), {}),  # one each
+        ((0, 1, 2, 3, 40), {0: 0, 1: 0, 2: 0, 3: 0}),
+    ],
+)
+def test_vectors_stay_between_the_outermost(offsets: tuple[int, ...], expected: dict[int, int]) -> None:
+    assert advanced_simd._firsts(offsets) == expected
+
+
+def test_a_store_between_keeps_loads_apart() -> None:
+    store = tirx.BufferStore(X, tirx.FloatImm("float32", 0.0), [tirx.IntImm("int32", 1)])
+    before = function(by_scalar(0, 0), by_scalar(1, 1), store, by_scalar(2, 2), by_scalar(3, 3))
+    assert str(advanced_simd.load_lanes_together(before)) == str(before)
+
+
+def test_indices_of_unknown_distance_stay_apart() -> None:
+    other = Var("j", PrimType("int32"))
+    before = function(by_scalar(0, BASE), by_scalar(1, BASE + 1), by_scalar(2, other + 2), by_scalar(3, other + 3))
+    assert str(advanced_simd.load_lanes_together(before)) == str(before)
+
+
+def test_multiply_adds_follow_their_inputs() -> None:
+    order = [(0, 8), (1, 4), (0, 4), (2, 0)]
+    before = function(*(add(number, tirx.BufferLoad(X, [ramp(BASE + start)])) for number, start in order))
+    after = advanced_simd.order_by_input(before)
+    assert loads(after.body) == [str(ramp(BASE + start)) if start else str(ramp(BASE)) for start in (0, 4, 4, 8)]
+    stores: list[tirx.BufferStore] = []
+    tvm_ffi.structural_walk(after.body, (tirx.BufferStore, stores.append), order="pre")
+    assert [int(store.indices[0].base) // 4 for store in stores[:-1]] == [2, 1, 0, 0]  # equal inputs in their old order
+
+
+def test_other_statements_keep_their_place() -> None:
+    epilogue = tirx.BufferStore(W, tirx.BufferLoad(TOTAL, [ramp(0)]), [ramp(0)])
+    first, second = (add(0, tirx.BufferLoad(X, [ramp(start)])) for start in (8, 0))
+    before = function(first, epilogue, second)
+    assert str(advanced_simd.order_by_input(before)) == str(before)
+
+
+def limited(compare: type, limit: float, *, swapped: bool = False, lanes: int = 4) -> tuple[Any, tirx.PrimFunc]:
+    x = tirx.BufferLoad(X, [ramp(0, lanes) if lanes > 1 else tirx.IntImm("int32", 0)])
+    constant = tirx.FloatImm("float32", limit)
+    constant = tirx.Broadcast(constant, lanes) if lanes > 1 else constant
+    condition = compare(constant, x) if swapped else compare(x, constant)
+    store = tirx.BufferStore(W, tirx.Select(condition, constant, x), [ramp(0, lanes) if lanes > 1 else tirx.IntImm("int32", 0)])
+    return store, function(store)
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize(
+    ("compare", "swapped", "instruction"),
+    [
+        (tirx.GT, False, "llvm.minimum"),
+        (tirx.LT, True, "llvm.minimum"),
+        (tirx.LT, False, "llvm.maximum"),
+        (tirx.GT, True, "llvm.maximum"),
+    ],
+)
+def test_a_clamp_is_one_instruction(compare: type, swapped: bool, instruction: str, lanes: int) -> None:
+    after = advanced_simd.clamp_by_minimum(limited(compare, 6.0, swapped=swapped, lanes=lanes)[1])
+    selects: list[Any] = []
+    calls: list[Call] = []
+    tvm_ffi.structural_walk(after.body, (tirx.Select, selects.append))
+    tvm_ffi.structural_walk(after.body, (Call, calls.append))
+    assert not selects
+    assert instruction in str(after)
+    assert len(calls) >= 1
+
+
+@pytest.mark.parametrize("limit", [np.nan, np.inf])
+def test_a_limit_that_compares_otherwise_stays(limit: float) -> None:
+    before = limited(tirx.GT, limit)[1]
+    assert str(advanced_simd.clamp_by_minimum(before)) == str(before)
+
+
+def test_another_selection_stays() -> None:
+    x, y = tirx.BufferLoad(X, [ramp(0)]), tirx.BufferLoad(X, [ramp(4)])
+    six = tirx.Broadcast(tirx.FloatImm("float32", 6.0), 4)
+    for selected in (tirx.Select(x > six, six, y), tirx.Select(x > six, x, six), tirx.Select(x > y, y, x)):
+        before = function(tirx.BufferStore(W, selected, [ramp(0)]))
+        assert str(advanced_simd.clamp_by_minimum(before)) == str(before)
