@@ -217,6 +217,9 @@ def swap_factors(load: TensorLoad, indices: list[Any]) -> list[Any]:
     """`position * stride + tap` -> `position + tap * stride`: strides and dilations swapped in addresses."""
 
     def swapped(index: Any) -> Any:
+        if isinstance(index, tirx.Sub):  # behind the border in front
+            inner = swapped(index.a)
+            return index if inner.same_as(index.a) else inner - index.b
         if not (isinstance(index, tirx.Add) and isinstance(index.a, tirx.Mul) and isinstance(index.b, Var)):
             return index
         if not taps_of(index.b) or not isinstance(index.a.b, tirx.IntImm):
