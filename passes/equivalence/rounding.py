@@ -20,7 +20,14 @@ from sepwise.passes.equivalence.pooling import average_pool, average_pool_counts
 from sepwise.passes.equivalence.resampling import apply_axis, axis_weights, read_plan, resized_axes
 from sepwise.passes.errors import UnsupportedError
 
-__all__ = ["ALLOWANCES", "CASTS", "MOVES", "SELECTS", "Allowance", "may_overflow", "noise_scale"]
+__all__ = ["ALLOWANCES", "CASTS", "MOVES", "SELECTS", "Allowance", "may_overflow", "noise_scale", "repeats"]
+
+DRIFT = 3.0  # of a sum: see noise_scale
+REPEATED_SHARE = 0.25
+
+# By a sample of so many elements it is seen whether values repeat, and below this share of distinct ones they do.
+REPETITION_SAMPLES = 4096
+DISTINCT_SHARE = 0.75
 
 MAXIMUM_SIGMAS = 3  # a largest error of several roundings, in standard deviations of their sum
 
@@ -39,12 +46,15 @@ class Allowance:
         absolute: absolute part, in units of u * scale: the rational approximations of sigmoid, tanh and erf that
             runtimes use are accurate against the largest value, not against a result near zero.
         gated: whether `scale` is |x|.
+        cancelled: absolute part that other runtimes need, in units of u: exp(x) - 1 next to 0. Kernels are held to what can
+            be reached without it.
     """
 
     ulps: float
     lipschitz: float | None = None
     absolute: float = 0.0
     gated: bool = False
+    cancelled: float = 0.0
 
     @property
     def noise(self) -> float:
@@ -62,11 +72,11 @@ ALLOWANCES: Mapping[str, Allowance] = {
     "Asinh": Allowance(4),
     "Atan": Allowance(4),
     "Atanh": Allowance(4),
-    "Celu": Allowance(4, 1),
+    "Celu": Allowance(4, 1, cancelled=4),
     "Cos": Allowance(2, 1, absolute=1),
     "Cosh": Allowance(4),
     "Div": Allowance(1),
-    "Elu": Allowance(4),
+    "Elu": Allowance(4, cancelled=4),
     "Erf": Allowance(4, 1.1284, absolute=4),
     "Exp": Allowance(4),
     "Gelu": Allowance(6, 1.1290, absolute=6, gated=True),
@@ -82,7 +92,7 @@ ALLOWANCES: Mapping[str, Allowance] = {
     "PRelu": Allowance(1),
     "Pow": Allowance(4),
     "Reciprocal": Allowance(1),
-    "Selu": Allowance(6),
+    "Selu": Allowance(6, cancelled=8),
     "Sigmoid": Allowance(4, 0.25, absolute=4),
     "Sin": Allowance(2, 1, absolute=1),
     "Sinh": Allowance(4),
@@ -136,11 +146,16 @@ def noise_scale(
 ) -> Array | None:
     """Estimates the standard deviation of the rounding noise of one operation.
 
-    A sum of k terms t_i in random roundings drifts like u * sqrt(k) * sqrt(sum t_i^2): k partial sums, each rounded
-    by about u times its own size, which walks at random like the root of the terms' squares. The final rounding adds
-    u * |y|. All other operators go by their allowance: `noise` * u * |y| and a third of its absolute part, which is a
-    largest error and taken for three standard deviations. Below the normal range roundings are absolute, a smallest
-    subnormal number each.
+    A sum of k terms t_i has k partial sums, each rounded by about u times its own size: the j-th walks at random like the root
+    of the terms' squares up to it, and drifts to y as j y / k. The squares of both, summed over j, are k^2 mean t_i^2 / 2 and
+    k y^2 / 3, and the roundings' variance is u^2 / 3: so u * sqrt(k) * sqrt(sum t_i^2 + y^2 / 9), the walk without its
+    factor of 1 / sqrt 6 for orders that are worse. The final rounding adds u * |y|. Where what is summed repeats, as on an
+    image of one colour, roundings do not cancel: adding the same number is rounded the same way as long as the partial sum
+    stays below the next power of two. Its residue is uniform in half an ulp either way, and half of all terms meet the last
+    power of two, which makes some 0.22 u k |y|, here a quarter.
+
+    All other operators go by their allowance: `noise` * u * |y| and a third of its absolute part, which is a largest error and
+    taken for three standard deviations. Below the normal range roundings are absolute, a smallest subnormal number each.
 
     Args:
         op: the operation.
@@ -161,7 +176,10 @@ def noise_scale(
         return None
     if op.operator in SUMS:
         k, energy = SUMS[op.operator](op, *inputs)
-        return unit * (np.sqrt(k * energy) + np.abs(y)) + np.sqrt(k) * arithmetic.smallest
+        noise = np.sqrt(k * (energy + (y / DRIFT) ** 2)) + np.abs(y)
+        if op.operator in PLAIN_SUMS and inputs[0] is not None and repeats(inputs[0][inputs[0] != 0]):
+            noise = noise + REPEATED_SHARE * k * np.abs(y)
+        return unit * noise + np.sqrt(k) * arithmetic.smallest
     if op.operator in ("Softmax", "LogSoftmax"):
         return unit * _softmax_units(op, y, inputs[0])
     if op.operator in ("Resize", "Upsample"):
@@ -170,9 +188,22 @@ def noise_scale(
     if op.operator in ALLOWANCES:
         allowance = ALLOWANCES[op.operator]
         scale = np.abs(inputs[0]) if allowance.gated and inputs[0] is not None else 1.0
-        noise = allowance.noise * np.abs(y) + allowance.absolute / MAXIMUM_SIGMAS * scale
+        noise = allowance.noise * np.abs(y) + (allowance.absolute + allowance.cancelled) / MAXIMUM_SIGMAS * scale
         return unit * noise + arithmetic.smallest if allowance.ulps else None
     raise UnsupportedError(f"{op}: how it rounds is not known, so no tolerance can be derived.")
+
+
+def repeats(values: Array) -> bool:
+    """Tells whether many of some numbers are equal.
+
+    Args:
+        values: those that are rounded, of any shape.
+
+    Returns:
+        Whether less than `DISTINCT_SHARE` of a sample are distinct.
+    """
+    sample = values.reshape(-1)[:: max(1, values.size // REPETITION_SAMPLES)]
+    return len(np.unique(sample)) < DISTINCT_SHARE * len(sample)
 
 
 def _cast_noise(op: Operation, y: Array) -> Array | None:
@@ -308,6 +339,7 @@ SUMS: Mapping[str, Callable[..., Energy]] = {
 
 
 MEANS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
+PLAIN_SUMS = MEANS | {"ReduceL1", "ReduceSum"}  # of the operand's elements as they are
 
 
 def _softmax_units(op: Operation, y: Array, x: Array | None) -> Array:

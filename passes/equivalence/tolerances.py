@@ -12,7 +12,7 @@ from sepwise.passes.equivalence.graph import Array, Graph, Model, Operation
 from sepwise.passes.equivalence.interpreter import interpret, read_inputs
 from sepwise.passes.equivalence.operators import evaluate
 from sepwise.passes.equivalence.oracle import Oracle, as_graph
-from sepwise.passes.equivalence.rounding import may_overflow, noise_scale
+from sepwise.passes.equivalence.rounding import may_overflow, noise_scale, repeats
 
 __all__ = ["constant_rounding_sigma", "constant_rounding_sigmas", "execution_sigma", "structural_values"]
 
@@ -149,10 +149,12 @@ def execution_sigma(
     The argument: an execution rounds after every operation, in an order of its own, at worst in the format of the
     result throughout. The model is run in
     float64 with the result of every floating-point node perturbed by what such rounding amounts to: sums (Conv, Gemm,
-    MatMul, Reduce, pools, norms) by u (sqrt(k) sqrt(sum terms^2) + |y|) N(0, 1), all others by their ulps u |y| N(0, 1)
-    (`rounding.noise_scale`). sigma_x is the root mean square deviation over the seeds. Runtimes that sum in
+    MatMul, Reduce, pools, norms) by u (sqrt(k) sqrt(sum terms^2 + y^2 / 9) + |y|) N(0, 1), all others by their ulps
+    u |y| N(0, 1) (`rounding.noise_scale`). sigma_x is the root mean square deviation over the seeds. Runtimes that sum in
     blocks, with FMA, or fuse nodes, do better than that, so RMS(e) <= RMS(sigma_x) holds with a margin; with
     sum |terms| in place of the root of squares the tolerance would be tens of times wider and hide faint mistakes.
+    Where a value repeats, as on an image of one colour, it was computed from the same numbers and is rounded alike, so that
+    a mean over it averages nothing out: equal elements of a result are perturbed alike.
     The runs of a model in binary64 round by themselves, as the oracle's own result does, which is then among what is measured.
     Where a result, or the terms of a sum together, exceed the largest number of the format, an execution may overflow, and
     nothing is known of what depends on it.
@@ -177,6 +179,7 @@ def execution_sigma(
     feeds = read_inputs(graph, inputs, stored=True)
     scales: dict[tuple[str, ...], Array] = {}
     open_ended: dict[tuple[str, ...], Array] = {}
+    repeated: dict[tuple[str, ...], Array] = {}
 
     def measure(op: Operation, operands: list[Array | None]) -> tuple[Array, ...]:
         outputs = evaluate(op, operands)
@@ -187,6 +190,8 @@ def execution_sigma(
                 open_ended[op.outputs] = beyond
             if scale is not None:
                 scales[op.outputs] = np.nan_to_num(scale + BINARY32.normal * flush, posinf=0.0).astype(np.float32)
+                if repeats(outputs[0][np.broadcast_to(scales[op.outputs], outputs[0].shape) > 0]):
+                    repeated[op.outputs] = np.unique(outputs[0], return_inverse=True)[1].reshape(outputs[0].shape)
         return outputs
 
     def perturbed(rng: np.random.Generator) -> Callable[[Operation, list[Array | None]], tuple[Array, ...]]:
@@ -196,7 +201,11 @@ def execution_sigma(
             if scale is None:
                 return outputs
             first = outputs[0]
-            noise = rng.standard_normal(first.shape, dtype=np.float32)
+            alike = repeated.get(op.outputs)
+            if alike is None:
+                noise = rng.standard_normal(first.shape, dtype=np.float32)
+            else:
+                noise = rng.standard_normal(int(alike.max()) + 1, dtype=np.float32)[alike]
             noise *= scale
             return (first + noise, *outputs[1:])
 

@@ -6,7 +6,7 @@ import pytest
 from sepwise.passes.equivalence.formats import BINARY16, BINARY32, FORMATS, Format
 from sepwise.passes.equivalence.graph import Operation
 from sepwise.passes.equivalence.operators import OPERATORS, evaluate
-from sepwise.passes.equivalence.rounding import ALLOWANCES, MOVES, SELECTS, SUMS, noise_scale
+from sepwise.passes.equivalence.rounding import ALLOWANCES, MOVES, SELECTS, SUMS, noise_scale, repeats
 from sepwise.passes.equivalence.running_error import NEVER_ROUND, RULES
 
 # Their results are integers or booleans, or nothing rounds that has no rule yet.
@@ -68,3 +68,26 @@ def test_a_cast_rounds_what_the_target_does_not_have() -> None:
         op = replace(operation("Cast"), format=target, source=source)
         scale = noise_scale(op, [y], [y], target)
         assert ([] if scale is None else np.flatnonzero(scale).tolist()) == where
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_sum_in_order_is_within_its_noise(repeated: bool) -> None:
+    """The plainest order, whose partial sums are the longest: numbers of one sign, and one number over and over."""
+    rng = np.random.default_rng(0)
+    shape = (200, 1, 1) if repeated else (200, 1, 4000)
+    x = np.broadcast_to(rng.uniform(1, 2, shape).astype(np.float32), (200, 1, 4000))
+    total = np.cumsum(x, axis=2, dtype=np.float32)[..., -1:]
+    exact = x.astype(np.float64)
+    y = exact.sum(axis=2, keepdims=True)
+    scale = noise_scale(operation("ReduceSum"), [exact, np.array([2])], [y], BINARY32)
+    assert scale is not None
+    rms = np.sqrt(np.mean(((total - y) / scale) ** 2))
+    assert 0.2 < rms < 1
+
+
+def test_what_repeats() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((8, 50, 50))
+    assert not repeats(x)
+    assert repeats(np.where(rng.random(x.shape) < 0.5, x, 1.0))
+    assert not repeats(np.empty(0))

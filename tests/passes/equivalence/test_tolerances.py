@@ -47,7 +47,7 @@ def test_sums_are_perturbed_by_the_walk_of_their_partial_sums(parse) -> None:
     sigma, y = execution_sigma(model, inputs)["y"], Oracle(model).run(inputs)["y"]
     w = read_graph(model).constants["w"]
     energy = (inputs["x"].astype(np.float64) ** 2) @ (w**2)
-    expected = 2.0**-24 * (np.sqrt(100 * energy) + np.abs(y))
+    expected = 2.0**-24 * (np.sqrt(100 * (energy + y**2 / 9)) + np.abs(y))
     assert rms(sigma / expected) == pytest.approx(1, rel=spread(sigma.size))
 
 
@@ -108,6 +108,32 @@ def test_runtimes_pass_and_faint_mistakes_fail(random_network, run_onnxruntime) 
         assert 0.02 < check.worst_ratio < 0.8
     wrong = [{"y": o["y"] * np.float32(1 + 1e-5)} for o in outputs]
     assert not compare_execution(wrong, oracle, sigma).passed
+
+
+SQUEEZE = HEADER + """ g (float[1,3,40,40] x) => (float y) <float[24,3,1,1] w, float[24] b, float[24,24,1,1] u, float[24,24,1,1] v>
+{
+  a = Conv (x, w, b)
+  s = Sigmoid (a)
+  h = Mul (a, s)
+  p = GlobalAveragePool (h)
+  q = Conv (p, u)
+  r = Relu (q)
+  t = Conv (r, v)
+  g = Sigmoid (t)
+  y = Mul (h, g)
+}"""
+
+
+@pytest.mark.parametrize("kind", ["constant", "impulse"])
+def test_areas_of_one_colour_do_not_average_their_rounding_out(kind: str, parse, run_onnxruntime) -> None:
+    for width in range(17, 25):
+        model = parse(SQUEEZE.replace("24", str(width)))
+        inputs = sample_inputs(model, width, kind)
+        expected, sigma = Oracle(model).run(inputs), execution_sigma(model, inputs)
+        check = compare_execution(run_onnxruntime(model, inputs), expected, sigma)
+        assert check.passed, check
+        wrong = {"y": expected["y"].astype(np.float32) * np.float32(1 + 1e-3)}
+        assert not compare_execution(wrong, expected, sigma).passed
 
 
 def test_operators_of_unknown_rounding_are_named(parse) -> None:
