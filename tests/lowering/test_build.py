@@ -244,8 +244,8 @@ def test_compile_takes_a_model_in_memory(network: Callable[..., ir.Model]) -> No
 
 
 def test_an_unknown_target_is_an_input_error(file: Path) -> None:
-    with pytest.raises(InputError, match="Target 'rpi5': unknown"):
-        build.compile(file, target="rpi5")
+    with pytest.raises(InputError, match="Target 'rpi9': unknown"):
+        build.compile(file, target="rpi9")
 
 
 RANKED = HEAD + """

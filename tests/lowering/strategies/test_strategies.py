@@ -117,7 +117,7 @@ def test_a_new_strategy_is_one_file_and_one_line(network: Callable[..., ir.Model
         ("dens.DenseStrategy", "Strategy 'dens.DenseStrategy': No module named 'sepwise.lowering.strategies.dens'"),
         ("dense.DensStrategy", "Strategy 'dense.DensStrategy': .* has no attribute 'DensStrategy'"),
         ("DenseStrategy", "Strategy 'DenseStrategy': No module named"),
-        ("base.Refusal", "Strategy 'base.Refusal': it has no name, applies, tiles, predicted_cycles, schedule"),
+        ("base.Refusal", "Strategy 'base.Refusal': it has no name, direct, applies, tiles, predicted_cycles, schedule"),
     ],
 )
 def test_what_is_misspelled_fails_at_import(entry: str, message: str) -> None:

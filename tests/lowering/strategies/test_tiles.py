@@ -34,7 +34,7 @@ def test_rows_are_even_shares_of_the_height(every_device: Mapping[str, Device]) 
 
 
 def test_staged_rows_stay_in_the_second_level_cache(every_device: Mapping[str, Device]) -> None:
-    for device in every_device.values():
+    for device in (each for each in every_device.values() if each.l2_bytes):
         quarter = row_tiles(device, 8, 4, 1, staged_row_bytes=device.l2_bytes / 4)
         assert max(tile.rows for tile in quarter) < 4
         huge = row_tiles(device, 8, 4, 1, staged_row_bytes=2 * device.l2_bytes)
