@@ -1,8 +1,6 @@
 """The page is made from the counts, and says which of them are missing."""
 
-import importlib.util
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,16 +13,8 @@ from sepwise.passes import load_model
 
 
 @pytest.fixture(scope="module")
-def arm() -> Iterator[ModuleType]:
-    file = Path(__file__).parents[3] / "scripts/benchmarks/arm.py"
-    spec = importlib.util.spec_from_file_location("arm", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def arm(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("arm")
 
 
 def count(runtime: str, per_mac: float | None, cycles: float | None = None, failure: str = "") -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The document of a run of ONNX's node tests says what was told."""
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -17,13 +16,8 @@ TOLD = [
 
 
 @pytest.fixture(scope="module")
-def conformance(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmarks_conformance", repository / "scripts" / "benchmarks" / "conformance.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def conformance(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("conformance")
 
 
 def test_operators_are_counted(conformance: ModuleType) -> None:

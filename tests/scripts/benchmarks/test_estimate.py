@@ -1,9 +1,8 @@
 """The benchmark of the estimate: its statistics, its schedules, and that the page says what the JSON does."""
 
-import importlib.util
 import json
 import math
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,14 +13,8 @@ from sepwise.lowering.workload import ConvWorkload
 
 
 @pytest.fixture(scope="module")
-def script(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmarks_estimate", repository / "scripts" / "benchmarks" / "estimate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("estimate")
 
 
 def test_ranks_share_places(script: ModuleType) -> None:

@@ -1,9 +1,7 @@
 """What the tables say of right and wrong results, and how a result comes to be judged."""
 
-import importlib.util
 import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -29,13 +27,8 @@ net (float[1,3,9,9] x) => (float[1,5,9,9] y)
 
 
 @pytest.fixture(scope="module")
-def script(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_of_verification", repository / "scripts/benchmarks/verification.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("verification")
 
 
 def test_each_rule_has_its_own_idea_of_right(script: ModuleType) -> None:
