@@ -87,7 +87,7 @@ def test_each_kind_of_workload_has_its_list() -> None:
     ("stage", "names"),
     [
         (pointwise(24, 40), {"pointwise", "dense"}),
-        (depthwise(24), {"depthwise"}),
+        (depthwise(24), {"depthwise", "depthwise tile"}),
         (replace(pointwise(24, 40), pads_begin=(1, 1)), {"dense"}),
         (Stage(16, 32, 1, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1)), {"dense"}),
         (Stage(16, 32, 2, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1)), {"dense"}),

@@ -19,6 +19,7 @@ from sepwise.lowering.program import Home
 from sepwise.lowering.strategies import linear, packing
 from sepwise.lowering.strategies.base import Refusal
 from sepwise.lowering.strategies.depthwise import DepthwiseStrategy
+from sepwise.lowering.strategies.depthwise_tile import DepthwiseTileStrategy
 from sepwise.lowering.strategies.separable import SeparableStrategy
 from sepwise.lowering.strategies.tiles import RowTile
 from sepwise.lowering.verify import verify_model
@@ -347,7 +348,8 @@ def move_the_last_tile_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(tiling, "_clamp_loop", wrong)
     monkeypatch.setattr(DepthwiseStrategy, "tiles", lambda *_: [RowTile(9, 4, 1)])
-    monkeypatch.setattr(SeparableStrategy, "applies", lambda *_: Refusal("one by one"))
+    for other in (DepthwiseTileStrategy, SeparableStrategy):
+        monkeypatch.setattr(other, "applies", lambda *_: Refusal("rows, one convolution at a time"))
 
 
 def lose_a_feature(monkeypatch: pytest.MonkeyPatch) -> None:
