@@ -34,6 +34,7 @@ from sepwise.console import say
 from sepwise.files import new_file, resolve
 from sepwise.lowering import estimate
 from sepwise.lowering.bench import RuntimeCount, bench
+from sepwise.lowering.build import compile
 from sepwise.lowering.counts import read_counts
 from sepwise.lowering.device import get as get_device
 from sepwise.lowering.link import count_plugin
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.counts import Counts
     from sepwise.lowering.device import Device
+    from sepwise.passes.equivalence import Check
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 JSON: Final = REPOSITORY / "docs/benchmarks/arm.json"
@@ -88,7 +90,7 @@ class Count:
     Attributes:
         runtime: Its name.
         version: Its version.
-        instructions: Of one inference; None where it failed.
+        instructions: Of one inference; None where it did not run, or computed something else.
         instructions_per_mac: The same over the network's MACs.
         estimated_cycles: Of one inference on the core; None where llvm-mca is missing or does not know it.
         worst_ratio: Its error over what float32 arithmetic explains, as `sepwise verify` judges a whole model.
@@ -269,20 +271,29 @@ def count_network(name: str, device: Device, folder: Path, runtimes: Sequence[st
     work = folder / "networks" / path.stem
     work.mkdir(parents=True, exist_ok=True)
     source = work / f"{path.stem}.onnx"
-    if not source.exists():
-        save_model(canonicalize(model), source)
+    save_model(canonicalize(model), work / "new.onnx")
+    if not source.exists() or source.read_bytes() != (work / "new.onnx").read_bytes():  # conversions of the old one are stale
+        (work / "new.onnx").replace(source)
     feeds = sample_inputs(model, seed=0)
     (data,) = feeds.values()
     np.save(work / "x.npy", data.astype(np.float32))
     oracle = Oracle(model)
     expected, sigma = oracle.run(feeds), execution_sigma(oracle, feeds)
     output = next(iter(expected))
+
+    def check(found: np.ndarray) -> Check:
+        shaped = {output: found.reshape(expected[output].shape)}
+        return compare_execution(shaped, {output: expected[output]}, {output: sigma[output]})
+
     say(f"{name}: {OURS}")
+    judged = check(compile(path, target=device.name, shapes=shapes).run(**feeds)[output])
+    if not judged.passed:
+        raise SepwiseError(f"{name} on {device.name}: computed wrongly ({judged.reason}), so nothing is counted.")
     ours = bench(path, target=device.name, shapes=shapes)
     (mine,) = ours.runtimes
     assert isinstance(mine, RuntimeCount), "arm cores are emulated here"
     cycles = mine.estimated_cycles[device.name]
-    counts = [Count(OURS, version("sepwise"), mine.instructions, mine.instructions_per_mac, cycles, None)]
+    counts = [Count(OURS, version("sepwise"), mine.instructions, mine.instructions_per_mac, cycles, judged.worst_ratio)]
     for runtime in runtimes:
         say(f"{name}: {runtime}")
         try:
@@ -291,13 +302,15 @@ def count_network(name: str, device: Device, folder: Path, runtimes: Sequence[st
         except SepwiseError as error:
             counts.append(Count(runtime, "", None, None, None, None, " ".join(str(error).split())))
             continue
-        found = {output: array.reshape(expected[output].shape)}
-        check = compare_execution(found, {output: expected[output]}, {output: sigma[output]})
+        judged = check(array)
+        if not judged.passed:
+            counts.append(Count(runtime, release, None, None, None, judged.worst_ratio, f"computed wrongly: {judged.reason}"))
+            continue
         total = executed.instructions
         cycles = None if estimate.missing(device) else sum(estimate.estimate_cycles(executed, device, device))
-        counts.append(Count(runtime, release, total, total / ours.macs, cycles, check.worst_ratio, check.reason))
+        counts.append(Count(runtime, release, total, total / ours.macs, cycles, judged.worst_ratio))
     entry = {"core": device.name, "network": path.stem, "input": list(data.shape), "macs": ours.macs}
-    return {**entry, "runtimes": [asdict(count) for count in counts]}
+    return {**entry, "date": date.today().isoformat(), "runtimes": [asdict(count) for count in counts]}
 
 
 # The table -------------------------------------------------------------------------------------------------------------
@@ -315,12 +328,13 @@ def make_table(results: dict[str, Any]) -> str:
     counts = [count for network in results["networks"] for count in network["runtimes"]]
     names = list(dict.fromkeys(count["runtime"] for count in counts))
     versions = {count["runtime"]: count["version"] for count in counts if count["version"]}
+    dates = [network["date"] for network in results["networks"]]
     lines = [
         "# On emulated ARM cores, beside other runtimes",
         "",
         "Each cell: instructions per multiply-accumulate, which are exact, then estimated Mcycles, which are not. One thread, "
-        f"float32, {results['date']}, made by `scripts/benchmarks/arm.sh`. The floor is 0.25 instructions: one multiply-add of "
-        "4 lanes each. The last column is sepwise over the best peer, for either.",
+        f"float32, {' to '.join(sorted({min(dates), max(dates)}))}, made by `scripts/benchmarks/arm.sh`. The floor is 0.25 "
+        "instructions: one multiply-add of 4 lanes each. The last column is sepwise over the best peer, for either.",
         "",
         f"| core | network | input | {' | '.join(names)} | over the best |",
         f"|---|---|---|{'---|' * len(names)}---|",
@@ -379,7 +393,7 @@ def main() -> None:
     for name in options.networks:
         network = count_network(name, device, folder, options.runtimes)
         networks[network["core"], network["network"]] = network
-    results = {"date": date.today().isoformat(), "networks": list(networks.values())}
+    results = {"networks": list(networks.values())}
     with new_file(options.output) as partial:
         partial.write_text(json.dumps(results, indent=2) + "\n")
     with new_file(options.output.with_suffix(".md")) as partial:

@@ -30,14 +30,15 @@ def count(runtime: str, per_mac: float | None, cycles: float | None = None, fail
 
 
 def test_the_page_compares_with_the_best_peer(arm: ModuleType) -> None:
-    common = {"core": "cortex-a72", "macs": 1000}
+    common = {"core": "cortex-a72", "macs": 1000, "date": "2026-01-01"}
     first = [count("sepwise", 0.3, 2e6), count("p", 0.4, 1e6), count("q", 0.6, 4e6)]
     second = [count("sepwise", 0.4, 3e6), count("p", None, None, "did not run: why"), count("q", 0.3)]
     networks = [
         {**common, "network": "a", "input": [1, 3, 8, 8], "runtimes": first},
         {**common, "network": "b", "input": [1, 8], "runtimes": second},
     ]
-    page = arm.make_table({"date": "2026-01-01", "networks": networks})
+    page = arm.make_table({"networks": networks})
+    assert "float32, 2026-01-01, made by" in page
     assert "| core | network | input | sepwise | p | q | over the best |" in page
     assert "| cortex-a72 | a | 1 x 3 x 8 x 8 | 0.300 / 2.00 | 0.400 / 1.00 | 0.600 / 4.00 | 0.750 / 2.00 |" in page
     assert "| cortex-a72 | b | 1 x 8 | 0.400 / 3.00 | - / - | 0.300 / - | 1.333 / - |" in page
