@@ -212,7 +212,6 @@ def _compile_kernels(
     selector: Selector,
 ) -> tuple[dict[str, CompiledKernel], dict[str, Choice]]:
     """Schedules and lowers each kernel, equal workloads once; packs weights. By kernel name; and the choices of strategies."""
-    target = tvm_target(device)
     compiled: dict[str, CompiledKernel] = {}
     choices: dict[str, Choice] = {}
     by_key: dict[str, CompiledKernel] = {}
@@ -227,7 +226,7 @@ def _compile_kernels(
                 choice = selector.choose(workload)
                 assert not isinstance(choice, list), "the importer made a workload that nothing computes"
                 implementation = choice.strategy.schedule(workload, device, choice.tile)
-                by_key[workload.key] = lower_kernel(implementation.function, kernel.name, target)
+                by_key[workload.key] = lower_kernel(implementation.function, kernel.name, device)
                 packers[workload.key] = (implementation.pack, choice)
         compiled[kernel.name] = by_key[workload.key]
         if workload.key in packers:
@@ -264,7 +263,7 @@ def _no_kernel(kernel: Kernel, reason: Exception | str) -> NeedsRuntimeError:
 def _compile_generic(kernel: Kernel, workload: GenericWorkload, device: Device) -> CompiledKernel:
     """Schedules and lowers a generic kernel; what no kernel can be made of is left to TVM's own compilation."""
     try:
-        compiled = lower_kernel(schedule_generic(workload, device), kernel.name, tvm_target(device))
+        compiled = lower_kernel(schedule_generic(workload, device), kernel.name, device)
     except COMPILER_ERRORS as error:
         if not kernel.nodes:
             raise

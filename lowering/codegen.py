@@ -82,18 +82,18 @@ def tvm_target(device: Device) -> tvm.target.Target:
     return tvm.target.Target(options)
 
 
-def lower_kernel(function: tirx.PrimFunc, symbol: str, target: tvm.target.Target) -> CompiledKernel:
+def lower_kernel(function: tirx.PrimFunc, symbol: str, device: Device) -> CompiledKernel:
     """Lowers one scheduled PrimFunc to the kernel interface.
 
     Args:
         function: Scheduled; its parameters are buffers of static shape.
         symbol: C symbol of the result.
-        target: The LLVM target.
+        device: The target.
 
     Returns:
         The lowered kernel.
     """
-    module = tvm.IRModule({symbol: function.with_attr({"global_symbol": symbol, "target": target})})
+    module = tvm.IRModule({symbol: function.with_attr({"global_symbol": symbol, "target": tvm_target(device)})})
     flat = replace_math(_FLATTEN(module)[symbol])
     body, tasks, task = _take_task_loops(peel_borders(flat.body))
     parameters = list(flat.params)
@@ -107,7 +107,7 @@ def lower_kernel(function: tirx.PrimFunc, symbol: str, target: tvm.target.Target
     lowered = lowered.with_attr("tirx.noalias", True)
     lowered = _UNROLL(tvm.IRModule({symbol: lowered}))[symbol]
     lowered = lowered.with_body(_hide_moves(lowered.body, task))
-    if str(target.attrs["mtriple"]).startswith("aarch64"):
+    if device.multiplies_by_lane:
         lowered = order_by_input(load_lanes_together(clamp_by_minimum(lowered)))
     module = _FINISH(tvm.IRModule({symbol: lowered}))
     return CompiledKernel(symbol, module[symbol], tasks, scratch_bytes)

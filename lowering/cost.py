@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = [
     "copy_cycles",
     "micro_kernel_cycles",
-    "multiplies_by_lane",
     "parallel_cycles",
     "register_tile_fits",
     "register_tiles",
@@ -56,11 +55,6 @@ TASK_CYCLES = 20
 """Cycles to start one task."""
 
 
-def multiplies_by_lane(device: Device) -> bool:
-    """Whether a multiply-add takes a factor from a lane, so that the inputs of several steps come in one load."""
-    return device.isa == "arm"
-
-
 def register_tile_fits(device: Device, pixels: int, oc_vectors: int, *, adjacent: bool = False) -> bool:
     """Whether a register tile compiles without spills.
 
@@ -77,7 +71,7 @@ def register_tile_fits(device: Device, pixels: int, oc_vectors: int, *, adjacent
     Returns:
         Whether `pixels * oc_vectors` accumulators, `pixels` inputs, one weight or two and a product that is not fused fit.
     """
-    if multiplies_by_lane(device):
+    if device.multiplies_by_lane:
         inputs = 2 * math.ceil(pixels / device.lanes) if adjacent else pixels  # one step's are loaded ahead
         return pixels * oc_vectors + inputs + min(oc_vectors, 2) <= device.vector_registers
     live = pixels * oc_vectors + pixels + 1
@@ -130,7 +124,7 @@ def micro_kernel_cycles(
         Cycles for the whole reduction with prologue and epilogue.
     """
     fmas = pixels * oc_vectors
-    if multiplies_by_lane(device):
+    if device.multiplies_by_lane:
         # One iteration does as many steps as a vector has lanes; two vectors that lie side by side are one instruction.
         inputs = math.ceil(pixels / device.lanes) if adjacent else pixels / device.lanes
         loads = inputs + oc_vectors
@@ -145,7 +139,7 @@ def micro_kernel_cycles(
         (fmas + others) / device.issue_width,
         device.fma_latency_cycles,
     )
-    if multiplies_by_lane(device):
+    if device.multiplies_by_lane:
         step += LOST_SHARE * others / device.issue_width
     return reduction * step + fmas * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
 

@@ -100,6 +100,11 @@ class Device:
         return self.isa == "arm" or "fma" in self.flags
 
     @property
+    def multiplies_by_lane(self) -> bool:
+        """Whether a vector multiply-add takes a factor from a lane: `fmla v0.4s, v1.4s, v2.s[1]` of AArch64 alone."""
+        return self.triple.startswith("aarch64")
+
+    @property
     def emulated(self) -> bool:
         """Whether programs for it run under an emulator here: it has one, and this machine cannot run them."""
         return self.emulator is not None and bool(missing_flags(self))

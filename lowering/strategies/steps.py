@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from sepwise.lowering.cost import multiplies_by_lane
 from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def unroll_lanes(sch: s_tir.Schedule, device: Device, ic_i: LoopRV, accumulators
         ic_i: The inner loop of the reduction, as `split_reduction` gives it.
         accumulators: Vectors of the register tile.
     """
-    if not multiplies_by_lane(device):
+    if not device.multiplies_by_lane:
         return
     channels = int(sch.get(ic_i).extent)
     steps = max(n for n in range(1, channels + 1) if channels % n == 0 and (n == 1 or n * accumulators <= MOST_UNROLLED_FMAS))

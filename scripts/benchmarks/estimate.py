@@ -147,7 +147,7 @@ def build(workload: ConvWorkload, device: Device, count: int) -> Program:
         for tile in evenly(strategy.tiles(workload, device, 1), count):
             implementation = strategy.schedule(workload, device, tile)
             symbol = f"k{len(calls)}"
-            kernel = kernels[symbol] = lower_kernel(implementation.function, symbol, target)
+            kernel = kernels[symbol] = lower_kernel(implementation.function, symbol, device)
             references = []
             for array in implementation.pack(weights):
                 references.append(BufferRef(Home.CONSTANT, constants.nbytes))

@@ -52,7 +52,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., NativeKern
         if missing:
             pytest.skip(f"this processor cannot run {target.name}: {', '.join(missing)} missing; nothing installs it")
         llvm = codegen.tvm_target(target)
-        kernels = {name: codegen.lower_kernel(function, name, llvm) for name, function in functions.items()}
+        kernels = {name: codegen.lower_kernel(function, name, target) for name, function in functions.items()}
         folder = tmp_path_factory.mktemp("kernels")
         object_code = codegen.build_object(kernels, llvm)
         assert undefined_symbols(object_code, folder) == []
@@ -70,7 +70,7 @@ def foreign_symbols(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., l
 
     def build(functions: Mapping[str, tirx.PrimFunc], target: device.Device) -> list[str]:
         llvm = codegen.tvm_target(target)
-        kernels = {name: codegen.lower_kernel(function, name, llvm) for name, function in functions.items()}
+        kernels = {name: codegen.lower_kernel(function, name, target) for name, function in functions.items()}
         return undefined_symbols(codegen.build_object(kernels, llvm), tmp_path_factory.mktemp("foreign"))
 
     return build

@@ -72,7 +72,7 @@ def elf(request: pytest.FixtureRequest) -> tuple[device.Device, set[str], ELFFil
     """An object with a kernel of every kind."""
     target = device.get(request.param)
     llvm = codegen.tvm_target(target)
-    kernels = {name: codegen.lower_kernel(f, name, llvm) for name, f in every_schedule(target).items()}
+    kernels = {name: codegen.lower_kernel(f, name, target) for name, f in every_schedule(target).items()}
     return target, set(kernels), ELFFile(io.BytesIO(codegen.build_object(kernels, llvm)))
 
 
@@ -130,7 +130,7 @@ def call_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 
     def build(function: tirx.PrimFunc) -> tuple[codegen.CompiledKernel, Callable[..., None]]:
         target = codegen.tvm_target(device.get("host"))
-        kernel = codegen.lower_kernel(function, "kernel", target)
+        kernel = codegen.lower_kernel(function, "kernel", device.get("host"))
         folder: Path = tmp_path_factory.mktemp("task")
         (folder / "kernel.o").write_bytes(codegen.build_object({"kernel": kernel}, target))
         link.run_zig("ld.lld", "-shared", "-o", folder / "kernel.so", folder / "kernel.o")
@@ -277,7 +277,7 @@ def test_copying_and_clearing_calls_no_library(name: str, dtype: str) -> None:
     )
     function = te.create_prim_func([a, copied, cleared, bordered])
     target = codegen.tvm_target(device.get(name))
-    kernel = codegen.lower_kernel(function, "kernel", target)
+    kernel = codegen.lower_kernel(function, "kernel", device.get(name))
     file = ELFFile(io.BytesIO(codegen.build_object({"kernel": kernel}, target)))
     assert [s.name for s in symbols(file) if s["st_shndx"] == "SHN_UNDEF" and s.name] == []
 
@@ -292,7 +292,7 @@ def test_copying_beside_computing_calls_no_library(name: str, choice: Callable[.
     function = s_tir.Schedule(te.create_prim_func([a, b, joined]))
     *_, inner = function.get_loops(function.get_sblock("joined"))
     function.vectorize(function.split(inner, [None, 4])[1])
-    kernel = codegen.lower_kernel(function.mod["main"], "kernel", target)
+    kernel = codegen.lower_kernel(function.mod["main"], "kernel", device.get(name))
     file = ELFFile(io.BytesIO(codegen.build_object({"kernel": kernel}, target)))
     assert [s.name for s in symbols(file) if s["st_shndx"] == "SHN_UNDEF" and s.name] == []
 
@@ -302,7 +302,7 @@ def test_an_object_that_calls_a_library_is_refused() -> None:
     function = te.create_prim_func([a, te.compute((64,), lambda i: tirx.exp(a[i]), name="b")])
     target = codegen.tvm_target(device.get("x86-64-v3"))
     with pytest.raises(ValueError, match="it would call exp of a C library"):
-        codegen.build_object({"kernel": codegen.lower_kernel(function, "kernel", target)}, target)
+        codegen.build_object({"kernel": codegen.lower_kernel(function, "kernel", device.get("x86-64-v3"))}, target)
 
 
 @pytest.mark.parametrize("dtype", sorted(ELEMENT_TYPES))

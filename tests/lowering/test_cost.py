@@ -17,15 +17,33 @@ sizes = st.integers(1, 40)
 def test_every_register_tile_fits_and_none_is_missing(each: device.Device) -> None:
     tiles = cost.register_tiles(each, 100, 100)
     assert all(cost.register_tile_fits(each, *tile) for tile in tiles)
-    registers = each.vector_registers
-    spare = 1 if each.fuses_multiply_add else 2  # the weight, and a product that is not fused
-    pairs = [(p, v) for p in range(1, registers + 1) for v in range(1, registers + 1)]
-    if cost.multiplies_by_lane(each):
-        every = {(p, v) for p, v in pairs if p * v + p + min(v, 2) <= registers}  # weights come in pairs
-    else:
-        every = {(p, v) for p, v in pairs if p * v + p + spare <= registers}
-    assert set(tiles) == every
-    assert len(tiles) == len(every)
+    assert len(tiles) == len(set(tiles))
+    pairs = [(p, v) for p in range(1, 33) for v in range(1, 33)]
+    assert set(tiles) == {pair for pair in pairs if cost.register_tile_fits(each, *pair)}
+
+
+@pytest.mark.parametrize(
+    ("name", "fit", "spill"),
+    [
+        ("cortex-a72", [(6, 4), (15, 1), (1, 29)], [(7, 4), (16, 1), (1, 30)]),  # 24 + 6 + 2 of 32; weights come in pairs
+        ("cortex-a7", [(2, 6), (3, 4), (7, 1), (1, 14)], [(4, 3), (2, 7), (8, 1)]),  # 12 + 3 + 1 of 16
+        ("cortex-m7", [(4, 6), (5, 5), (1, 30)], [(7, 4), (6, 5), (1, 31)]),  # 25 + 5 + 1 of 32
+        ("x86-64-v3", [(2, 6), (3, 4), (7, 1)], [(4, 3), (8, 1)]),
+        ("x86-64-v2", [(2, 6), (7, 1)], [(3, 4), (1, 14)]),  # a product that is not fused takes one more
+    ],
+)
+def test_which_tiles_spill(name: str, fit: list[tuple[int, int]], spill: list[tuple[int, int]]) -> None:
+    each = device.get(name)
+    assert [tile for tile in fit if not cost.register_tile_fits(each, *tile)] == []
+    assert [tile for tile in spill if cost.register_tile_fits(each, *tile)] == []
+
+
+def test_pixels_side_by_side_are_lanes_on_aarch64_alone() -> None:
+    assert cost.register_tile_fits(device.get("cortex-a72"), 12, 2, adjacent=True)  # 24 + 6 + 2 of 32
+    assert not cost.register_tile_fits(device.get("cortex-a72"), 12, 2)
+    for name in ("cortex-a7", "cortex-m7", "x86-64-v3"):
+        each = device.get(name)
+        assert cost.register_tiles(each, 40, 8, adjacent=True) == cost.register_tiles(each, 40, 8)
 
 
 @given(st.sampled_from(DEVICES), sizes, sizes)

@@ -57,6 +57,12 @@ def test_which_devices_flush_subnormals() -> None:
     assert {name for name in devices.names() if devices.get(name).flushes_subnormals} == {"cortex-a7", "rpi2"}
 
 
+def test_which_devices_multiply_by_lane() -> None:
+    others = ("cortex-a7", "rpi2", "cortex-m7", "stm32f746", "x86-64-v2", "x86-64-v3", "x86-64-v4")
+    assert all(devices.get(name).multiplies_by_lane for name in ARM64)
+    assert not any(devices.get(name).multiplies_by_lane for name in others)
+
+
 def test_which_devices_fuse_multiply_and_add() -> None:
     assert {name for name in devices.names() if not devices.get(name).fuses_multiply_add} - {"host"} == {"x86-64-v2"}
 

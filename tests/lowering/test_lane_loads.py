@@ -30,9 +30,8 @@ def kernel(index: Index, elements: int, rows: int = 3) -> tirx.PrimFunc:
 
 def loads(function: tirx.PrimFunc) -> list[int]:
     """Lanes of each load that is left after the pass."""
-    llvm = codegen.tvm_target(device.get("x86-64-v3"))
     found: list[TensorLoad] = []
-    body = codegen.lower_kernel(function, "k", llvm).function.body
+    body = codegen.lower_kernel(function, "k", device.get("x86-64-v3")).function.body
     tvm_ffi.structural_walk(body, (TensorLoad, found.append), order="pre")
     return [int(load.ty.dtype.lanes) for load in found]
 

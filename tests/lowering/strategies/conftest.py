@@ -274,7 +274,7 @@ def make_program(
 ) -> program.Program:
     """Puts kernels that have nothing to do with each other into one Program."""
     llvm = codegen.tvm_target(target)
-    kernels = {f"k{index}": codegen.lower_kernel(one.function, f"k{index}", llvm) for index, one in enumerate(scheduled)}
+    kernels = {f"k{index}": codegen.lower_kernel(one.function, f"k{index}", target) for index, one in enumerate(scheduled)}
     values: dict[str, program.Value] = {}
     constants: list[np.ndarray] = []
     arena_bytes = constant_bytes = 0

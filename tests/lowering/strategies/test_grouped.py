@@ -114,7 +114,7 @@ def test_a_permutation_is_one_instruction(target: device.Device) -> None:
     workload = grouped((4, 8), (2, 2), lanes, lanes)
     tile = next(tile for tile in STRATEGY.tiles(workload, target, 1) if tile.permuted)
     function = STRATEGY.schedule(workload, target, tile).function
-    text = codegen.lower_kernel(function, "k", codegen.tvm_target(target)).function.script()
+    text = codegen.lower_kernel(function, "k", target).function.script()
     assert "T.Shuffle([pad0[T.Ramp(" in text
     assert "T.Shuffle([pad0[cse" not in text
 
