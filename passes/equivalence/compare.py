@@ -37,6 +37,9 @@ NOTHING_FINITE = "nothing finite to compare: give other inputs"
 NOTHING_BOUNDED = "an execution may overflow at every element, so nothing is known of any: give other inputs"
 """Why a check is skipped where all bounds are infinite."""
 
+ALL_UNDECIDED = "rounding decides every element or how many there are, so none was judged: give other inputs"
+"""Why a check is skipped where no element is the same however the model is rounded."""
+
 # Six seeds do not settle the sigma of outputs that vary together, be they few or all shifted by one constant, nor that of
 # single elements next to where a ReLU bends, which no run may have moved: then it comes from more seeds. Of few outputs
 # the limit is five standard deviations of a right fold's error, which is at most 0.6 sigma (DESIGN, Verification).
@@ -201,6 +204,11 @@ def compare_graph(
     stores, so RMS(e) <= RMS(sigma_c) (`constant_rounding_sigma`), per output and on each of the inputs. A rewrite
     without any new constant has to be exact.
 
+    Integers and booleans are exact wherever all seeded runs give what the exact one does; elsewhere rounding decides them, and
+    they are not judged. A right rewrite moves the numbers that decide an element by at most 0.6 of their sigma_c. Where it
+    flips one, the margin is smaller than that, and a seeded run crosses it with a probability of at least 0.27: that none of
+    36 does has one of 1e-5. Of a number moved by twice as much, as few are, it is 1%.
+
     Args:
         original: the model as it came in, or a reference made of it.
         rewritten: the model to judge.
@@ -209,7 +217,8 @@ def compare_graph(
 
     Returns:
         One check per output, named after it; failed ones too where the rewritten model cannot be computed, as its shapes
-        do not fit together. Those of floating-point outputs are skipped where no element of any is finite.
+        do not fit together. Those of floating-point outputs are skipped where no element of any is finite, and one is skipped
+        where rounding decides all its elements, or how many there are.
 
     Raises:
         InputError: if the rewritten model has other inputs or outputs.
@@ -239,6 +248,13 @@ def compare_graph(
 
 
 def _graph_check(reference: GraphReference, name: str, expected: list[Array], actual: list[Array], *, exact: bool) -> Check:
+    if not exact:
+        free = [_undecided(e, sigma[name]) for e, sigma in zip(expected, reference.sigma(), strict=True)]
+        if expected[0].dtype.kind != "f" and not all(map(np.array_equal, expected, _settled(actual, expected, free))):
+            free = [f | _undecided(e, s[name]) for f, e, s in zip(free, expected, reference.sigma(MANY_SEEDS), strict=True)]
+        if any(f.size for f in free) and all(f.all() for f in free):
+            return Check("graph", name, (), "skipped", 0.0, 0.0, None, None, reason=ALL_UNDECIDED)
+        actual = _settled(actual, expected, free)
     misfit = _misfit(Check("graph", name, (), "failed", np.inf, 0.0, None, None), name, expected, actual)
     if misfit is not None:
         return misfit
@@ -254,14 +270,14 @@ def _graph_check_on(
     _, index = _worst([error])
     check = Check("graph", name, (), "passed", largest, 0.0, 0.0, index, rms_error=rms, rms_bound=0.0)
     check = _with_values(replace(check, histogram=_histogram([error], 0.0)), name, input_set, actual, expected)
-    limit = 0.0 if exact else _rms([reference.sigma()[input_set][name]])
+    limit = 0.0 if exact else _finite_rms(reference.sigma()[input_set][name])
     if largest == 0:
         return replace(check, bound=limit, rms_bound=limit)
     if exact or expected[input_set].dtype.kind != "f":
         return replace(check, status="failed", worst_ratio=None, reason=f"differs by up to {largest:.3g} and has to be exact")
     if rms > limit:
         ratio = SMALL_RATIO if error.size < RMS_ELEMENTS else 1.0
-        limit = max(limit, ratio * _rms([reference.sigma(MANY_SEEDS)[input_set][name]]))
+        limit = max(limit, ratio * _finite_rms(reference.sigma(MANY_SEEDS)[input_set][name]))
     if rms > limit:
         limit = max(limit, reference.float64_noise(name, input_set))
     check = replace(
@@ -280,7 +296,7 @@ def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name
     RMS(sigma_x) on that input, so that a small one counts as much as a large one; not applied to under 100 elements), and
     |e| <= 16 sigma_x for every element. Integers and booleans are exact wherever the seeded runs agree on them. NaN and
     infinities are where the oracle's result, rounded to the type of the execution's, has them; either is right where 16 sigma_x
-    reach the largest number, and anything where sigma_x is NaN.
+    reach the largest number, and anything where sigma_x is NaN or infinite.
 
     Args:
         outputs: what the execution returned, for one or several inputs.
@@ -289,7 +305,7 @@ def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name
         name: name of the check.
 
     Returns:
-        One check of scope `model`; skipped where no element of any floating-point output is finite.
+        One check of scope `model`; skipped where no element of any floating-point output is finite, or rounding decides all.
 
     Raises:
         InputError: if an output is missing.
@@ -300,18 +316,20 @@ def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name
     pools: list[list[Array]] = [[] for _ in sets]
     by_set: list[tuple[list[Array], list[Array]]] = [([], []) for _ in sets]
     total_expected: list[Array] = []
+    free: list[Array] = []
     for key in names:
         missing = [key for one, _, _ in sets if key not in one]
         if missing:
             raise InputError(f"The execution returned no output {key!r}; it returned {', '.join(sets[0][0])}.")
         actual, expected, sigmas = ([np.asarray(group[i][key]) for group in sets] for i in range(3))
-        unknown = [np.isnan(s) for s in sigmas]
-        if any(u.any() for u in unknown) and all(a.shape == e.shape for a, e in zip(actual, expected, strict=True)):
-            with np.errstate(over="ignore", invalid="ignore"):
-                actual = [np.where(u, e.astype(a.dtype), a) for u, e, a in zip(unknown, expected, actual, strict=True)]
-            expected = [np.where(u, a, e) for u, e, a in zip(unknown, expected, actual, strict=True)]
-            sigmas = [np.where(u, 0.0, s) for u, s in zip(unknown, sigmas, strict=True)]
         floating = expected[0].dtype.kind == "f"
+        unknown = [~np.isfinite(s) for s in sigmas]
+        if any(u.any() for u in unknown):
+            actual = _settled(actual, expected, unknown)
+            expected = [np.where(u, a, e) if a.shape == e.shape else e for u, e, a in zip(unknown, expected, actual, strict=True)]
+        if not floating:
+            free.extend(_undecided(e, s) for e, s in zip(expected, sigmas, strict=True))
+        sigmas = [np.where(u, 0.0, s) for u, s in zip(unknown, sigmas, strict=True)]
         held = format_of(actual[0].dtype) if actual[0].dtype.kind == "f" else BINARY32
         floor = max(held.smallest, BINARY32.smallest)  # doubles may have been computed in float32
         limits = [ELEMENTWISE_SIGMAS * s + (floor if floating else 0.0) for s in sigmas]
@@ -332,7 +350,9 @@ def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name
                 set_sigmas.append(one)
             total_expected.extend(np.where(u, np.nan, e) for u, e in zip(unknown, expected, strict=True))
     if _nothing_finite(total_expected):
-        return _skip(worst)
+        return _skip(worst, _why_nothing(oracle, sigma))
+    if not any(e.size for e in total_expected) and any(f.size for f in free) and all(f.all() for f in free):
+        return _skip(worst, ALL_UNDECIDED)
     enough = [pool for pool in ([e for pool in pools for e in pool], *pools) if sum(e.size for e in pool) >= RMS_ELEMENTS]
     if not enough:
         return worst
@@ -426,11 +446,36 @@ def _nothing_finite(expected: Sequence[Array]) -> bool:
     return any(e.size for e in expected) and not any(np.isfinite(e).any() for e in expected)
 
 
+def _why_nothing(oracle: Several, sigma: Several) -> str:
+    """Says why nothing was left to compare with an execution: what is right is not finite, is not known, or overflowed."""
+    if any(np.isinf(s).any() for each in _several(sigma) for s in each.values()):
+        return ALL_UNDECIDED
+    floating = [e for each in _several(oracle) for e in each.values() if e.dtype.kind == "f"]
+    return NOTHING_BOUNDED if any(np.isfinite(e).any() for e in floating) else NOTHING_FINITE
+
+
 def _skip(check: Check, reason: str = NOTHING_FINITE) -> Check:
     """What becomes of a check that compared no number: NaN and infinities in wrong places fail nevertheless."""
     if check.status == "failed":
         return check
     return Check(check.scope, check.name, check.nodes, "skipped", 0.0, 0.0, None, None, reason=reason)
+
+
+def _undecided(expected: Array, sigma: Array) -> Array:
+    """Tells which elements rounding decides: integers that a seeded run changed, and whatever has no finite sigma."""
+    return ~np.isfinite(sigma) | ((sigma > 0) & (expected.dtype.kind != "f"))
+
+
+def _settled(actual: list[Array], expected: list[Array], free: list[Array]) -> list[Array]:
+    """Puts what is right in place of elements that are not judged, and of all where rounding decides how many there are."""
+    settled = []
+    for a, e, f in zip(actual, expected, free, strict=True):
+        if f.any() and (a.shape == e.shape or f.all()):
+            with np.errstate(over="ignore", invalid="ignore"):
+                settled.append(np.where(f, e.astype(a.dtype), a if a.shape == e.shape else 0))
+        else:
+            settled.append(a)
+    return settled
 
 
 def _as_held(value: Array, actual: Array, limit: Array, held: Format) -> Array:
@@ -545,6 +590,10 @@ def _larger(a: float | None, b: float) -> float | None:
 def _rms(arrays: Sequence[Array]) -> float:
     count = sum(a.size for a in arrays)
     return float(np.sqrt(sum(float((a.astype(np.float64) ** 2).sum()) for a in arrays) / count)) if count else 0.0
+
+
+def _finite_rms(sigma: Array) -> float:
+    return _rms([np.nan_to_num(sigma, posinf=0.0)])
 
 
 def _largest(arrays: Sequence[Array]) -> float:

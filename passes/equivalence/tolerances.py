@@ -81,7 +81,8 @@ def constant_rounding_sigma(original: "Model | Oracle", inputs: Mapping[str, Arr
         seeds: number of runs.
 
     Returns:
-        sigma_c of each output; for integer outputs it tells where rounding decides the value.
+        sigma_c of each output; for integer outputs it tells where rounding decides the value. Infinite where rounding decides
+        the shape.
     """
     (sigma,) = constant_rounding_sigmas(original, [inputs], seeds)
     return sigma
@@ -169,7 +170,7 @@ def execution_sigma(
 
     Returns:
         sigma_x of each output, NaN where an execution may overflow; for integer outputs it tells where rounding decides the
-        value.
+        value. Infinite where rounding decides the shape.
 
     Raises:
         UnsupportedError: if an operator's rounding is not known.
@@ -189,8 +190,9 @@ def execution_sigma(
             if beyond.any():
                 open_ended[op.outputs] = beyond
             if scale is not None:
-                scales[op.outputs] = np.nan_to_num(scale + BINARY32.normal * flush, posinf=0.0).astype(np.float32)
-                if repeats(outputs[0][np.broadcast_to(scales[op.outputs], outputs[0].shape) > 0]):
+                amount = np.nan_to_num(scale + BINARY32.normal * flush, posinf=0.0).astype(np.float32)
+                scales[op.outputs] = np.broadcast_to(amount, outputs[0].shape)
+                if repeats(outputs[0][scales[op.outputs] > 0]):
                     repeated[op.outputs] = np.unique(outputs[0], return_inverse=True)[1].reshape(outputs[0].shape)
         return outputs
 
@@ -198,7 +200,7 @@ def execution_sigma(
         def step(op: Operation, operands: list[Array | None]) -> tuple[Array, ...]:
             outputs = evaluate(op, operands)
             scale = scales.get(op.outputs)
-            if scale is None:
+            if scale is None or scale.shape != outputs[0].shape:  # another shape: no output that depends on it is judged
                 return outputs
             first = outputs[0]
             alike = repeated.get(op.outputs)
@@ -229,7 +231,8 @@ def _with_unknown(places: Mapping[tuple[str, ...], Array]) -> Callable[[Operatio
 
     def step(op: Operation, operands: list[Array | None]) -> tuple[Array, ...]:
         first, *others = evaluate(op, operands)
-        return (np.where(places[op.outputs], np.nan, first) if op.outputs in places else first, *others)
+        unknown = places.get(op.outputs)
+        return (first if unknown is None or unknown.shape != first.shape else np.where(unknown, np.nan, first), *others)
 
     return step
 

@@ -20,6 +20,7 @@ from sepwise.passes.equivalence import (
     sample_inputs,
     worst_check,
 )
+from sepwise.passes.equivalence.compare import ALL_UNDECIDED, NOTHING_BOUNDED, NOTHING_FINITE
 from sepwise.passes.errors import InputError
 
 Mutant = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -444,3 +445,80 @@ def test_one_finite_output_is_something_to_compare(parse) -> None:
         assert compare_execution(oracle, oracle, execution_sigma(model, inputs)).status == status
     assert compare_kernel(np.zeros(0, np.float32), np.zeros(0), np.zeros(0)).passed
     assert compare_kernel(np.ones(2, np.int64), np.ones(2, np.int64), np.zeros(2)).passed
+
+
+ROUNDED = """<ir_version: 8, opset_import: ["" : 18]> g (float[40000] x) => (int64 y, bool z)
+<float c = {1.1}, float s = {100000}, float half = {0.5}>
+{
+  t = Mul (x, c)
+  u = Mul (t, s)
+  r = Round (u)
+  y = Cast <to=7> (r)
+  f = Floor (u)
+  d = Sub (u, f)
+  z = Greater (d, half)
+}"""
+
+
+def test_integers_are_exact_except_where_rounding_decides_them(parse) -> None:
+    """The product of two constants as one is right, and rounds some of the numbers to other integers."""
+
+    def folded(factor: float) -> onnx.ModelProto:
+        product = float(np.float32(np.float32(1.1).astype(np.float64) * 100000 * factor))
+        text = ROUNDED.replace("s = {100000}", f"s = {{{product:.9g}}}").replace("t = Mul (x, c)", "t = Identity (x)")
+        return parse(text)
+
+    original = parse(ROUNDED)
+    reference = GraphReference(original, [sample_inputs(original, seed) for seed in range(2)])
+    right, flipped = Oracle(folded(1)).run(reference.inputs[0]), 0
+    for name, expected in reference.outputs[0].items():
+        flipped += int((right[name] != expected).sum())
+    assert flipped > 0
+    assert [check.status for check in compare_graph(reference, folded(1))] == ["passed", "passed"]
+    assert [check.status for check in compare_graph(reference, folded(1), exact=True)] == ["failed", "failed"]
+    wrong = compare_graph(reference, folded(1 + 1e-5))
+    assert [(check.status, check.worst_ratio) for check in wrong] == [("failed", None), ("failed", None)]
+    assert wrong[0].reason.endswith("and has to be exact")
+
+
+def test_integers_that_rounding_decides_throughout_are_not_judged(parse) -> None:
+    model = parse(ROUNDED.replace("100000", "1e15").replace("(int64 y, bool z)", "(int64 y)").replace("40000", "50"))
+    x = {"x": np.linspace(1, 2, 50, dtype=np.float32)}
+    (check,) = compare_graph(model, model, x)
+    assert (check.status, check.reason) == ("skipped", ALL_UNDECIDED)
+    expected, sigma = Oracle(model).run(x), execution_sigma(model, x)
+    judged = compare_execution(expected, expected, sigma)
+    assert (judged.status, judged.reason) == ("skipped", ALL_UNDECIDED)
+
+
+def test_outputs_whose_shape_rounding_decides_are_not_judged(parse) -> None:
+    """Of two numbers next to a half, one, both or none is above it."""
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 18]> g (float[3] x) => (float[n] y) <float c = {1}, float half = {0.5}>
+        { t = Mul (x, c) b = Greater (t, half) i = NonZero (b) j = Transpose (i) k = GatherND (t, j) y = Mul (k, c) }"""
+    )
+    close = {"x": np.array([0.5, np.nextafter(np.float32(0.5), np.float32(1)), 2], np.float32)}
+    (check,) = compare_graph(model, model, close)
+    assert (check.status, check.reason) == ("skipped", ALL_UNDECIDED)
+    expected, sigma = Oracle(model).run(close), execution_sigma(model, close)
+    for outputs in (expected, {"y": np.ones(7, np.float32)}):
+        judged = compare_execution(outputs, expected, sigma)
+        assert (judged.status, judged.reason) == ("skipped", ALL_UNDECIDED)
+    far = {"x": np.array([0.1, 1, 2], np.float32)}
+    for inputs in (far, [close, far]):
+        assert [check.status for check in compare_graph(model, model, inputs)] == ["passed"]
+    both = [Oracle(model).run(feeds) for feeds in (close, far)], [execution_sigma(model, feeds) for feeds in (close, far)]
+    assert compare_execution(both[0], *both).passed
+    wrong = [both[0][0], {"y": np.ones(7, np.float32)}]
+    assert compare_execution(wrong, *both).reason == "shape (7,) where (2,) is right"
+
+
+def test_overflow_is_the_reason_where_nothing_is_left_to_compare(parse) -> None:
+    model = parse('<ir_version: 8, opset_import: ["" : 18]> g (float[4] x) => (float y) { y = Mul (x, x) }')
+    x = {"x": np.full(4, 1e38, np.float32)}
+    expected, sigma = Oracle(model).run(x), execution_sigma(model, x)
+    check = compare_execution({"y": np.full(4, np.inf, np.float32)}, expected, sigma)
+    assert (check.status, check.reason) == ("skipped", NOTHING_BOUNDED)
+    x = {"x": np.full(4, np.nan, np.float32)}
+    expected, sigma = Oracle(model).run(x), execution_sigma(model, x)
+    assert compare_execution(expected, expected, sigma).reason == NOTHING_FINITE

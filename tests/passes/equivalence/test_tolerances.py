@@ -96,6 +96,17 @@ def test_integer_outputs_tell_where_rounding_decides(parse) -> None:
     assert sigma[2] > 0
 
 
+def test_sigma_is_infinite_where_rounding_decides_the_shape(parse) -> None:
+    model = parse(
+        f"""{HEADER} g (float[3] x) => (float[n] y) <float c = {{1}}, float half = {{0.5}}>
+        {{ t = Mul (x, c) b = Greater (t, half) i = NonZero (b) j = Transpose (i) k = GatherND (t, j) y = Mul (k, c) }}"""
+    )
+    x = np.array([0.1, np.nextafter(np.float32(0.5), np.float32(1)), 2], np.float32)
+    for sigma in (constant_rounding_sigma, execution_sigma):
+        assert np.isposinf(sigma(model, {"x": x})["y"]).all()
+        assert np.isfinite(sigma(model, {"x": x + 1})["y"]).all()
+
+
 def test_runtimes_pass_and_faint_mistakes_fail(random_network, run_onnxruntime) -> None:
     model = random_network(11, BLOCKS)
     inputs = [sample_inputs(model, seed) for seed in range(3)]
