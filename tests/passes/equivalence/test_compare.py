@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 from sepwise.passes.equivalence import (
     HISTOGRAM_EDGES,
     GraphReference,
+    Margin,
     Oracle,
     compare_execution,
     compare_graph,
@@ -309,6 +310,65 @@ def test_the_worst_element_comes_with_its_values(parse) -> None:
     assert graph.expected == 0
     assert sum(graph.histogram) == sum(model.histogram) == 2 * sum(kernel.histogram) == 2 * 600
     assert kernel.histogram[-1] == 1, "an error where none is allowed is off the scale"
+
+
+def test_margin_is_of_one_element() -> None:
+    """The largest error is on other inputs, where more is allowed, and it is not what the bound belongs to."""
+    outputs = [{"y": np.array([1.0, 2.0])}, {"y": np.array([1000.0, 2.0])}]
+    wrong = [{"y": np.array([1.0, 2.0 + 2.0**-15])}, {"y": np.array([1000.0 + 2.0**-4, 2.0])}]
+    sigma = [{"y": np.full(2, 2.0**-17)}, {"y": np.full(2, 1.0)}]
+    check = compare_execution(wrong, outputs, sigma)
+    assert check.passed
+    assert check.max_abs_error == 2.0**-4
+    assert (check.worst_input, check.worst_index) == (0, (1,))
+    assert check.worst_error == abs(check.computed - check.expected) == 2.0**-15
+    assert check.margin == Margin("element", 2.0**-15, check.bound)
+    assert check.margin.error / check.margin.bound == check.worst_ratio
+    assert check.to_json()["worst_error"] == 2.0**-15
+
+
+def test_margin_is_of_the_rms_where_it_decides(reference: GraphReference, fold_batch_norms, network: onnx.ModelProto) -> None:
+    (graph,) = compare_graph(reference, fold_batch_norms(network))
+    right, sigma = {"y": np.ones(200)}, {"y": np.full(200, 2.0**-23)}
+    one = compare_execution({"y": np.full(200, 1 + 2.0**-23, np.float32)}, right, sigma)
+    for check in (graph, one):
+        assert check.margin == Margin("RMS", check.rms_error, check.rms_bound)
+        assert check.margin.error / check.margin.bound == pytest.approx(check.worst_ratio)
+    assert abs(graph.computed - graph.expected) == graph.worst_error == graph.max_abs_error
+    outputs = {"y": np.full(200, 1 + 2.0**-23, np.float32), "z": np.zeros(200, np.float32)}
+    two = compare_execution(outputs, {**right, "z": np.zeros(200)}, {**sigma, "z": np.ones(200)})
+    assert two.margin == Margin("RMS / sigma", two.worst_ratio, 1.0)
+    assert two.worst_ratio == pytest.approx(0.5**0.5)
+
+
+def test_margin_of_what_is_exact_or_misplaced_or_skipped(parse) -> None:
+    model, other = (
+        parse(f'<ir_version: 8, opset_import: ["" : 18]> g (float[4,9] x) => (float y) {{ y = Arg{m}<axis=1>(x) }}')
+        for m in ("Max", "Min")
+    )
+    (check,) = compare_graph(model, other, sample_inputs(model, 0))
+    assert check.margin == Margin("element", check.worst_error, 0.0)
+    assert check.worst_error == check.max_abs_error > 0
+    value = np.ones(3)
+    assert compare_kernel(np.array([1, np.nan, 1]), value, value).margin == Margin("element", np.inf, 0.0)
+    assert compare_kernel(value, value, np.full(3, np.inf)).margin is None
+
+
+def test_failure_says_what_is_allowed(parse) -> None:
+    header = '<ir_version: 8, opset_import: ["" : 18]> g'
+    for count, text in (
+        (20, "where 3 times what rounding the constants explains, as of few elements"),
+        (200, "where rounding the constants explains"),
+    ):
+        models = [parse(f"{header} (float[{count}] x) => (float y) <float c = {{{c}}}> {{ y = Mul (x, c) }}") for c in (1.5, 1.6)]
+        (check,) = compare_graph(*models, sample_inputs(models[0], 0))
+        assert text in check.reason
+        assert f"{check.rms_bound:.3g}" in check.reason
+    models = [
+        parse(f"{header} (float[200] x, float[200] z) => (float y) {{ y = {operator} (x, z) }}") for operator in ("Add", "Sub")
+    ]
+    (check,) = compare_graph(*models, sample_inputs(models[0], 0))
+    assert "where rounding in the float64 reference explains" in check.reason
 
 
 def test_histogram_counts_each_element_once() -> None:
