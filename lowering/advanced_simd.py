@@ -5,31 +5,35 @@ A multiply-add takes one of its factors from a lane of a vector, so inputs that 
     # a0 += broadcast(x[i]) * w0; a1 += broadcast(x[i + 1]) * w1; ...
     #   ->  v = x[i : i + 4]; a0 += shuffle(v, [0, 0, 0, 0]) * w0; a1 += shuffle(v, [1, 1, 1, 1]) * w1; ...
 
-Only elements between those that the statements read are loaded, and nothing is written meanwhile. Minimum and maximum give NaN
-for NaN, so a clamp takes two instructions instead of four:
+Only elements between those that the statements read in any case are loaded, and nothing is written meanwhile. Where whole
+vectors are inputs, each is read by neighbouring statements and needs no register for long:
+
+    # a0 += x[4:8] * w0; a1 += x[0:4] * w0; a1 += x[4:8] * w1
+    #   ->  a1 += x[0:4] * w0; a0 += x[4:8] * w0; a1 += x[4:8] * w1
+
+Minimum and maximum give NaN for NaN, so a clamp takes two instructions instead of four:
 
     # select(x > c, c, x)  ->  llvm.minimum(x, c);  select(x < c, c, x)  ->  llvm.maximum(x, c)
 
-Both run on flat functions, after loops were vectorised and unrolled.
+All three run on flat functions, after loops were vectorised and unrolled.
 """
 
 from __future__ import annotations
 
 import math
-import operator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import tvm
 import tvm_ffi
 from tvm import tirx
-from tvm.ir.expr import TensorLoad
+from tvm.ir.expr import Call, TensorLoad
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     Expr = Any  # tvm has no type stubs
 
-__all__ = ["clamp_by_minimum", "load_lanes_together"]
+__all__ = ["clamp_by_minimum", "load_lanes_together", "order_by_input"]
 
 LANES: Final = 4
 """float32 lanes of a vector register."""
@@ -89,7 +93,8 @@ def clamp_by_minimum(function: tirx.PrimFunc) -> tirx.PrimFunc:
 def order_by_input(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """Unrolled vector multiply-adds -> the same in the order in which their inputs lie.
 
-    An input is loaded once for all that read it, one after the other, and needs no register beyond. The order of each sum stays.
+    An input is loaded once for all that read it, one after the other, and needs no register beyond. The order of each sum stays:
+    statements stay where theirs would change, and where one reads registers other than its own sum.
 
     Args:
         function: Flat and vectorised, its loops unrolled.
@@ -101,16 +106,14 @@ def order_by_input(function: tirx.PrimFunc) -> tirx.PrimFunc:
 
     def on_sequence(sequence: tirx.SeqStmt) -> tirx.Stmt:
         statements: list[tirx.Stmt] = []
-        run: list[tuple[int, tirx.Stmt]] = []
-        source: tuple[Expr, Expr] | None = None
+        run: list[_MultiplyAdd] = []
         for statement in (*sequence.seq, None):
-            place = None if statement is None else _input_of(statement, analyzer)
-            if run and (place is None or source is None or not (place[0].same_as(source[0]) and _equal(place[1], source[1]))):
-                statements += [each for _, each in sorted(run, key=operator.itemgetter(0))]
+            step = None if statement is None else _multiply_add(statement, analyzer)
+            if run and (step is None or not (step.source.same_as(run[0].source) and _equal(step.base, run[0].base))):
+                statements += [each.statement for each in _ordered(run)]
                 run = []
-            if place is not None:
-                source = place[:2]
-                run.append((place[2], statement))
+            if step is not None:
+                run.append(step)
             elif statement is not None:
                 statements.append(statement)
         return tirx.SeqStmt(statements)
@@ -118,17 +121,50 @@ def order_by_input(function: tirx.PrimFunc) -> tirx.PrimFunc:
     return function.with_body(tvm_ffi.structural_map(function.body, (tirx.SeqStmt, on_sequence)))
 
 
-def _input_of(statement: tirx.Stmt, analyzer: Any) -> tuple[Expr, Expr, int] | None:
-    """Where `a[i] = a[i] + x[j] * w[k]` of vectors reads its input: the buffer, the index and its constant part; else None."""
+class _MultiplyAdd(NamedTuple):
+    """`a[i] = a[i] + x[j] * w[k]`, all vectors and `a` registers: `x`, the variable and the constant part of `j`, `a` and `i`."""
+
+    statement: tirx.Stmt
+    source: Expr
+    base: Expr
+    offset: int
+    total: tuple[Expr, int]
+
+
+def _multiply_add(statement: tirx.Stmt, analyzer: Any) -> _MultiplyAdd | None:
+    """A multiply-add that neither reads nor overlaps the registers of others, or None."""
     if not isinstance(statement, tirx.BufferStore) or statement.buffer.scope() != "local":
         return None
-    total = statement.value
+    total, place = statement.value, statement.indices[0]
     if not (isinstance(total, tirx.Add) and isinstance(total.b, tirx.Mul) and isinstance(total.b.a, TensorLoad)):
         return None
-    x = total.b.a
-    if not isinstance(x.indices[0], tirx.Ramp) or x.source.scope() == "local":
+    if not (isinstance(total.a, TensorLoad) and total.a.source.same_as(statement.buffer) and _equal(total.a.indices[0], place)):
         return None
-    return x.source, *_split(x.indices[0].base, analyzer)
+    x = total.b.a
+    if not isinstance(x.indices[0], tirx.Ramp) or _reads_registers(total.b):
+        return None
+    if not (isinstance(place, tirx.Ramp) and isinstance(place.base, tirx.IntImm) and int(place.stride) == 1):
+        return None
+    if int(place.base) % int(place.lanes):  # it could overlap another
+        return None
+    return _MultiplyAdd(statement, x.source, *_split(x.indices[0].base, analyzer), (statement.buffer, int(place.base)))
+
+
+def _ordered(run: Sequence[_MultiplyAdd]) -> Sequence[_MultiplyAdd]:
+    """Multiply-adds of one input by its offset, or as they are where that changes the order of a sum."""
+    last: dict[tuple[Expr, int], int] = {}
+    for step in run:
+        if step.offset < last.get(step.total, step.offset):
+            return run
+        last[step.total] = step.offset
+    return sorted(run, key=lambda step: step.offset)
+
+
+def _reads_registers(expression: Expr) -> bool:
+    """Whether an expression reads a buffer of registers."""
+    loads: list[TensorLoad] = []
+    tvm_ffi.structural_walk(expression, (TensorLoad, loads.append))
+    return any(load.source.scope() == "local" for load in loads)
 
 
 def _split(index: Expr, analyzer: Any) -> tuple[Expr, int]:
@@ -148,7 +184,7 @@ def _merged(run: Sequence[tirx.Stmt], analyzer: Any) -> Sequence[tirx.Stmt]:
     def place(broadcast: tirx.Broadcast) -> tuple[TensorLoad, int, int] | None:
         """A broadcast element: the load, which of `bases` its index has, and how far from there; None for other broadcasts."""
         load = broadcast.value
-        if not isinstance(load, TensorLoad) or str(load.ty.dtype) != "float32" or load.source.scope() == "local":
+        if not isinstance(load, TensorLoad) or str(load.ty.dtype) != "float32" or _reads_registers(load):
             return None
         base, offset = _split(load.indices[0], analyzer)
         number = next((number for number, known in enumerate(bases) if _equal(known, base)), len(bases))
@@ -164,7 +200,7 @@ def _merged(run: Sequence[tirx.Stmt], analyzer: Any) -> Sequence[tirx.Stmt]:
             offsets.setdefault((load.source, number), set()).add(offset)
 
     for statement in run:
-        tvm_ffi.structural_walk(statement, (tirx.Broadcast, note))
+        tvm_ffi.structural_walk(statement, ((tirx.Broadcast, note), ((tirx.Select, Call), _skip_guarded)), order="pre")
     firsts = {key: _firsts(sorted(found)) for key, found in offsets.items()}
     if not any(firsts.values()):
         return run
@@ -174,7 +210,7 @@ def _merged(run: Sequence[tirx.Stmt], analyzer: Any) -> Sequence[tirx.Stmt]:
         if found is None:
             return broadcast
         load, number, offset = found
-        first = firsts[load.source, number].get(offset)
+        first = firsts.get((load.source, number), {}).get(offset)
         if first is None:
             return broadcast
         vector = tirx.BufferLoad(load.source, [tirx.Ramp(bases[number] + first, tirx.IntImm("int32", 1), LANES)])
@@ -182,6 +218,12 @@ def _merged(run: Sequence[tirx.Stmt], analyzer: Any) -> Sequence[tirx.Stmt]:
         return tirx.Shuffle([vector] * math.ceil(lanes / LANES), [tirx.IntImm("int32", offset - first)] * lanes)
 
     return [tvm_ffi.structural_map(statement, (tirx.Broadcast, merge)) for statement in run]
+
+
+def _skip_guarded(expression: tirx.Select | Call) -> tvm_ffi.WalkResult | None:
+    """Walks past what is read only where a condition holds, such as inputs that lie outside of a buffer elsewhere."""
+    guarded = isinstance(expression, tirx.Select) or getattr(expression.op, "name", "") == "prim.if_then_else"
+    return tvm_ffi.WalkResult.SKIP if guarded else None
 
 
 def _firsts(offsets: Sequence[int]) -> dict[int, int]:
@@ -206,6 +248,6 @@ def _equal(a: Expr, b: Expr) -> bool:
 
 
 def _finite(limit: Expr) -> bool:
-    """Whether an expression is a constant, in all lanes, and not NaN."""
+    """Whether an expression is a constant, in all lanes, that is neither infinite nor NaN."""
     constant = limit.value if isinstance(limit, tirx.Broadcast) else limit
     return isinstance(constant, tirx.FloatImm) and math.isfinite(float(constant.value))

@@ -20,6 +20,7 @@ def ramp(start: Any, lanes: int = 4) -> tirx.Ramp:
 X = tirx.decl_buffer((64,), "float32", "x")
 W = tirx.decl_buffer((64,), "float32", "w")
 TOTAL = tirx.decl_buffer((64,), "float32", "total", scope="local")
+OTHER = tirx.decl_buffer((64,), "float32", "other", scope="local")
 BASE = Var("i", PrimType("int32"))
 
 
@@ -77,6 +78,36 @@ def test_a_store_between_keeps_loads_apart() -> None:
     assert str(advanced_simd.load_lanes_together(before)) == str(before)
 
 
+def guarded(choice: Any, number: int, offset: int) -> tirx.Stmt:
+    """`total[number] += (broadcast(x[i + offset]) where it lies in `x`, else 0) * w`."""
+    inside = tirx.Broadcast(tirx.BufferLoad(X, [BASE + offset]), 4)
+    condition = BASE + offset >= 0
+    return add(number, choice(condition, inside, tirx.Broadcast(tirx.FloatImm("float32", 0.0), 4)))
+
+
+@pytest.mark.parametrize("choice", [tirx.if_then_else, tirx.Select])
+def test_what_is_read_on_a_condition_is_not_read_without(choice: Any) -> None:
+    before = function(guarded(choice, 0, -1), *(by_scalar(number, BASE + number - 1) for number in (1, 2, 3)))
+    assert str(advanced_simd.load_lanes_together(before)) == str(before)  # only three are in `x` in any case
+    alone = function(*(guarded(choice, number, number) for number in range(4)))
+    assert str(advanced_simd.load_lanes_together(alone)) == str(alone)
+
+
+@pytest.mark.parametrize("choice", [tirx.if_then_else, tirx.Select])
+def test_others_beside_a_condition_are_lanes(choice: Any) -> None:
+    after = advanced_simd.load_lanes_together(function(guarded(choice, 0, -1), *(by_scalar(n, BASE + n - 1) for n in (1, 2, 3, 4))))
+    assert set(loads(after.body)) == {str(BASE + -1), str(ramp(BASE))}
+    assert lanes(after) == [0, 1, 2, 3]
+
+
+def test_places_that_registers_give_stay_apart() -> None:
+    """`i = x[j]; a += x[i]; i = ..; a += x[i + 1]`: the same expression is another place."""
+    numbers = tirx.decl_buffer((1,), "int32", "numbers", scope="local")
+    zero = tirx.IntImm("int32", 0)
+    before = function(*(by_scalar(number, tirx.BufferLoad(numbers, [zero]) + number) for number in range(4)))
+    assert str(advanced_simd.load_lanes_together(before)) == str(before)
+
+
 def test_indices_of_unknown_distance_stay_apart() -> None:
     other = Var("j", PrimType("int32"))
     before = function(by_scalar(0, BASE), by_scalar(1, BASE + 1), by_scalar(2, other + 2), by_scalar(3, other + 3))
@@ -84,13 +115,44 @@ def test_indices_of_unknown_distance_stay_apart() -> None:
 
 
 def test_multiply_adds_follow_their_inputs() -> None:
-    order = [(0, 8), (1, 4), (0, 4), (2, 0)]
+    order = [(0, 4), (1, 8), (0, 8), (2, 0)]
     before = function(*(add(number, tirx.BufferLoad(X, [ramp(BASE + start)])) for number, start in order))
     after = advanced_simd.order_by_input(before)
-    assert loads(after.body) == [str(ramp(BASE + start)) if start else str(ramp(BASE)) for start in (0, 4, 4, 8)]
+    assert loads(after.body) == [str(ramp(BASE + start)) if start else str(ramp(BASE)) for start in (0, 4, 8, 8)]
     stores: list[tirx.BufferStore] = []
     tvm_ffi.structural_walk(after.body, (tirx.BufferStore, stores.append), order="pre")
-    assert [int(store.indices[0].base) // 4 for store in stores[:-1]] == [2, 1, 0, 0]  # equal inputs in their old order
+    assert [int(store.indices[0].base) // 4 for store in stores[:-1]] == [2, 0, 1, 0]  # equal inputs in their old order
+
+
+def multiply_add(number: int, start: int, *, read: Any = None, weight: Any = None, buffer: Any = TOTAL, place: int | None = None) -> tirx.Stmt:
+    """`total[number] = read + x[start] * weight`; it reads what it writes, unless told otherwise."""
+    target = ramp(4 * number if place is None else place)
+    read = tirx.BufferLoad(buffer, [target]) if read is None else read
+    weight = tirx.BufferLoad(W, [ramp(0)]) if weight is None else weight
+    return tirx.BufferStore(buffer, read + tirx.BufferLoad(X, [ramp(start)]) * weight, [target])
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        # the second writes what the first read: t[0] = t[1] + ..; t[1] = t[2] + ..
+        [multiply_add(number, start, read=tirx.BufferLoad(TOTAL, [ramp(4 * number + 4)])) for number, start in ((0, 8), (1, 0))],
+        [multiply_add(0, 8), multiply_add(1, 0, read=tirx.BufferLoad(OTHER, [ramp(4)]))],
+        [multiply_add(0, 8), multiply_add(1, 0, weight=tirx.BufferLoad(TOTAL, [ramp(0)]))],  # a factor that the first wrote
+        [multiply_add(0, 8, weight=tirx.BufferLoad(TOTAL, [ramp(4)])), multiply_add(1, 0)],  # one that the second writes
+        [multiply_add(0, 8), multiply_add(0, 0)],  # the order of one sum
+        [multiply_add(0, 8), multiply_add(0, 0, place=2)],  # of the half of one
+    ],
+    ids=["sum of another", "sum elsewhere", "factor written before", "factor written after", "order of a sum", "overlap"],
+)
+def test_what_depends_on_its_neighbours_keeps_its_place(statements: list[tirx.Stmt]) -> None:
+    before = function(*statements)
+    assert str(advanced_simd.order_by_input(before)) == str(before)
+
+
+def test_sums_in_different_buffers_are_ordered() -> None:
+    before = function(multiply_add(0, 8), multiply_add(0, 0, buffer=OTHER))
+    assert loads(advanced_simd.order_by_input(before).body) == [str(ramp(0)), str(ramp(8))]
 
 
 def test_other_statements_keep_their_place() -> None:
