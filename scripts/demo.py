@@ -109,7 +109,7 @@ def measure(model: str | Path, inputs: Mapping[str, np.ndarray] | None, targets:
         verdict = sepwise.verify(model, target=target, inputs=inputs, shapes=shapes)
         passed &= verdict.passed
         whole = max((check for check in verdict.checks if check.scope == "model"), key=ratio)
-        cells.append(f"{whole.max_abs_error:.1e} ({ratio(whole):.3f} of its bound)")
+        cells.append("-" if whole.margin is None else f"{whole.margin.error:.1e} ({ratio(whole):.3f} of its bound)")
     console.print(f"measuring {name} ...", highlight=False)
     host = sepwise.bench(model, target="host", against=("onnxruntime", "stock-tvm"), shapes=shapes)
     cells += [f"{runtime.median_us / 1e3:.2f}" for runtime in host.runtimes if isinstance(runtime, RuntimeTime)]
@@ -129,7 +129,7 @@ def demonstrate() -> bool:
     classifier = fetch_networks(CACHE)[CLASSIFIER]
     right = classify(classifier, targets)
     table = Table(title="From ONNX and from torch to the targets", title_justify="left")
-    columns = ["network", "fused operators", *(f"{target}: largest error" for target in targets)]
+    columns = ["network", "fused operators", *(f"{target}: worst error" for target in targets)]
     columns += ["host ms", "ONNX Runtime ms", "stock TVM ms"]
     if EMULATED in targets:
         columns.append(f"{EMULATED}: instructions per MAC")

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -74,8 +74,12 @@ def print_json(result: Mapping[str, object]) -> None:
     print(json.dumps(_finite(dict(result)), indent=2, allow_nan=False), flush=True)
 
 
+_LARGEST_WRITTEN_OUT: Final = 1e9
+"""Above, what is not an integer has an exponent: its digits would break a table and say nothing."""
+
+
 def number(value: object) -> str:
-    """Spells a number for a table: integers with separators, others with three digits, None as a dash.
+    """Spells a number for a table: integers with separators, others with three digits or more, None as a dash.
 
     Args:
         value: The number.
@@ -87,7 +91,9 @@ def number(value: object) -> str:
         return "-"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 100 else f"{value:,.0f}"
+    if isinstance(value, float) and not 100 <= abs(value) < _LARGEST_WRITTEN_OUT:
+        return f"{value:.3g}"
+    return f"{value:,.0f}"
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def test_json_has_no_infinities(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, "-"), (1234567, "1,234,567"), (0.01234, "0.0123"), (1234.6, "1,235"), (0.0, "0")]
+    ("value", "text"), [(None, "-"), (1234567, "1,234,567"), (0.01234, "0.0123"), (1234.6, "1,235"), (0.0, "0"), (99.96, "100"), (-1e8, "-100,000,000"), (2.279e40, "2.28e+40"), (math.inf, "inf")]
 )
 def test_number(value: object, text: str) -> None:
     assert number(value) == text

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from sepwise.console import number, print_json, print_table, working
 from sepwise.options import AsJson, Model, Shape, Target, Threads, read_shapes
+
+if TYPE_CHECKING:
+    from sepwise.passes.equivalence import Check
 
 __all__ = ["verify"]
 
@@ -62,12 +65,11 @@ def verify(
         print_json(verdict.to_json())
     else:
         rows = [
-            [check.name, check.scope, check.status, *map(number, (check.max_abs_error, check.bound, check.worst_ratio))]
-            for check in verdict.checks
+            [check.name, check.scope, check.status, *_margin(check), number(check.worst_ratio)] for check in verdict.checks
         ]
         print_table(
             f"{verdict.model} on {target}" if against is None else f"{verdict.model} against {against}",
-            ["check", "scope", "status", "largest error", "bound at the worst", "worst ratio"],
+            ["check", "scope", "status", "judged by", "error", "bound", "error / bound"],
             rows,
         )
         for answer in verdict.agreement:
@@ -82,3 +84,9 @@ def verify(
         print("passed" if verdict.passed else "NOT passed")
     if not verdict.passed:
         raise typer.Exit(1)
+
+
+def _margin(check: Check) -> list[str]:
+    """What decided a check: the worst element or the root mean square, its error and its bound."""
+    margin = check.margin
+    return ["-", "-", "-"] if margin is None else [margin.of, number(margin.error), number(margin.bound)]

@@ -82,6 +82,7 @@ def _details(check: Check, reproducer: Reproducer | None) -> str:
     if check.status != "skipped":
         facts += [("max_abs_error", check.max_abs_error), ("bound", check.bound), ("worst_ratio", check.worst_ratio)]
         facts += [("rms_error", check.rms_error), ("rms_bound", check.rms_bound)]
+        facts += [("rms_ratio", check.rms_ratio), ("worst_error", check.worst_error)]
     if check.worst_index is not None:
         facts.append(("worst_index", f"{check.worst_tensor or ''}{list(check.worst_index)}"))
     facts += [("computed", check.computed), ("expected", check.expected), ("reproducer", check.reproducer)]

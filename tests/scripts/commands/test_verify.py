@@ -41,6 +41,20 @@ def test_what_passes_is_status_0(command: Callable[..., Any], verdicts: Callable
     assert any("k0" in line and "kernel" in line and "0.5" in line for line in out.splitlines())
 
 
+def test_error_and_bound_in_the_table_are_of_one_thing(command: Callable[..., Any], verdicts: Callable[..., dict[str, Any]]) -> None:
+    element = replace(PASSED, max_abs_error=0.0557, bound=1.64e-5, worst_ratio=0.206, worst_error=3.38e-6)
+    rms = replace(element, scope="graph", name="fold: y", worst_ratio=0.25, rms_ratio=0.25, rms_error=1e-7, rms_bound=4e-7)
+    skipped = replace(PASSED, name="k2", status="skipped", worst_ratio=None)
+    verdicts(element, rms, skipped)
+    _, out, _ = command("verify", "net.onnx")
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert cells == [
+        ["k0", "kernel", "passed", "element", "3.38e-06", "1.64e-05", "0.206"],
+        ["fold: y", "graph", "passed", "RMS", "1e-07", "4e-07", "0.25"],
+        ["k2", "kernel", "skipped", "-", "-", "-", "-"],
+    ]
+
+
 def test_what_fails_is_status_1_with_its_reason(command: Callable[..., Any], verdicts: Callable[..., dict[str, Any]]) -> None:
     verdicts(PASSED, FAILED)
     status, out, _ = command("verify", "net.onnx")

@@ -176,12 +176,26 @@ def test_every_number_is_there(passing: Verification, provenance: Provenance) ->
     page = read(passing, provenance)
     (body,) = page.of["tbody"][-1:]
     for check in passing.checks:
-        for value in (check.max_abs_error, check.bound, check.worst_ratio):
+        assert check.margin is not None
+        for value in (check.max_abs_error, check.margin.error, check.margin.bound, check.worst_ratio):
             assert f"{value:.3g}" in body
         assert f"computed {check.computed:.9g}, right is {check.expected:.9g}" in body
         assert f"{check.worst_tensor}[{', '.join(map(str, check.worst_index or ()))}]" in body
     sortable = [found["data-value"] for found in page.all("td", **{"class": "ratio"})][-len(passing.checks) :]
     assert [float(value or "nan") for value in sortable] == [check.worst_ratio for check in passing.checks]
+
+
+def test_error_and_bound_are_of_one_thing(passing: Verification, comparing: Verification, provenance: Provenance) -> None:
+    """A kernel's largest error is not that of its worst element, and what decides of a graph is no element at all."""
+    columns = 9
+    cells = read(passing, provenance).of["td"][-columns * len(passing.checks) :]
+    graph, kernel = (cells[place * columns : place * columns + columns - 1] for place in (0, 1))
+    assert graph[-4:] == ["1e-07", "4e-07", "RMS", "5e-07"]
+    assert kernel[-4:] == ["1e-06", "8e-06", "element", "7e-05"]
+    tips = [text for text in read(passing, provenance).of["title"] if text.startswith("k0_depthwise")]
+    assert "element: 1e-06, allowed 8e-06" in tips[0]
+    (card,) = (text for text in read(comparing, provenance).of["article"] if "RMS error 7" in text)
+    assert "Error and bound (RMS)2.8e-06, allowed 4e-07" in card
 
 
 def test_the_plot_has_a_mark_for_each_kernel(failing: Verification, provenance: Provenance) -> None:
