@@ -52,8 +52,13 @@ def run_onnxruntime(
         raise CheckFailed(f"ONNX Runtime does not run it: {' '.join(str(error).split())}") from error
 
 
-def _match_names(first: ir.Model, second: ir.Model) -> str | None:
+def _match_names(first: ir.Model, second: ir.Model, labels: Sequence[str]) -> str | None:
     """Gives the inputs and outputs of the second model the names of the first's, by position where the names differ.
+
+    Args:
+        first: The reference.
+        second: The other, renamed in place.
+        labels: What the files are called.
 
     Returns:
         What was matched, for the reader; None where the names agree.
@@ -67,15 +72,16 @@ def _match_names(first: ir.Model, second: ir.Model) -> str | None:
     for kind in ("inputs", "outputs"):
         wanted, found = list(getattr(first.graph, kind)), list(getattr(second.graph, kind))
         names, others = [value.name for value in wanted], [value.name for value in found]
-        if set(names) == set(others):
-            continue
-        fit = len(wanted) == len(found) and all(map(_alike, wanted, found))
-        if not fit:
-            spelled = (", ".join(f"{value.name} {value.shape or ''}".strip() for value in side) for side in (wanted, found))
+        same_names = set(names) == set(others)
+        partners = sorted(found, key=lambda value: names.index(value.name)) if same_names else found
+        if len(wanted) != len(found) or not all(map(_alike, wanted, partners)):
+            spelled = (f"{', '.join(map(_spell, side))} of {label}" for side, label in zip((wanted, found), labels, strict=True))
             raise InputError(
-                f"The {kind} of the two files do not fit: {' against '.join(spelled)}. They need the same names, or the same "
-                "number, order, types and shapes."
+                f"The {kind} of the two files do not fit: {' against '.join(spelled)}. They need the same types and shapes, and "
+                "the same names or the same order."
             )
+        if same_names:
+            continue
         made = (value for node in second.graph for value in node.outputs)
         taken = {value.name: value for value in (*made, *second.graph.inputs, *second.graph.initializers.values())}
         for name, value in zip(names, found, strict=True):
@@ -89,12 +95,46 @@ def _match_names(first: ir.Model, second: ir.Model) -> str | None:
 
 def _alike(a: ir.Value, b: ir.Value) -> bool:
     """Tells whether two declarations fit, as far as both are known."""
-    if a.dtype != b.dtype:
+    if a.dtype is not None and b.dtype is not None and a.dtype != b.dtype:
         return False
     return a.shape is None or b.shape is None or (
         len(a.shape) == len(b.shape)
         and all(x == y for x, y in zip(a.shape, b.shape, strict=True) if isinstance(x, int) and isinstance(y, int))
     )
+
+
+def _spell(value: ir.Value) -> str:
+    """Writes a declaration as `x float32[1,3,224,224]`, as far as it is known."""
+    element = "" if value.dtype is None else str(value.dtype.numpy())
+    return f"{value.name} {element}{'' if value.shape is None else value.shape}".strip()
+
+
+def _require_types(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> None:
+    """Checks that arrays have the types of a model's inputs, those that numpy has.
+
+    Raises:
+        InputError: One has another.
+    """
+    from sepwise.passes.errors import InputError
+
+    for value in model.graph.inputs:
+        array = inputs.get(value.name or "")
+        if array is None or value.dtype is None:
+            continue
+        needed = value.dtype.numpy()
+        if needed.kind != "V" and array.dtype != needed:  # bfloat16 cannot be saved as an npz: any floating point will do
+            found = f"{array.dtype}[{','.join(map(str, array.shape))}]"
+            _, _, declared = _spell(value).rpartition(" ")
+            raise InputError(f"Input '{value.name}': found {found}, needed {declared}.")
+
+
+def _labels(first: ModelFile, second: ModelFile) -> tuple[str, str]:
+    """Calls two files by their names, by their paths where those are alike, and one file twice by its place."""
+    if first.path.name != second.path.name:
+        return first.path.name, second.path.name
+    if first.path != second.path:
+        return str(first.path), str(second.path)
+    return first.path.name, f"{second.path.name} (second)"
 
 
 def _judge(outputs: Sequence[Mapping[str, np.ndarray]], reference: GraphReference, name: str, seeds: int) -> Check:
@@ -116,12 +156,16 @@ def compare_files(
         bisect: Whether to narrow a difference down to operators.
 
     Returns:
-        One graph check for each output, and one model check for each file.
+        One graph check for each output, and one model check for each file that ONNX Runtime runs; a note for one that it cannot
+        run for lack of a kernel, or not even as the reference is spelled. One that it does not run though it runs the
+        reference is skipped.
 
     Raises:
         InputError: A file cannot be used, or they differ in inputs or outputs.
     """
     from dataclasses import replace
+
+    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as MissingKernel
 
     from sepwise.passes import load_model
     from sepwise.passes.equivalence import (
@@ -138,9 +182,12 @@ def compare_files(
     from sepwise.passes.errors import CheckFailed
 
     models = [load_model(file.path, shapes=file.shapes) for file in (first, second)]
-    note = _match_names(models[0], models[1])
+    labels = _labels(first, second)
+    matched = _match_names(models[0], models[1], labels)
+    notes = [] if matched is None else [matched]
     described: tuple[str, ...]
     if inputs is not None:
+        _require_types(models[0], inputs)
         feeds, described = [dict(inputs)], ("given",)
     else:
         feeds, described = [sample_inputs(models[0], seed, kind) for seed, kind in enumerate(NETWORK_KINDS)], NETWORK_KINDS
@@ -148,13 +195,18 @@ def compare_files(
     checks = compare_graph(reference, models[1])
     wrong = tuple(check for check in checks if check.status == "failed")
     agreement: tuple[Agreement, ...] = ()
-    for file, model in zip((first, second), models, strict=True):
-        name = f"{file.path.name} in ONNX Runtime"
+    runs = 0
+    for label, model in zip(labels, models, strict=True):
+        name = f"{label} in ONNX Runtime"
         try:
             outputs = run_onnxruntime(model, feeds)
         except CheckFailed as error:
-            checks.append(Check("model", name, (), "skipped", 0.0, 0.0, None, None, reason=str(error)))
+            if isinstance(error.__cause__, MissingKernel) or not runs:
+                notes.append(f"{label}: {error}")
+            else:
+                checks.append(Check("model", name, (), "skipped", 0.0, 0.0, None, None, reason=str(error)))
         else:
+            runs += 1
             checks.append(settle(partial(_judge, outputs, reference, name)))
             if inputs is not None and model is models[1]:
                 agreement = compare_answers(outputs[0], reference.outputs[0], reference.execution_sigma()[0])
@@ -165,7 +217,7 @@ def compare_files(
         against=second.name,
         inputs=described,
         agreement=agreement,
-        notes=() if note is None else (note,),
+        notes=tuple(notes),
     )
     if not bisect or not wrong:
         return verdict

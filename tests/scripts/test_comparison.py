@@ -59,8 +59,58 @@ def test_other_outputs_are_refused(tmp_path: Path) -> None:
     other = onnx.load(saved(tmp_path / "b.onnx", output="z"))
     other.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
     onnx.save(other, tmp_path / "b.onnx")
-    with pytest.raises(InputError, match=r"outputs of the two files do not fit: y \[1,8,8,8\] against z"):
+    with pytest.raises(InputError, match=r"do not fit: y float32\[1,8,8,8\] of a.onnx against z float64\[1,8,8,8\] of b"):
         compare_files(resolve(saved(tmp_path / "a.onnx")), resolve(tmp_path / "b.onnx"))
+
+
+def test_the_same_names_need_the_same_types_and_shapes(tmp_path: Path) -> None:
+    text = NETWORK.replace(" <float[8, 4, 1, 1] w>", "").replace("x)", "x, float[8, 4, 1, 1] w)", 1)
+    plain, smaller, double = (tmp_path / f"{name}.onnx" for name in "abc")
+    onnx.save(parser.parse_model(text), plain)
+    onnx.save(parser.parse_model(text.replace("8, 8]", "7, 8]")), smaller)
+    onnx.save(parser.parse_model(text.replace("float", "double")), double)
+    needed = r"inputs of the two files do not fit: x float32\[1,4,8,8\], w .* of a.onnx against x float32\[1,4,7,8\], w .* of b.onnx"
+    with pytest.raises(InputError, match=needed):
+        compare_files(resolve(plain), resolve(smaller))
+    with pytest.raises(InputError, match=r"against x float64\[1,4,8,8\], w .* of c.onnx"):
+        compare_files(resolve(plain), resolve(double))
+
+
+def test_given_inputs_need_the_declared_type(tmp_path: Path) -> None:
+    file = resolve(saved(tmp_path / "a.onnx"))
+    with pytest.raises(InputError, match=r"Input 'x': found float64\[1,4,8,8\], needed float32\[1,4,8,8\]\."):
+        compare_files(file, file, {"x": np.zeros((1, 4, 8, 8))})
+
+
+def test_rows_tell_files_of_one_name_apart(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    first, second = (resolve(saved(tmp_path / folder / "m.onnx")) for folder in ("a", "b"))
+    names = [check.name for check in compare_files(first, second).checks]
+    assert names == ["y", *(f"{tmp_path / folder / 'm.onnx'} in ONNX Runtime" for folder in ("a", "b"))]
+    names = [check.name for check in compare_files(first, first).checks]
+    assert names == ["y", "m.onnx in ONNX Runtime", "m.onnx (second) in ONNX Runtime"]
+
+
+@pytest.mark.parametrize("element", ["double", "bfloat16"])
+def test_what_onnx_runtime_has_no_kernel_for_is_a_note(element: str, tmp_path: Path) -> None:
+    text = f"""
+<ir_version: 10, opset_import: ["" : 22]>
+net ({element}[1, 4, 8, 8] x, {element}[8, 4, 1, 1] w) => ({element}[1, 8, 8, 8] y) {{
+   h = Conv(x, w)
+   y = Relu(h)
+}}
+"""
+    for name, spelled in (("a", text), ("b", text), ("c", text.replace("Relu(h)", "Neg(h)"))):
+        onnx.save(parser.parse_model(spelled), tmp_path / f"{name}.onnx")
+    first, second, wrong = (resolve(tmp_path / f"{name}.onnx") for name in "abc")
+    verdict = compare_files(first, second)
+    assert verdict.passed
+    assert [check.name for check in verdict.checks] == ["y"]
+    assert [note.split(": ")[:2] for note in verdict.notes] == [
+        [f"{name}.onnx", "ONNX Runtime does not run it"] for name in "ab"
+    ]
+    assert not compare_files(first, wrong).passed
 
 
 def test_other_names_are_matched_by_position(tmp_path: Path) -> None:
