@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,7 +49,6 @@ from sepwise.passes.errors import SepwiseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import KernelCall, Program
@@ -93,9 +93,8 @@ def verify(
     Raises:
         InputError: The model, the target or the inputs cannot be used.
     """
-    return verify_model(
-        load_model(path, shapes=shapes), devices.get(target), inputs=inputs, threads=threads, bisect=bisect
-    )
+    model = load_model(path, shapes=shapes)
+    return verify_model(model, devices.get(target), inputs=inputs, threads=threads, bisect=bisect, name=Path(path).stem)
 
 
 def verify_model(
@@ -105,6 +104,7 @@ def verify_model(
     inputs: Mapping[str, np.ndarray] | None = None,
     threads: int = 1,
     bisect: bool = False,
+    name: str | None = None,
 ) -> Verification:
     """Verifies a loaded model on a device.
 
@@ -114,6 +114,7 @@ def verify_model(
         inputs: Arrays by input name; drawn where None.
         threads: Workers.
         bisect: Whether to narrow a failure down to a pass and its operators, to a kernel, or to a value.
+        name: What to call the model; as its graph is called where None.
 
     Returns:
         Every check with its error and its bound.
@@ -134,7 +135,7 @@ def verify_model(
     graph_checks = _check_passes(model, stages[1:], feeds)
     wrong = next((check.pass_name for check in graph_checks if check.status == "failed"), None)
     if wrong is not None:  # its shapes may not be those that kernels are built for
-        name = model.graph.name or "model"
+        name = name or model.graph.name or "model"
         left_out = _skip(name, f"the pass {wrong} is wrong, so what it leaves was not compiled")
         found = Verification(name, device.name, (*graph_checks, *left_out), passes=report.passes, inputs=described)
         if not bisect:
@@ -147,10 +148,10 @@ def verify_model(
         ungrouped = [stage for name, stage in stages if name != GROUPING][-1]
         checker = KernelChecker(program, runner, ungrouped, feeds[0])
         kernel_checks = [check for index in range(len(program.calls)) for check in checker.check(index)]
-        model_check, answers = _check_model(runner, model, feeds, program.name)
+        model_check, answers = _check_model(runner, model, feeds, name or program.name)
         checks = (*graph_checks, *kernel_checks, model_check)
         found = Verification(
-            program.name,
+            name or program.name,
             device.name,
             checks,
             passes=report.passes,

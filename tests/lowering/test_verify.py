@@ -235,10 +235,14 @@ def test_given_inputs_are_used(network: Callable[..., ir.Model]) -> None:
 
 
 def test_a_file(network: Callable[..., ir.Model], tmp_path: Path) -> None:
-    onnx.save(ir.to_proto(network(NETWORK)), tmp_path / "small.onnx")
-    assert verify.verify(tmp_path / "small.onnx", threads=2).passed
+    """It is called by its name, not by that of its graph."""
+    onnx.save(ir.to_proto(network(NETWORK)), tmp_path / "file.onnx")
+    found = verify.verify(tmp_path / "file.onnx", threads=2)
+    assert found.passed
+    assert found.model == "file"
+    assert found.checks[-1].name.startswith("file: ") or found.checks[-1].name == "file"
     with pytest.raises(InputError, match="Target 'z80': unknown"):
-        verify.verify(tmp_path / "small.onnx", target="z80")
+        verify.verify(tmp_path / "file.onnx", target="z80")
 
 
 def test_what_is_skipped_has_not_passed() -> None:
