@@ -61,8 +61,9 @@ def _peel(loop: tirx.For) -> tirx.Stmt:
         return loop
     extent = int(loop.extent)
     first, last = map(int, str(loop.annotations[BORDER_LOOP]).split(","))
-    inner = range(min(first, extent), max(extent - last, min(first, extent)))
-    ends = [t for t in range(extent) if t not in inner]
+    before = range(min(first, extent))
+    behind = range(max(extent - last, len(before)), extent)
+    inner = range(before.stop, behind.start)
     annotations = {key: value for key, value in loop.annotations.items() if key != BORDER_LOOP}
 
     def end(t: int) -> tirx.Stmt:
@@ -71,16 +72,17 @@ def _peel(loop: tirx.For) -> tirx.Stmt:
 
     middle = _decided(loop.body, loop.loop_var, inner) if inner else None
     if TASK_LOOP in annotations:
-        chosen = middle if middle is not None else end(ends.pop())
-        for t in ends:
+        tested = [*before, *behind]
+        chosen = middle if middle is not None else end(tested.pop())
+        for t in tested:
             chosen = tirx.IfThenElse(tirx.EQ(loop.loop_var, t), end(t), chosen)
         return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, chosen, loop.thread_binding, annotations)
-    statements = [end(t) for t in ends if t < inner.start]
+    statements = [end(t) for t in before]
     if middle is not None:
         shifted = loop.loop_var + inner.start if inner.start else loop.loop_var
         middle = tvm_ffi.structural_map(middle, (Var, lambda v: shifted if v.same_as(loop.loop_var) else v))
         statements.append(tirx.For(loop.loop_var, 0, len(inner), loop.kind, middle, loop.thread_binding, annotations))
-    statements += [end(t) for t in ends if t >= inner.stop]
+    statements += [end(t) for t in behind]
     return tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
 
 

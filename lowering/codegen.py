@@ -267,9 +267,10 @@ def _place_scratch(body: tirx.Stmt, scratch: Var) -> tuple[tirx.Stmt, int]:
         nbytes = count * (buffer.ty.dtype.dtype.bits // 8)
         if nbytes <= STACK_BYTES:
             return alloc
-        offset = next((place for other, place in places if other.same_as(buffer)), used)
-        if offset == used:  # else another version of the same statement, one of which runs
-            places.append((buffer, used))
+        offset = next((place for other, place in places if other.same_as(buffer)), None)
+        if offset is None:  # else another version of the same statement, one of which runs
+            offset = used
+            places.append((buffer, offset))
             used += _ceil_div(nbytes, ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         data = tirx.call_intrin(
             PointerType(buffer.ty.dtype), "tirx.handle_add_byte_offset", scratch, offset

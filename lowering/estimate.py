@@ -70,8 +70,7 @@ _STRING_OPERATION = re.compile(r"\s*rep\b")
 _SENTINELS = {
     "aarch64": "00 40 2f d4",
     "x86_64": " ".join(["90"] * 15 + ["cd 7a"]),
-    "arm": "70 a0 27 e1",
-    "thumb": "00 bf 7a be",
+    "armv7a": "70 a0 27 e1",
 }
 """What marks in the disassembly where a block begins: a breakpoint or an interrupt, which no kernel has.
 
@@ -198,7 +197,7 @@ def missing(device: Device) -> str | None:
         One line with what to install, or None where nothing is missing.
     """
     model = core_model(device)
-    if model is None:
+    if model is None or _machine(device) not in _SENTINELS:
         return f"Target '{device.name}': no estimate, the cycles of {device.cpu} are not modelled."
     tools = _find_tools()
     if tools is None:
@@ -230,9 +229,7 @@ def _disassemble(tools: _Tools, device: Device, codes: Sequence[bytes]) -> dict[
     Returns:
         Instructions by block, in LLVM's syntax.
     """
-    machine = device.triple.split("-", maxsplit=1)[0]
-    kind = next(kind for kind in _SENTINELS if machine.startswith(kind))
-    sentinel = " ".join(f"0x{byte}" for byte in _SENTINELS[kind].split())
+    sentinel = " ".join(f"0x{byte}" for byte in _SENTINELS[_machine(device)].split())
     blocks = "\n".join(f"{sentinel}\n{' '.join(f'0x{byte:02x}' for byte in code)}" for code in codes)
     options = ["--disassemble", f"-triple={device.triple}", f"-mcpu={device.cpu}", *_attributes(device)]
     said = _run([tools.mc, *options], f"{blocks}\n")
@@ -246,6 +243,11 @@ def _disassemble(tools: _Tools, device: Device, codes: Sequence[bytes]) -> dict[
             found[-1].append(line)
     assert len(found) == len(codes), "a block begins at each mark"
     return {code: tuple(instructions) for code, instructions in zip(codes, found, strict=True)}
+
+
+def _machine(device: Device) -> str:
+    """The machine that a device's triple names."""
+    return device.triple.split("-", maxsplit=1)[0]
 
 
 def _attributes(device: Device) -> list[str]:

@@ -164,6 +164,11 @@ def test_tools_that_are_too_old_say_what_to_install(monkeypatch: pytest.MonkeyPa
     assert estimate.missing(devices.get("cortex-a72")) is None
 
 
+def test_a_machine_whose_code_is_not_told_apart_has_no_estimate() -> None:
+    thumb = replace(devices.get("cortex-a7"), triple="thumbv7a-none-eabihf")
+    assert estimate.missing(thumb) == "Target 'cortex-a7': no estimate, the cycles of cortex-a7 are not modelled."
+
+
 def test_the_newest_pair_is_found(tmp_path: Path) -> None:
     for tool, version in (("llvm-mc-15", 15), ("llvm-mca-15", 15), ("llvm-mca-19", 19), ("llvm-mc", 14), ("llvm-mca", 14)):
         (tmp_path / tool).write_text(f"#!/bin/sh\necho 'Debian LLVM version {version}.0.6'\n")
