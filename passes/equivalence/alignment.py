@@ -17,7 +17,7 @@ again, and if without the replacement it is not.
 
 import hashlib
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def find_faults(
         rewritten_named: the same for the rewritten graph.
 
     Returns:
-        The faults, the one furthest beyond its tolerance first; none where every part is within its own tolerance.
+        The faults, the one that by itself moves the outputs most first; none where every part is within its own tolerance.
 
     Raises:
         InputError: if the inputs do not fit the original.
@@ -173,10 +173,35 @@ class _Search:
         while wrong := [name for name in self._rewritten.outputs if not self._is_right(name)]:
             if not self._replace_first(wrong[0]):
                 self._replace(wrong[0], wrong[0])
-        return sorted(
-            self._faults.values(),
-            key=lambda fault: -np.inf if fault.check.worst_ratio is None else -fault.check.worst_ratio,
-        )
+        faults = list(self._faults.values())
+        return sorted(faults, key=self._effect, reverse=True) if len(faults) > 1 else faults
+
+    def _effect(self, fault: Fault) -> float:
+        """Measures how far a fault alone moves the outputs: RMS error by RMS, infinite where they cannot be computed.
+
+        The original computes them, from what the rewritten part makes of the original's tensors. (To put the original's value in
+        that place of the rewritten graph would heal it in any place behind the wrong part, too.) A part far beyond a tolerance
+        that is next to nothing may well be innocent.
+        """
+        part = _part_of(self._rewritten, fault.rewritten, tuple(fault.rewritten_inputs), fault.rewritten_output)
+        behind = self._original.after(fault.output)
+        operations = [op for op in self._original.graph.operations if behind.intersection(op.outputs)]
+        moved = [name for name in self._original.outputs if name == fault.output or name in behind]
+        outputs = tuple(Port(name, 0, None) for name in moved)
+        rest = replace(_part_of(self._original, operations, (), fault.output), outputs=outputs)
+        effect = 0.0
+        for place in range(self._sets):
+            scope = {name: arrays[place] for name, arrays in self._values.items()}
+            try:
+                wrong = _interpret(part, {b: scope[a] for b, a in fault.rewritten_inputs.items()})[fault.rewritten_output]
+                found = _interpret(rest, {**scope, fault.output: wrong})
+            except SepwiseError:
+                return np.inf
+            for name in moved:
+                if found[name].shape != scope[name].shape:
+                    return np.inf
+                effect = max(effect, _distance([found[name].astype(np.float64)], [scope[name].astype(np.float64)]))
+        return effect
 
     def _is_right(self, output: str) -> bool:
         """Tells whether an output equals the one of its name, or was replaced by it."""

@@ -1,6 +1,6 @@
 """Narrows a difference between two models to the operators that make it, as two small files and one input.
 
-    original, rewritten  --find_faults-->  the part that differs most beyond its tolerance
+    original, rewritten  --find_faults-->  the part that moves the outputs most, beyond its tolerance
                          --extract------>  before.onnx, after.onnx: that part alone, from the original and in its place
                          --reduce------->  input.npz: zero wherever the input need not be anything else
 
@@ -41,7 +41,7 @@ def bisect_graphs(original: Model, rewritten: Model, inputs: Sequence[Mapping[st
         inputs: sets of tensors by input name on which they differ.
 
     Returns:
-        The part that is furthest beyond its own tolerance, or both models whole where each part is within its own.
+        The part beyond its own tolerance that moves the outputs most, or both models whole where each part is within its own.
 
     Raises:
         InputError: if the inputs do not fit.
@@ -175,8 +175,13 @@ def _name(fault: Fault, graphs: Sequence[Graph], rewritten: onnx.ModelProto) -> 
         [spell_operation(op, graph) for op in ops]
         for graph, ops in zip(graphs, (fault.original, fault.rewritten), strict=True)
     ]
-    common = Counter(spelled[0]) & Counter(spelled[1])
-    alone = [_without(ops, keys, common) for ops, keys in zip((fault.original, fault.rewritten), spelled, strict=True)]
+    paired = _pair(fault, spelled)
+    left = [
+        [(op, key) for place, (op, key) in enumerate(zip(ops, keys, strict=True)) if place not in places]
+        for ops, keys, places in zip((fault.original, fault.rewritten), spelled, paired, strict=True)
+    ]
+    common = Counter(key for _, key in left[0]) & Counter(key for _, key in left[1])
+    alone = [_without([op for op, _ in side], [key for _, key in side], common) for side in left]
     if not any(alone):
         alone = [list(fault.original), list(fault.rewritten)]
     owners = _owners(rewritten)
@@ -186,6 +191,44 @@ def _name(fault: Fault, graphs: Sequence[Graph], rewritten: onnx.ModelProto) -> 
         for side, ops, of in zip(("before", "after"), alone, names, strict=True)
     ]
     return tuple(lines), tuple(dict.fromkeys(name for of in names for name in of))
+
+
+def _pair(fault: Fault, spelled: Sequence[Sequence[Hashable]]) -> tuple[set[int], set[int]]:
+    """Pairs operations that do the same in the same place, as places in both parts.
+
+    Such are those that do the same to the same operands, from the inputs on, and those whose results go the same way, from the
+    output back. So it is told which of several alike is missing.
+    """
+    sides = (fault.original, fault.rewritten)
+    made = [{name: (at, i) for at, op in enumerate(ops) for i, name in enumerate(op.outputs) if name} for ops in sides]
+    known = [{name: name for name in fault.inputs}, dict(fault.rewritten_inputs)]
+    pairs: dict[int, int] = {}
+
+    def reads(side: int, at: int) -> tuple[str, ...]:
+        """Names the operands of an operation, those that both parts have by their names in the original."""
+        return tuple(known[side].get(name, "") for name in sides[side][at].inputs)
+
+    for there, op in enumerate(fault.rewritten):
+        if any(name in made[1] and name not in known[1] for name in op.inputs):
+            continue
+        for here, other in enumerate(fault.original):
+            alike = spelled[0][here] == spelled[1][there] and reads(0, here) == reads(1, there)
+            if alike and here not in pairs and not any(name in made[0] and name not in known[0] for name in other.inputs):
+                pairs[here] = there
+                known[0].update((name, name) for name in other.outputs)
+                known[1].update(zip(op.outputs, other.outputs, strict=False))
+                break
+    pending = [(fault.output, fault.rewritten_output)]
+    while pending:
+        a, b = pending.pop()
+        if a not in made[0] or b not in made[1]:
+            continue
+        (here, output), (there, other_output) = made[0][a], made[1][b]
+        free = here not in pairs and there not in pairs.values() and output == other_output
+        if free and spelled[0][here] == spelled[1][there]:
+            pairs[here] = there
+            pending.extend(zip(fault.original[here].inputs, fault.rewritten[there].inputs, strict=False))
+    return set(pairs), set(pairs.values())
 
 
 def _without(operations: Iterable[Operation], keys: Iterable[Hashable], common: Counter[Hashable]) -> list[Operation]:

@@ -153,6 +153,48 @@ def test_the_first_of_several_faults_does_not_hide_another(network: onnx.ModelPr
     assert "Further parts that differ: 1." in found.finding
 
 
+OPENED = """<ir_version: 9, opset_import: ["" : 18]> g (float[1,8,8,8] x) => (float y)
+    <float[8,8,1,1] w0, float[8,8,1,1] w1, float[8,8,1,1] w2> {{
+        [first] a = Conv (x, w0) {activation} [second] c = Conv (b, w1) [relu] d = Relu (c) [third] y = Conv (d, w2) }}"""
+
+
+@pytest.mark.parametrize("factor", [1.01, 1.0001])
+def test_a_part_of_next_to_no_tolerance_is_not_named_for_another(factor: float, parse: Callable[..., onnx.ModelProto]) -> None:
+    original = parse(OPENED.format(activation="[swish] b = HardSwish (a)"))
+    rewritten = parse(OPENED.format(activation="s = HardSigmoid<alpha = 0.16666667> (a) b = Mul (a, s)"))
+    assert all(check.passed for check in compare_graph(original, rewritten, sample_inputs(original, 0)))
+    change_weight(rewritten, "w1", factor)
+    found = narrowed(original, rewritten)
+    assert found.nodes == ("second",)
+
+
+def test_what_moves_the_outputs_most_comes_first(parse: Callable[..., onnx.ModelProto]) -> None:
+    """A ReLU has no tolerance of its own, so that next to nothing is far beyond it."""
+    text = """<ir_version: 9, opset_import: ["" : 18]> g (float[1,4,8,8] x) => (float y)
+        <float[4,4,1,1] w0, float[4,4,1,1] w1, float[4,4,1,1] w2> {{
+            [first] a = Conv (x, w0) [bend] b = {bend} (a) [right] c = Conv (b, w2) [second] d = Conv (c, w1) y = Relu (d) }}"""
+    original, rewritten = (parse(text.format(bend=bend)) for bend in ("Relu", "Elu<alpha = 1.0e-6>"))
+    change_weight(rewritten, "w1", 1.01)
+    found = narrowed(original, rewritten)
+    assert found.nodes == ("second",)
+    assert "Further parts that differ: 1." in found.finding
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+def test_which_of_two_residuals_is_missing(numbered: bool, parse: Callable[..., onnx.ModelProto]) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 18]> g (float[1,4,8,8] x) => (float y) <float[4,4,1,1] w0, float[4,4,1,1] w1>
+        { a = Conv (x, w0) [first] b = Add (a, x) c = Conv (a, w1) [second] d = Add (c, b) y = Relu (d) }"""
+    original = parse(text)
+    for dropped, kept in ((1, "a"), (3, "c")):
+        rewritten = copy(original)
+        output = rewritten.graph.node[dropped].output[0]
+        del rewritten.graph.node[dropped]
+        for node in rewritten.graph.node:
+            node.input[:] = [kept if name == output else name for name in node.input]
+        found = narrowed(original, anonymous(rewritten) if numbered else rewritten)
+        assert found.nodes == (original.graph.node[dropped].name,)
+
+
 def test_a_scale_that_is_undone_later_is_no_fault(parse: Callable[..., onnx.ModelProto]) -> None:
     """The names of scaled values survive, and what follows a replaced one is right; still the fault is elsewhere."""
     text = """<ir_version: 9, opset_import: ["" : 18]> g (float[1,4,8,8] x) => (float y)
