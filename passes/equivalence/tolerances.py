@@ -3,9 +3,13 @@
 Every constant and every result rounds in the format in which the model stores it (`formats`), u is the unit roundoff of that.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
+from onnx import AttributeProto, defs
 
 from sepwise.passes.equivalence.formats import BINARY32, Format
 from sepwise.passes.equivalence.graph import Array, Graph, Model, Operation
@@ -42,6 +46,16 @@ STRUCTURE: Mapping[str, tuple[int, ...]] = {
     "Upsample": (1,),
 }
 
+# Operators whose float attributes say where things are.
+PLACING = frozenset({"AffineGrid", "GridSample", "MaxRoiPool", "Resize", "RoiAlign", "Upsample"})
+
+# Operators that are defined with a constant that no file holds: one that scales the operand (1/6 of HardSwish, 1/sqrt(2) and
+# sqrt(2/pi) of Gelu), and one that scales the result (1/6 behind a clip, 1/2 of Gelu, 1/k of means).
+SCALED_OPERAND = frozenset({"Gelu", "HardSwish"})
+SCALED_RESULT = SCALED_OPERAND | {"AveragePool", "GlobalAveragePool", "HardSigmoid", "Mean", "ReduceMean"}
+
+Step = Callable[[Operation, list[Array | None]], tuple[Array, ...]]
+
 
 def structural_values(graph: Graph) -> set[str]:
     """Lists the values that decide shapes, scales and indices without looking at the inputs' elements.
@@ -71,9 +85,13 @@ def constant_rounding_sigma(original: "Model | Oracle", inputs: Mapping[str, Arr
     constants, each rounded to its format. A folded constant is made by a few operations, so it carries a few roundings
     of relative size u / sqrt(3) and, made in the same format, as many intermediate ones: 2u N(0, 1) per constant covers both,
     and no more. Below the normal range they are as large as at its end. The original is run with every floating-point
-    constant multiplied by 1 + 2u N(0, 1), and sigma_c is the root mean square deviation over the seeds, element by element. A
-    right rewrite has RMS(e) <= RMS(sigma_c); a wrong one is off by its own mistake, which has nothing to do with u and
-    stands out.
+    constant multiplied by 1 + 2u N(0, 1), each use of one that several operations read by a draw of its own, as a rewrite may
+    fold one use and not the other. An attribute that is data, stated or by default, is a constant as well, 0 and 1 excepted,
+    which nothing has to multiply by. So is one in the definition of an operator, as a rewrite that spells the operator out
+    stores it: HardSwish and Gelu are g(c x) times c' x, a mean is a sum times 1/k. Such a literal is rounded once, by at most u,
+    so one factor 1 +- u on the operand and one on the result of a call are what it amounts to.
+    sigma_c is the root mean square deviation over the seeds, element by element. A right rewrite has RMS(e) <= RMS(sigma_c); a
+    wrong one is off by its own mistake, which has nothing to do with u and stands out.
 
     Args:
         original: the model as it came in.
@@ -103,27 +121,89 @@ def constant_rounding_sigmas(
     """
     graph = as_graph(original)
     fixed = structural_values(graph)
+    uses = Counter(_uses(graph))
+    shared = {name for name in graph.constants if uses[name] > 1 and graph.constants[name].dtype.kind == "f"} - fixed
 
-    def perturbed(rng: np.random.Generator) -> Callable[[str, Array, Format], Array]:
+    def perturbed(seed: int) -> tuple[Callable[[str, Array, Format], Array], Step]:
+        rng, further = np.random.default_rng(seed), np.random.default_rng([seed, 1])
         drawn: dict[str, Array] = {}
+        drawn_uses: dict[tuple[int, int], Array] = {}
+        drawn_calls: dict[int, tuple[Operation, float, float]] = {}  # by identity: branches may use the same names
 
         def constant(name: str, array: Array, stored: Format) -> Array:
-            if array.dtype.kind != "f" or name in fixed:
+            if array.dtype.kind != "f" or name in fixed or name in shared:
                 return array
             if name not in drawn:
                 drawn[name] = _rounded(rng, array, stored)
             return drawn[name]
 
-        return constant
+        def step(op: Operation, operands: list[Array | None]) -> tuple[Array, ...]:
+            if fixed.intersection(op.outputs):
+                return evaluate(op, operands)
+            for place, name in enumerate(op.inputs):
+                if name in shared:
+                    use = id(op), place
+                    if use not in drawn_uses:
+                        drawn_uses[use] = _rounded(further, graph.constants[name], graph.format_of(name))
+                    operands[place] = drawn_uses[use]
+            if id(op) not in drawn_calls:
+                drawn_calls[id(op)] = _rounded_call(further, op)
+            call, before, after = drawn_calls[id(op)]
+            if before != 1 and operands[0] is not None:
+                operands[0] = operands[0] * before
+            first, *others = evaluate(call, operands)
+            return (first * after if after != 1 and first.dtype.kind == "f" else first, *others)
+
+        return constant, step
 
     sets = [read_inputs(graph, feeds, stored=False) for feeds in inputs]
     exact = [_run(graph, feeds, lambda _, array, __: array, evaluate) for feeds in sets]
     squares = [_zeros(outputs) for outputs in exact]
     for seed in range(seeds):
-        constant = perturbed(np.random.default_rng(seed))
+        constant, step = perturbed(seed)
         for feeds, outputs, total in zip(sets, exact, squares, strict=True):
-            _add_squares(total, outputs, _run(graph, feeds, constant, evaluate))
+            _add_squares(total, outputs, _run(graph, feeds, constant, step))
     return [{name: np.sqrt(total / seeds) for name, total in totals.items()} for totals in squares]
+
+
+def _uses(graph: Graph) -> Iterator[str]:
+    """Yields every value as often as operations read it, those in subgraphs too."""
+    for op in graph.operations:
+        yield from op.inputs
+        for subgraph in op.subgraphs():
+            yield from _uses(subgraph)
+
+
+def _rounded_call(rng: np.random.Generator, op: Operation) -> tuple[Operation, float, float]:
+    """Rounds the constants of a call itself at random.
+
+    Returns:
+        The call with its attributes rounded; factors for its first operand and its first result, 1 where there is no constant.
+    """
+    unit = 2 * op.format.unit
+    numbers = _numbers(op.operator, op.version) | {k: v for k, v in op.attributes.items() if isinstance(v, float)}
+    changed = {
+        name: value * (1 + unit * float(rng.standard_normal()))
+        for name, value in numbers.items()
+        if op.operator not in PLACING and value not in {0.0, 1.0} and abs(value) < BINARY32.largest
+    }
+    call = replace(op, attributes={**op.attributes, **changed}) if changed else op
+    before, after = (
+        1 + op.format.unit * float(rng.choice((-1, 1))) if op.operator in scaled else 1.0
+        for scaled in (SCALED_OPERAND, SCALED_RESULT)
+    )
+    return call, before, after
+
+
+@cache
+def _numbers(operator: str, version: int) -> dict[str, float]:
+    """Lists the float attributes that an operator has by default, as stored."""
+    try:
+        attributes = defs.get_schema(operator, version).attributes
+    except defs.SchemaError:  # of another domain, or newer than the opset
+        return {}
+    defaults = {name: attribute.default_value for name, attribute in attributes.items()}
+    return {name: float(value.f) for name, value in defaults.items() if value.type == AttributeProto.FLOAT}
 
 
 def _rounded(rng: np.random.Generator, array: Array, stored: Format) -> Array:

@@ -1,9 +1,12 @@
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from sepwise.passes.equivalence import (
     Oracle,
     compare_execution,
+    compare_graph,
     constant_rounding_sigma,
     execution_sigma,
     sample_inputs,
@@ -39,6 +42,63 @@ def test_constants_are_perturbed_by_two_units(parse) -> None:
     sigma = constant_rounding_sigma(model, {"x": np.zeros(20000, np.float32)})["y"]
     constant = read_graph(model).constants["c"]
     assert rms(sigma / constant) == pytest.approx(2 * 2.0**-24, rel=spread(sigma.size))
+
+
+SPELLINGS = {
+    "hard-swish by hard-sigmoid": ("y = HardSwish(x)", "s = HardSigmoid<alpha=0.16666667, beta=0.5>(x) y = Mul(x, s)"),
+    "hard-swish by clip": ("y = HardSwish(x)", "a = Add(x, three) c = Clip(a, zero, six) t = Mul(c, sixth) y = Mul(x, t)"),
+    "gelu": ("y = Gelu(x)", "a = Div(x, root) e = Erf(a) f = Add(e, one) g = Mul(x, f) y = Mul(g, half)"),
+    "mean": ("y = GlobalAveragePool(x)", "s = ReduceSum(x, axes) y = Mul(s, share)"),
+    "default slope": ("y = LeakyRelu(x)", "y = PRelu(x, slope)"),
+    "shared six": (
+        "a = Add(x, three) c = Clip(a, zero, six) t = Mul(x, c) y = Div(t, six)",
+        "a = Add(x, three) c = Clip(a, zero, six) t = Mul(x, c) y = Mul(t, sixth)",
+    ),
+}
+LITERALS = """<float zero = {0}, float half = {0.5}, float one = {1}, float root = {1.4142135}, float three = {3}, float six = {6},
+    float sixth = {0.16666667}, float share = {0.012345679}, float[1] slope = {0.01}, int64[2] axes = {2, 3}>"""
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_constants_within_operators_and_uses_of_shared_ones_are_perturbed(spelling: str, parse) -> None:
+    head = '<ir_version: 10, opset_import: ["" : 20]> g (float[1,8,9,9] x) => (float y) ' + LITERALS
+    original, rewritten = (parse(f"{head} {{ {body} }}") for body in SPELLINGS[spelling])
+    inputs = [sample_inputs(original, seed) for seed in range(3)]
+    for pair in ((original, rewritten), (rewritten, original)):
+        (check,) = compare_graph(*pair, inputs)
+        assert check.passed, check
+    for tensor in rewritten.graph.initializer:  # a faint mistake in one literal
+        if tensor.name in {"sixth", "share", "slope", "root"} and any(tensor.name in node.input for node in rewritten.graph.node):
+            wrong = numpy_helper.to_array(tensor) * np.float32(1 + 1e-5)
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(wrong), tensor.name))
+            assert not compare_graph(original, rewritten, inputs)[0].passed
+
+
+def test_branches_may_use_the_same_names() -> None:
+    branch = "{{ t = {} r = Mul (t, c) }}"
+    bodies = [f"g{place} () => (float[4] r) {branch.format(of)}" for place, of in enumerate(("Relu (x)", "Gelu (x)"))]
+    model = onnx.parser.parse_model(
+        f"{HEADER} g (float[4] x, bool b) => (float[4] y, float[4] z) <float[4] c = {{1.5, 2.5, 3.5, 4.5}}> "
+        f"{{ y = If (b) <then_branch = {bodies[0]}, else_branch = {bodies[1]}> n = Not (b) "
+        f"z = If (n) <then_branch = {bodies[0]}, else_branch = {bodies[1]}> }}"
+    )
+    inputs = {"x": np.array([-3, -1, 1, 3], np.float32), "b": np.array(True)}
+    sigma = constant_rounding_sigma(model, inputs)
+    for output, value in Oracle(model).run(inputs).items():
+        assert (sigma[output] <= 1e-5 * np.abs(value)).all()
+
+
+def test_attributes_are_perturbed_by_two_units_unless_they_say_where_or_nothing(parse) -> None:
+    model = parse(f"{HEADER} g (float[1,4] x) => (float y) {{ y = LeakyRelu<alpha=0.3>(x) }}")
+    sigma = constant_rounding_sigma(model, {"x": np.full((1, 4), -2, np.float32)}, 500)["y"]
+    assert rms(sigma) == pytest.approx(2 * 2.0**-24 * 0.6, rel=5 / np.sqrt(2 * 500))
+    for body in (
+        "y = Gemm<alpha=1.0, beta=1.0>(x, x, x)",
+        "y = Elu<alpha=1.0>(x)",
+        'y = Resize<mode="cubic", cubic_coeff_a=-0.5>(x, "", "", sizes)',
+    ):
+        model = parse(f"{HEADER} g (float[4,4] x) => (float y) <int64[2] sizes = {{4, 8}}> {{ {body} }}")
+        assert not constant_rounding_sigma(model, sample_inputs(model, 0))["y"].any()
 
 
 def test_sums_are_perturbed_by_the_walk_of_their_partial_sums(parse) -> None:
