@@ -160,6 +160,8 @@ def _step(op: Operation, operands: Operands, *, flush: bool) -> tuple[Bounded, .
         return _exact(outputs)
     if exact and outputs[0].dtype.kind == "f" and op.operator in CASTS:
         return (Bounded(outputs[0], _finish(op, outputs[0], op.format.misses(outputs[0]))),)
+    if exact and op.operator in CASTS and operands[0] is not None and not (held := _held(outputs[0], operands[0])).all():
+        return (Bounded(outputs[0], np.where(held, 0.0, np.inf)),)
     if exact and (op.operator in MOVES or op.operator in NEVER_ROUND or outputs[0].dtype.kind != "f"):
         return tuple(Bounded(y, EXACT) for y in outputs)
     if op.operator in MOVES:
@@ -628,12 +630,23 @@ def _largest_error_rule(_: Operation, y: Array, *inputs: Bounded) -> Array:
 
 
 def _cast_rule(op: Operation, y: Array, x: Bounded, like: Bounded | None = None) -> Array:
-    """Exact to a format that has every number of the source's, one rounding to others; to integers by steps."""
+    """Exact to a format that has every number of the source's, one rounding to others; to integers by steps.
+
+    ONNX leaves open what becomes of a number that the integers do not hold.
+    """
     if y.dtype.kind != "f":
-        return _step_rule(op, y, x, *([] if like is None else [like]))
+        return np.where(_held(y, x), _step_rule(op, y, x, *([] if like is None else [like])), np.inf)
     if op.source is not None and op.format.holds(op.source):
         return x.error
     return x.error + op.format.unit * x.size + op.format.smallest
+
+
+def _held(y: Array, x: Bounded) -> Array:
+    """Tells which numbers are sure to be between the smallest and the largest of the integers that they are cast to."""
+    if y.dtype.kind not in "iu" or x.value.dtype.kind != "f":
+        return np.ones(y.shape, bool)
+    held = np.iinfo(y.dtype)
+    return (x.value - x.error > held.min - 1.0) & (x.value + x.error < held.max + 1.0)
 
 
 def _step_rule(op: Operation, y: Array, x: Bounded, *inputs: Bounded) -> Array:

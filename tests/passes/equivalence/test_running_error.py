@@ -165,3 +165,9 @@ def test_a_choice_that_rounding_decides_is_either(parse) -> None:
     value, bound = run_with_bounds(model, {"x": x, "z": np.array([5, 5, 5], np.float32)})["y"]
     assert value.tolist() == [5, 1, 5]
     assert bound.tolist() == [5, 0, 0]
+
+
+def test_a_number_that_integers_do_not_hold_may_become_any(parse) -> None:
+    model = parse('<ir_version: 8, opset_import: ["" : 18]> g (float[4] x) => (int8 y) { y = Cast<to=3>(x) }')
+    _, bound = run_with_bounds(model, {"x": np.array([-128.5, 127.5, 128, np.inf], np.float32)})["y"]
+    assert bound.tolist() == [0, 0, np.inf, np.inf]
