@@ -908,8 +908,18 @@ def test_a_norm_in_training_is_refused(networks: Mapping[str, ir.Model]) -> None
         verify_model(model, HOST)
 
 
+PLACES = {
+    "separable_block": 24, "depth_multiplier": 29, "x3d_block": 28, "ds_cnn": 32, "grouped": 32, "yolov5n_dw": 29, "tcn_1d": 27,
+    "mobilenet_v1": 29, "deeplab_aspp": 27, "shufflenet_v2": 29, "mobilenet_v3_small": 35, "mobilenet_v2": 33, "mnasnet": 30,
+    "efficientnet_lite0": 34, "mobilenet_v3_large": 35, "xception": 31,
+}  # fmt: skip
+"""How many of the mutants each network of the zoo has a place for, at least: whether a pass fires depends on no machine."""
+
+
 @pytest.mark.nightly
-def test_wrong_rewrites_of_whole_networks(whole_network: ir.Model, differs: Differs, record_property: Record) -> None:
+def test_wrong_rewrites_of_whole_networks(
+    whole_network: ir.Model, differs: Differs, record_property: Record, request: pytest.FixtureRequest
+) -> None:
     tried, escaped = 0, []
     for mutant in MUTANTS:
         try:
@@ -919,5 +929,5 @@ def test_wrong_rewrites_of_whole_networks(whole_network: ir.Model, differs: Diff
         tried += 1
         if not names_culprit(failed, mutant):
             escaped.append((mutant.name, failed[:1]))
-    assert tried
+    assert tried >= PLACES[request.node.callspec.params["whole_network"].name]
     assert not escaped

@@ -769,6 +769,11 @@ def test_code_that_the_processor_lacks_is_refused(networks: Mapping[str, ir.Mode
         verify_model(networks["tiles"], HOST)
 
 
+FEWEST_PLACES = 24
+"""How many of the mutants a network of the zoo has a place for, at least: with AVX-512 the six smallest have one for 27 (tcn_1d)
+to 41 (x3d_block) of 49; the rest is room for processors with other strategies and lanes."""
+
+
 @pytest.mark.nightly
 def test_wrong_kernels_of_whole_networks(whole_network: ir.Model, differs: Differs, record_property: Record) -> None:
     right = verify_right(whole_network)
@@ -781,5 +786,5 @@ def test_wrong_kernels_of_whole_networks(whole_network: ir.Model, differs: Diffe
         tried += 1
         if not names_culprit(failed, mutant, culprits):
             escaped.append((mutant.name, culprits, failed[:1]))
-    assert tried
+    assert tried >= FEWEST_PLACES
     assert not escaped
