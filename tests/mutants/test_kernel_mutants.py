@@ -770,7 +770,7 @@ def test_code_that_the_processor_lacks_is_refused(networks: Mapping[str, ir.Mode
 
 
 FEWEST_PLACES = 24
-"""How many of the mutants a network of the zoo has a place for, at least: with AVX-512 the six smallest have one for 27 (tcn_1d)
+"""How many of the mutants a network of the zoo has a place for, at least: with AVX-512 six small ones have one for 27 (tcn_1d)
 to 41 (x3d_block) of 49; the rest is room for processors with other strategies and lanes."""
 
 
