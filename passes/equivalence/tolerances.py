@@ -230,9 +230,9 @@ def execution_sigma(
     The argument: an execution rounds after every operation, in an order of its own, at worst in the format of the
     result throughout. The model is run in float64 with the result of every floating-point node perturbed by what such rounding
     amounts to: sums (Conv, Gemm, MatMul, Reduce, pools, norms) by u (sqrt(k) sqrt(sum terms^2 + y^2 / 9) + |y|) N(0, 1), all
-    others by their ulps u |y| N(0, 1) (`rounding.noise_scale`). sigma_x is the root mean square deviation over the seeds. Runtimes that sum in
-    blocks, with FMA, or fuse nodes, do better than that, so RMS(e) <= RMS(sigma_x) holds with a margin; with
-    sum |terms| in place of the root of squares the tolerance would be tens of times wider and hide faint mistakes.
+    others by their ulps u |y| N(0, 1) (`rounding.noise_scale`). sigma_x is the root mean square deviation over the seeds.
+    Runtimes that sum in blocks, with FMA, or fuse nodes, do better than that, so RMS(e) <= RMS(sigma_x) holds with a margin;
+    with sum |terms| in place of the root of squares the tolerance would be tens of times wider and hide faint mistakes.
     Where a value repeats, as on an image of one colour, it was computed from the same numbers and is rounded alike, so that
     a mean over it averages nothing out: equal elements of a result are perturbed alike.
     The runs of a model in binary64 round by themselves, as the oracle's own result does, which is then among what is measured.
