@@ -193,12 +193,12 @@ def convert(runtime: str, source: Path, tools: Path) -> Path:
 # Counting --------------------------------------------------------------------------------------------------------------
 
 
-def describe_core(device: Device, root: Path) -> None:
+def describe_core(device: Device, sysroot: Path) -> None:
     """Writes the /proc/cpuinfo that the emulated libraries read.
 
     Args:
         device: Which core.
-        root: The arm64 root folder.
+        sysroot: Its folder.
     """
     cores = tomllib.loads((files("sepwise.lowering") / "devices.toml").read_text())["arm_core"]
     (core,) = (core for core in cores if core.get("device") == device.cpu)
@@ -211,8 +211,8 @@ def describe_core(device: Device, root: Path) -> None:
         "CPU part": hex(core["part"]),
         "CPU revision": "3",
     }
-    (root / "proc").mkdir(exist_ok=True)
-    (root / "proc/cpuinfo").write_text("".join(f"{key}\t: {value}\n" for key, value in lines.items()) + "\n")
+    (sysroot / "proc").mkdir(exist_ok=True)
+    (sysroot / "proc/cpuinfo").write_text("".join(f"{key}\t: {value}\n" for key, value in lines.items()) + "\n")
 
 
 def run_guest(runtime: str, model: Path, device: Device, folder: Path, inputs: Path) -> tuple[Counts, np.ndarray, str]:
@@ -222,7 +222,7 @@ def run_guest(runtime: str, model: Path, device: Device, folder: Path, inputs: P
         runtime: A name out of `RUNTIMES`.
         model: In its own format.
         device: The core.
-        folder: Holds the root folder and takes the results.
+        folder: Holds the sysroot and takes the results.
         inputs: The input as .npy.
 
     Returns:
@@ -231,7 +231,7 @@ def run_guest(runtime: str, model: Path, device: Device, folder: Path, inputs: P
     Raises:
         SepwiseError: It did not run.
     """
-    counts, output, root = folder / "counts.txt", folder / "output.npz", folder / "root"
+    counts, output, sysroot = folder / "counts.txt", folder / "output.npz", folder / "sysroot"
     for file in (counts, output):
         file.unlink(missing_ok=True)
     assert device.emulator is not None
@@ -241,8 +241,8 @@ def run_guest(runtime: str, model: Path, device: Device, folder: Path, inputs: P
     geometry = estimate.cache_geometry(device)
     assert geometry is not None, "the caches of ARM cores are known"
     options = f"{plugin},counts={counts},skip=1,core={geometry}"
-    command = [device.emulator, "-cpu", device.emulator_cpu, "-L", root, "-plugin", options]
-    guest = [root / "usr/bin/python3", GUEST, runtime, model, inputs, output]
+    command = [device.emulator, "-cpu", device.emulator_cpu, "-L", sysroot, "-plugin", options]
+    guest = [sysroot / "usr/bin/python3", GUEST, runtime, model, inputs, output]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     words = [str(word) for word in (*command, *guest)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
@@ -387,7 +387,7 @@ def main() -> None:
     options = parser.parse_args()
     device = get_device(options.core)
     folder = options.folder.absolute()
-    describe_core(device, folder / "root")
+    describe_core(device, folder / "sysroot")
     known = json.loads(options.output.read_text())["networks"] if options.output.exists() else []
     networks = {(network["core"], network["network"]): network for network in known}
     for name in options.networks:

@@ -3,7 +3,7 @@
 #
 #   scripts/benchmarks/arm.sh [options of arm.py]
 #
-# Needs qemu-user and apt-get (nothing is installed into the system). Everything is kept in build/arm: a root folder of
+# Needs qemu-user and apt-get (nothing is installed into the system). Everything is kept in build/arm: a sysroot of
 # arm64 with Python and the runtimes' wheels, and an environment with their converters (3 GB, most of it TensorFlow).
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.."
@@ -13,13 +13,13 @@ say() { echo "arm: $*" >&2; }
 
 [ -x "$python" ] || { say "there is no .venv; run scripts/setup.sh first"; exit 2; }
 command -v qemu-aarch64 >/dev/null || { say "qemu-aarch64 is missing; install it with: sudo apt-get install qemu-user"; exit 2; }
-command -v apt-get >/dev/null || { say "apt-get is missing; the arm64 root folder is made of Debian packages"; exit 2; }
+command -v apt-get >/dev/null || { say "apt-get is missing; the arm64 sysroot is made of Debian packages"; exit 2; }
 
-# A root folder of arm64: Debian's Python, whatever version this distribution has, and the C++ runtime.
-make_root() {
+# A sysroot of arm64: Debian's Python, whatever version this distribution has, and the C++ runtime.
+make_sysroot() {
     local apt=$folder/apt sources=/etc/apt/sources.list.d/debian.sources
     [ -f "$sources" ] || sources=/etc/apt/sources.list
-    mkdir -p "$apt"/{state/lists/partial,cache/archives/partial,etc/preferences.d} "$folder/root"
+    mkdir -p "$apt"/{state/lists/partial,cache/archives/partial,etc/preferences.d} "$folder/sysroot"
     : >"$apt/status"
     local options=(-qq -o APT::Architecture=arm64 -o APT::Architectures::=arm64 -o "Dir::State=$PWD/$apt/state"
         -o "Dir::State::status=$PWD/$apt/status" -o "Dir::Cache=$PWD/$apt/cache" -o "Dir::Etc::sourcelist=$sources"
@@ -27,20 +27,20 @@ make_root() {
     apt-get "${options[@]}" update
     apt-get "${options[@]}" --download-only --yes --no-install-recommends install \
         python3-minimal libpython3-stdlib libstdc++6 libgomp1 libgcc-s1
-    for package in "$apt"/cache/archives/*.deb; do dpkg -x "$package" "$folder/root"; done
+    for package in "$apt"/cache/archives/*.deb; do dpkg -x "$package" "$folder/sysroot"; done
 }
 
-# The runtimes, as their projects build them for arm64 and the Python of the root folder.
+# The runtimes, as their projects build them for arm64 and the Python of the sysroot.
 install_runtimes() {
     local version
-    version=$(basename "$(readlink "$folder/root/usr/bin/python3")")
+    version=$(basename "$(readlink "$folder/sysroot/usr/bin/python3")")
     local platforms=()
     for glibc in 2_17 2_24 2_27 2_28 2_31 2_34; do platforms+=(--platform "manylinux_${glibc}_aarch64"); done
     "$python" -m pip --quiet download --no-deps --only-binary=:all: --implementation cp --python-version "${version#python}" \
         "${platforms[@]}" --platform manylinux2014_aarch64 --dest "$folder/wheels" \
         numpy ncnn MNN ai-edge-litert onnxruntime flatbuffers packaging protobuf 2>"$folder/pip.log"
     for wheel in "$folder"/wheels/*.whl; do
-        "$python" -m zipfile -e "$wheel" "$folder/root/usr/lib/python3/dist-packages"
+        "$python" -m zipfile -e "$wheel" "$folder/sysroot/usr/lib/python3/dist-packages"
     done
 }
 
@@ -55,7 +55,7 @@ step() { # once each, all over again where it was interrupted
 }
 
 mkdir -p "$folder"
-step make_root
+step make_sysroot
 step install_runtimes
 step install_converters
 exec "$python" scripts/benchmarks/arm.py --folder "$folder" "$@"
