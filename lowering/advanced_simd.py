@@ -35,8 +35,11 @@ if TYPE_CHECKING:
 
 __all__ = ["clamp_by_minimum", "load_lanes_together", "order_by_input"]
 
-LANES: Final = 4
-"""float32 lanes of a vector register."""
+REGISTER_BITS: Final = 128
+"""Bits of a vector register."""
+
+FLOATS: Final = ("float16", "float32")
+"""Types that vector instructions compute in; kernels have the first only where the device computes in it."""
 
 
 def load_lanes_together(function: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -67,7 +70,7 @@ def load_lanes_together(function: tirx.PrimFunc) -> tirx.PrimFunc:
 
 
 def clamp_by_minimum(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Selections that clamp float32 values to a constant -> minimum and maximum, which keep NaN as they do.
+    """Selections that clamp floating-point values to a constant -> minimum and maximum, which keep NaN as they do.
 
     Args:
         function: Without loops still to be vectorised.
@@ -78,7 +81,7 @@ def clamp_by_minimum(function: tirx.PrimFunc) -> tirx.PrimFunc:
 
     def on_select(select: tirx.Select) -> Expr:
         condition, limit, x = select.condition, select.true_value, select.false_value
-        if not isinstance(condition, (tirx.GT, tirx.LT)) or not _finite(limit) or str(x.ty.dtype).split("x")[0] != "float32":
+        if not isinstance(condition, (tirx.GT, tirx.LT)) or not _finite(limit) or str(x.ty.dtype).split("x")[0] not in FLOATS:
             return select
         greater, less = (condition.a, condition.b) if isinstance(condition, tirx.GT) else (condition.b, condition.a)
         if _equal(greater, x) and _equal(less, limit):
@@ -184,7 +187,7 @@ def _merged(run: Sequence[tirx.Stmt], analyzer: Any) -> Sequence[tirx.Stmt]:
     def place(broadcast: tirx.Broadcast) -> tuple[TensorLoad, int, int] | None:
         """A broadcast element: the load, which of `bases` its index has, and how far from there; None for other broadcasts."""
         load = broadcast.value
-        if not isinstance(load, TensorLoad) or str(load.ty.dtype) != "float32" or _reads_registers(load):
+        if not isinstance(load, TensorLoad) or str(load.ty.dtype) not in FLOATS or _reads_registers(load):
             return None
         base, offset = _split(load.indices[0], analyzer)
         number = next((number for number, known in enumerate(bases) if _equal(known, base)), len(bases))
@@ -201,7 +204,7 @@ def _merged(run: Sequence[tirx.Stmt], analyzer: Any) -> Sequence[tirx.Stmt]:
 
     for statement in run:
         tvm_ffi.structural_walk(statement, ((tirx.Broadcast, note), ((tirx.Select, Call), _skip_guarded)), order="pre")
-    firsts = {key: _firsts(sorted(found)) for key, found in offsets.items()}
+    firsts = {key: _firsts(sorted(found), _register_lanes(key[0])) for key, found in offsets.items()}
     if not any(firsts.values()):
         return run
 
@@ -213,9 +216,9 @@ def _merged(run: Sequence[tirx.Stmt], analyzer: Any) -> Sequence[tirx.Stmt]:
         first = firsts.get((load.source, number), {}).get(offset)
         if first is None:
             return broadcast
-        vector = tirx.BufferLoad(load.source, [tirx.Ramp(bases[number] + first, tirx.IntImm("int32", 1), LANES)])
-        lanes = int(broadcast.ty.dtype.lanes)
-        return tirx.Shuffle([vector] * math.ceil(lanes / LANES), [tirx.IntImm("int32", offset - first)] * lanes)
+        width, lanes = _register_lanes(load.source), int(broadcast.ty.dtype.lanes)
+        vector = tirx.BufferLoad(load.source, [tirx.Ramp(bases[number] + first, tirx.IntImm("int32", 1), width)])
+        return tirx.Shuffle([vector] * math.ceil(lanes / width), [tirx.IntImm("int32", offset - first)] * lanes)
 
     return [tvm_ffi.structural_map(statement, (tirx.Broadcast, merge)) for statement in run]
 
@@ -226,18 +229,23 @@ def _skip_guarded(expression: tirx.Select | Call) -> tvm_ffi.WalkResult | None:
     return tvm_ffi.WalkResult.SKIP if guarded else None
 
 
-def _firsts(offsets: Sequence[int]) -> dict[int, int]:
-    """For each offset the first of the `LANES` that are loaded with it, where several are; none reaches past the outermost."""
+def _register_lanes(buffer: Expr) -> int:
+    """Lanes of a vector register that holds elements of a buffer."""
+    return REGISTER_BITS // int(buffer.ty.dtype.dtype.bits)
+
+
+def _firsts(offsets: Sequence[int], lanes: int) -> dict[int, int]:
+    """For each offset the first of the lanes that are loaded with it, where several are; none reaches past the outermost."""
     firsts: dict[int, int] = {}
     rows: list[list[int]] = []
     for offset in offsets:
-        if rows and offset - rows[-1][-1] < LANES:
+        if rows and offset - rows[-1][-1] < lanes:
             rows[-1].append(offset)
         else:
             rows.append([offset])
     for row in rows:
-        vectors = {offset: min(offset - (offset - row[0]) % LANES, row[-1] - LANES + 1) for offset in row}
-        if row[-1] - row[0] >= LANES - 1 and len(set(vectors.values())) < len(row):
+        vectors = {offset: min(offset - (offset - row[0]) % lanes, row[-1] - lanes + 1) for offset in row}
+        if row[-1] - row[0] >= lanes - 1 and len(set(vectors.values())) < len(row):
             firsts.update(vectors)
     return firsts
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from sepwise.lowering import device as devices
 from sepwise.lowering.artifact import Artifact
-from sepwise.lowering.codegen import build_object, lower_kernel, tvm_target
+from sepwise.lowering.codegen import build_object, computes_float16, lower_kernel, tvm_target
 from sepwise.lowering.generic import GenericWorkload, NeedsRuntimeError, library_calls, schedule_generic
 from sepwise.lowering.importer import import_graph
 from sepwise.lowering.layout import assign_layouts
@@ -22,7 +22,7 @@ from sepwise.lowering.selection import Selector
 from sepwise.lowering.tail import TailRunner, find_runtime_nodes, split
 from sepwise.lowering.workload import ConvWorkload, LinearWorkload
 from sepwise.passes import canonicalize, fuse, layer_costs, load_model
-from sepwise.passes.errors import UnsupportedError
+from sepwise.passes.errors import InputError, UnsupportedError
 from sepwise.passes.vocabulary import FUSED_OPERATORS
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.memory_plan import MemoryPlan
     from sepwise.lowering.selection import Choice
 
-__all__ = ["CompileReport", "build_program", "compile"]
+__all__ = ["CompileReport", "build_program", "compile", "require_float16"]
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", *FUSED_OPERATORS})
 """Operators that the generic schedule should never get."""
@@ -66,6 +66,7 @@ class CompileReport:
         records_used: Kernels that a tuning record decided.
         generic_convolutions: Names of convolutions left to the generic schedule; any is a defect.
         tail: ONNX nodes that run in TVM's virtual machine after the kernels.
+        float16_mac_share: Share of the multiply-accumulates that run in scheduled strategies in float16, 0 to 1.
     """
 
     model: str
@@ -76,6 +77,7 @@ class CompileReport:
     records_used: int
     generic_convolutions: tuple[str, ...]
     tail: tuple[str, ...] = ()
+    float16_mac_share: float = 0.0
 
     def to_json(self) -> dict[str, object]:
         """The fields of the compile JSON."""
@@ -88,6 +90,7 @@ def compile(
     target: str = "host",
     shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int = 1,
+    float16: bool = False,
     output: str | Path | None = None,
 ) -> Artifact:
     """Compiles a model for a device.
@@ -97,6 +100,7 @@ def compile(
         target: Name of a device, `host` for this machine.
         shapes: Shapes of inputs whose dimensions are symbolic, by name.
         threads: Workers that the kernels are shared out to.
+        float16: Whether what is float32 is computed in float16, but for what needs more (see `passes.convert_float16`).
         output: Folder to save the artifact in, or None.
 
     Returns:
@@ -110,39 +114,45 @@ def compile(
     """
     device = devices.get(target)
     loaded = model if isinstance(model, ir.Model) else load_model(model, shapes=shapes)
-    program, report = build_program(loaded, device, threads=threads)
+    program, report = build_program(loaded, device, threads=threads, float16=float16)
     artifact = Artifact(program, report=report.to_json(), threads=threads)
     if output is not None:
         artifact.save(output)
     return artifact
 
 
-def build_program(model: ir.Model, device: Device, *, threads: int = 1) -> tuple[Program, CompileReport]:
+def build_program(
+    model: ir.Model, device: Device, *, threads: int = 1, float16: bool = False
+) -> tuple[Program, CompileReport]:
     """Builds the Program of a loaded model.
 
     Args:
         model: As `passes.load_model` returns it; left as it is.
         device: The target.
         threads: Workers that the kernels are shared out to.
+        float16: Whether what is float32 is computed in float16, but for what needs more (see `passes.convert_float16`).
 
     Returns:
         The Program and the report.
 
     Raises:
+        InputError: The device does not compute in float16.
         UnsupportedError: An operator or element type cannot be compiled.
     """
     started = time.perf_counter()
+    if float16:
+        require_float16(device)
     canonical = canonicalize(model)
     value_names = {node.name: node.outputs[0].name or "" for node in canonical.graph if node.name}
-    fused = fuse(canonical).model
+    fused = fuse(canonical, float16=float16).model
     program, graph = _build_with_tail(fused, device, threads, value_names)
     in_tail = set(program.tail.nodes) if program.tail is not None else set()
     left = [layer for layer in layer_costs(fused).layers if in_tail & {layer.name, *layer.nodes}] if in_tail else []
     if program.tail is not None:
         program = replace(program, tail=replace(program.tail, macs=sum(layer.macs for layer in left)))
-    ours = sum(
-        kernel.workload.macs for kernel in graph.kernels if not isinstance(kernel.workload, GenericWorkload)
-    )
+    scheduled = [kernel.workload for kernel in graph.kernels if isinstance(kernel.workload, ConvWorkload | LinearWorkload)]
+    ours = sum(workload.macs for workload in scheduled)
+    in_float16 = sum(workload.macs for workload in scheduled if workload.dtypes.accumulator == "float16")
     generic_convolutions = tuple(
         kernel.name
         for kernel in graph.kernels
@@ -152,6 +162,7 @@ def build_program(model: ir.Model, device: Device, *, threads: int = 1) -> tuple
         model=graph.name,
         target=device.name,
         strategy_mac_share=ours / program.macs if program.macs else 1.0,
+        float16_mac_share=in_float16 / program.macs if program.macs else 0.0,
         seconds=time.perf_counter() - started,
         kernels=len(program.calls),
         records_used=0,
@@ -159,6 +170,22 @@ def build_program(model: ir.Model, device: Device, *, threads: int = 1) -> tuple
         tail=program.tail.nodes if program.tail is not None else (),
     )
     return program, report
+
+
+def require_float16(device: Device) -> None:
+    """Refuses a device without float16 arithmetic.
+
+    Args:
+        device: The target.
+
+    Raises:
+        InputError: The device converts float16 at most.
+    """
+    if not computes_float16(device):
+        raise InputError(
+            f"Target '{device.name}': its core ({device.cpu}) has no float16 arithmetic (FEAT_FP16 of Armv8.2-A, AVX512-FP16). "
+            "Leave --float16 out, or give a target that has it, such as cortex-a55, cortex-a76 or neoverse-n1."
+        )
 
 
 def _build_with_tail(
@@ -225,7 +252,7 @@ def _compile_kernels(
                 assert isinstance(workload, ConvWorkload | LinearWorkload)
                 choice = selector.choose(workload)
                 assert not isinstance(choice, list), "the importer made a workload that nothing computes"
-                implementation = choice.strategy.schedule(workload, device, choice.tile)
+                implementation = choice.strategy.schedule(workload, device.holding(workload.dtypes.input), choice.tile)
                 by_key[workload.key] = lower_kernel(implementation.function, kernel.name, device)
                 packers[workload.key] = (implementation.pack, choice)
         compiled[kernel.name] = by_key[workload.key]

@@ -16,6 +16,7 @@ import math
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from tvm.ir.expr import Call, TensorLoad, Var
 from sepwise.lowering.advanced_simd import clamp_by_minimum, load_lanes_together, order_by_input
 from sepwise.lowering.borders import peel_borders
 from sepwise.lowering.lane_loads import permute_loads
+from sepwise.lowering.scalable import widen_loops
 from sepwise.lowering.tiling import TASK_LOOP
 from sepwise.lowering.vector_math import replace_math
 from sepwise.passes.errors import InputError
@@ -38,12 +40,15 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.device import Device
 
-__all__ = ["CompiledKernel", "build_object", "lower_kernel", "tvm_target"]
+__all__ = ["CompiledKernel", "build_object", "computes_float16", "lower_kernel", "tvm_target"]
 
 STACK_BYTES = 4096
 """Buffers of a schedule up to this size live on the stack (registers, mostly); larger ones in scratch."""
 
 ALIGNMENT_BYTES = 64
+
+FLOAT16_FEATURES = frozenset({"fullfp16", "avx512fp16"})
+"""LLVM's names of float16 arithmetic."""
 
 OBJECT_BYTES = 32 << 20
 """Room that an object file is given, ample for hundreds of kernels."""
@@ -82,6 +87,20 @@ def tvm_target(device: Device) -> tvm.target.Target:
     return tvm.target.Target(options)
 
 
+@cache
+def computes_float16(device: Device) -> bool:
+    """Tells whether a device has float16 arithmetic in vectors, and not conversions alone.
+
+    Args:
+        device: Its triple, cpu and features.
+
+    Returns:
+        Whether LLVM may use FEAT_FP16 of AArch64 or AVX512-FP16 for it.
+    """
+    features = tvm.get_global_func("target.llvm_get_cpu_features")(tvm_target(device))
+    return not FLOAT16_FEATURES.isdisjoint(map(str, features))
+
+
 def lower_kernel(function: tirx.PrimFunc, symbol: str, device: Device) -> CompiledKernel:
     """Lowers one scheduled PrimFunc to the kernel interface.
 
@@ -107,6 +126,8 @@ def lower_kernel(function: tirx.PrimFunc, symbol: str, device: Device) -> Compil
     lowered = lowered.with_attr("tirx.noalias", True)
     lowered = _UNROLL(tvm.IRModule({symbol: lowered}))[symbol]
     lowered = lowered.with_body(_hide_moves(lowered.body, task))
+    if device.scalable_bytes:
+        lowered = widen_loops(lowered)
     if device.multiplies_by_lane:
         lowered = order_by_input(load_lanes_together(clamp_by_minimum(lowered)))
     module = _FINISH(tvm.IRModule({symbol: lowered}))

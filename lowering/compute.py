@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tvm.ir import PrimExpr
 
-    from sepwise.lowering.workload import ConvWorkload, LinearWorkload, Stage
+    from sepwise.lowering.workload import ConvWorkload, DTypes, LinearWorkload, Stage
     from sepwise.passes.vocabulary import Activation
 
 __all__ = [
@@ -89,7 +89,7 @@ def conv(
     Returns:
         The PrimFunc and the names of its blocks.
     """
-    lanes, last = workload.output_lanes, len(workload.stages) - 1
+    lanes, last, dtype = workload.output_lanes, len(workload.stages) - 1, _element_type(workload.dtypes)
     true_spatials = [(math.prod(spatial),) if flat else spatial for spatial in workload.spatials]
     rounded = tuple(domain) != true_spatials[-1]
     domains = [tuple(domain)]
@@ -104,11 +104,11 @@ def conv(
         else:
             domains.insert(0, true_spatials[index] if staged[0] else input_extents(stage, domains[0]))
     first = workload.stages[0]
-    source = _Source.placeholder("data", workload.batch, first.in_channels, domains[0], workload.input_lanes)
+    source = _Source.placeholder("data", workload.batch, first.in_channels, domains[0], workload.input_lanes, dtype)
     parameters = [source.tensor]
     residual = None
     if workload.residual:
-        residual = te.placeholder((workload.batch, oc_blocks, *domains[-1], lanes), name="residual")
+        residual = te.placeholder((workload.batch, oc_blocks, *domains[-1], lanes), dtype, name="residual")
         parameters.append(residual)
     names = []
     for index, stage in enumerate(workload.stages):
@@ -116,7 +116,7 @@ def conv(
         form = _Form(stage, index, lanes, blocks, oc_pack[index], domains[index + 1], flat, permuted)
         pad = form.stage_input(source, true_spatials[index]) if staged[index] else None
         total, weight = form.accumulate(pad or source)
-        bias = te.placeholder((blocks, lanes), name=f"bias{index}")
+        bias = te.placeholder((blocks, lanes), dtype, name=f"bias{index}")
         output = form.epilogue(
             total,
             bias,
@@ -141,9 +141,10 @@ def linear(workload: LinearWorkload, rows: int, tile_features: int) -> ConvCompu
         The PrimFunc with the output as `[row, tile, feature]`, and the names of its blocks.
     """
     tiles = math.ceil(workload.out_features / tile_features)
-    data = te.placeholder((rows, workload.in_features), name="data")
-    weight = te.placeholder((tiles, workload.in_features, tile_features), name="weight0")
-    bias = te.placeholder((tiles, tile_features), name="bias0")
+    dtype = _element_type(workload.dtypes)
+    data = te.placeholder((rows, workload.in_features), dtype, name="data")
+    weight = te.placeholder((tiles, workload.in_features, tile_features), dtype, name="weight0")
+    bias = te.placeholder((tiles, tile_features), dtype, name="bias0")
     ic = te.reduce_axis((0, workload.in_features), name="ic")
     shape = (rows, tiles, tile_features)
     total = te.compute(shape, lambda m, t, j: te.sum(data[m, ic] * weight[t, ic, j], axis=ic), name="linear0")
@@ -229,6 +230,13 @@ def permuted_channels(stage: Stage, input_lanes: int, lanes: int) -> int:
     return channels if lanes % channels == 0 or channels % lanes == 0 else 0
 
 
+def _element_type(dtypes: DTypes) -> str:
+    """The type of a workload's tensors and sums, which is one: sums in float16 are rounded to float16 at every step."""
+    kinds = {dtypes.input, dtypes.weight, dtypes.accumulator, dtypes.output}
+    assert len(kinds) == 1, f"no kernel mixes types: {dtypes}"
+    return dtypes.input
+
+
 def _activate(act: Activation | None, value: PrimExpr) -> PrimExpr:
     """`act(value)`."""
     return value if act is None else activation(act.kind, act.parameters, value)
@@ -242,13 +250,13 @@ class _Source:
     lanes: int
 
     @classmethod
-    def placeholder(cls, name: str, batch: int, channels: int, spatial: Sequence[int], lanes: int) -> _Source:
+    def placeholder(cls, name: str, batch: int, channels: int, spatial: Sequence[int], lanes: int, dtype: str) -> _Source:
         """Declares an input of the PrimFunc."""
         if lanes:
             shape = (batch, math.ceil(channels / lanes), *spatial, lanes)
         else:
             shape = (batch, channels, *spatial)
-        return cls(te.placeholder(shape, name=name), lanes)
+        return cls(te.placeholder(shape, dtype, name=name), lanes)
 
     def read(self, n: PrimExpr, channel: PrimExpr, spatial: Sequence[PrimExpr]) -> PrimExpr:
         """Element `(n, channel, *spatial)`."""
@@ -334,7 +342,7 @@ class _Form:
                 if extent - begin > available:
                     inside.append(p < available + begin)
             value = source.tensor[(n, block, *position, *rest[rank:])]
-            return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0.0, "float32")) if inside else value
+            return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0.0, source.tensor.dtype)) if inside else value
 
         shape = (*source.tensor.shape[:2], *extents, *source.tensor.shape[2 + rank :])
         return _Source(te.compute(shape, copy, name=name), source.lanes)
@@ -355,6 +363,7 @@ class _Form:
                 pack,
                 self.lanes,
             ),
+            source.tensor.dtype,
             name=f"weight{self.index}",
         )
 

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +42,7 @@ class Device:
         features: LLVM features beyond those of the cpu, with their sign (`+dotprod`).
         flags: What a machine must report in /proc/cpuinfo to run code built for this device.
         isa: Instruction set family.
-        lanes: float32 lanes of one vector register.
+        lanes: Lanes of one vector register, float32 as the facts are stated.
         vector_registers: Architectural vector registers.
         flushes_subnormals: Whether vector arithmetic takes and gives 0 for numbers below the normal range.
         fma_ports: Vector fused multiply-adds that can start in one cycle; below 1 where one takes several.
@@ -61,6 +61,7 @@ class Device:
         zig_target: How zig names the target for freestanding C.
         zig_cpu: How zig names a cpu whose code runs there.
         sources: Where each fact comes from, as pairs of fact and source.
+        lane_bytes: Bytes of one lane.
     """
 
     name: str
@@ -88,11 +89,17 @@ class Device:
     zig_target: str
     zig_cpu: str
     sources: tuple[tuple[str, str], ...] = ()
+    lane_bytes: int = 4
 
     @property
     def vector_bytes(self) -> int:
         """Bytes of one vector register."""
-        return self.lanes * 4
+        return self.lanes * self.lane_bytes
+
+    def holding(self, dtype: str) -> Device:
+        """The same device as kernels of a floating-point type see it: its vector registers hold lanes of that type."""
+        size = int(dtype.removeprefix("float")) // 8
+        return self if size == self.lane_bytes else replace(self, lanes=self.vector_bytes // size, lane_bytes=size)
 
     @property
     def fuses_multiply_add(self) -> bool:
@@ -110,7 +117,7 @@ class Device:
         return self.emulator is not None and bool(missing_flags(self))
 
 
-_FACTS = {field.name for field in fields(Device)} - {"name", "isa", "sources"}
+_FACTS = {field.name for field in fields(Device)} - {"name", "isa", "sources", "lane_bytes"}
 _CORE_FACTS = (
     "fma_ports",
     "load_ports",

@@ -120,7 +120,7 @@ def schedule(
     stages = parse(function)
     if stages is None:
         return relayout(function, layouts)
-    return _Scheduler(simplify_stages(stages), device.lanes, layouts, constants).run()
+    return _Scheduler(simplify_stages(stages), _vector_lanes(function.params, device, layouts), layouts, constants).run()
 
 
 def predicted_cycles(
@@ -143,8 +143,17 @@ def predicted_cycles(
     Returns:
         Cycles until the last worker is done.
     """
-    nanoseconds = _Estimate(function, device.lanes, layouts, constants).nanoseconds()
+    lanes = _vector_lanes(function.parameters, device, layouts)
+    nanoseconds = _Estimate(function, lanes, layouts, constants).nanoseconds()
     return parallel_cycles(nanoseconds * CYCLES_PER_NS, _tasks(nanoseconds, MOST_TASKS), threads)
+
+
+def _vector_lanes(parameters: Sequence[Var], device: Device, layouts: Sequence[Layout]) -> int:
+    """The lanes of packed tensors, which are alike within a kernel; else those of the narrower floating-point type."""
+    packed = {layout.lanes for layout in layouts if layout.packed}
+    assert len(packed) <= 1, "tensors of a kernel are packed alike"
+    half = any(str(parameter.ty.dtype) == "float16" for parameter in parameters)
+    return packed.pop() if packed else device.holding("float16" if half else "float32").lanes
 
 
 @dataclass(eq=False)

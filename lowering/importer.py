@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sepwise.lowering.codegen import computes_float16
 from sepwise.lowering.generic import addition, constant_block, conversion, import_generic, tensor_type
 from sepwise.lowering.graph import Kernel, KernelGraph, TensorType
 from sepwise.lowering.selection import Selector
@@ -102,7 +103,7 @@ class _Importer:
             if id(node) in absorbed:
                 continue
             chain = read_chain(self._model, node)
-            if chain is not None and self._constant_weights(chain) and _is_float32(node):
+            if chain is not None and self._constant_weights(chain) and self._has_strategies(node):
                 self._import_chain(node, chain)
                 continue
             transposed = self._match_transposed(node)
@@ -207,7 +208,7 @@ class _Importer:
         stages = tuple(
             _stage(stage, weight) for stage, (weight, _) in zip(chain.stages, weights, strict=True)
         )
-        lanes = self._device.lanes
+        lanes = self._device.holding(output_type.dtype).lanes
         # A 1-D network is a 2-D one of height 1.
         workload = ConvWorkload(
             batch=batch,
@@ -217,7 +218,7 @@ class _Importer:
             post_activation=chain.post_activation,
             input_lanes=lanes,
             output_lanes=lanes,
-            dtypes=DTypes(),
+            dtypes=DTypes.all(output_type.dtype),
         )
         start, name = 0, chain.input
         parts = self._selector.partition(workload)
@@ -240,6 +241,10 @@ class _Importer:
             self._weights[kernel_name] = weights[start:end]
             start, name = end, output
 
+    def _has_strategies(self, node: ir.Node) -> bool:
+        """Whether a node computes in float32, or in float16 where the device's instructions do; strategies know no other type."""
+        return _is_float32(node) or (tensor_type(node.outputs[0]).dtype == "float16" and computes_float16(self._device))
+
     def _stage_weights(self, stage: ConvStage) -> tuple[np.ndarray, np.ndarray]:
         """Weight `(oc, ic / group, *kernel)` with at least two kernel axes, and bias `(oc,)`."""
         weight, bias = self._array(stage.weight), self._array(stage.bias)
@@ -248,7 +253,7 @@ class _Importer:
             weight = weight[:, :, None, :]
         if bias is None:
             bias = np.zeros(weight.shape[0], weight.dtype)
-        return weight.astype(np.float32), bias.astype(np.float32)
+        return weight, bias
 
     def _match_transposed(self, node: ir.Node) -> _TransposedMatch | None:
         """A transposed convolution with constant weights and the activation behind it."""
@@ -330,11 +335,13 @@ class _Importer:
         weight = self._array(weight_value.name) if weight_value is not None else None
         if data is None or weight is None or weight.ndim != 2 or data.name in self._model.graph.initializers:
             return None
-        if tensor_type(data).dtype != "float32" or node.attributes.get_int("transA", 0) != 0:
+        if not self._has_strategies(node) or node.attributes.get_int("transA", 0) != 0:
             return None
         linear = _Linear([node], node.outputs[0], weight.T)
         if node.op_type == "Gemm":
             self._read_gemm(node, linear)
+            if linear.addend is not None and tensor_type(data).dtype != "float32":
+                return None
         self._absorb_bias(linear)
         self._absorb_activation(linear)
         return linear
@@ -343,14 +350,14 @@ class _Importer:
         """`alpha * x * w + beta * c`: alpha goes into the weight; c is the bias where it is a constant row, else added apart."""
         if node.attributes.get_int("transB", 0):
             linear.weight = linear.weight.T
-        linear.weight = linear.weight * np.float32(node.attributes.get_float("alpha", 1.0))
+        linear.weight = linear.weight * linear.weight.dtype.type(node.attributes.get_float("alpha", 1.0))
         addend = node.inputs[GEMM_ADDEND] if len(node.inputs) > GEMM_ADDEND else None
         if addend is None:
             return
         beta = node.attributes.get_float("beta", 1.0)
         row = self._array(addend.name)
         if row is not None and (row.size == 1 or row.shape[-1:] == (row.size,)):
-            linear.bias = np.broadcast_to(row.reshape(-1) * np.float32(beta), linear.weight.shape[:1])
+            linear.bias = np.broadcast_to(row.reshape(-1) * row.dtype.type(beta), linear.weight.shape[:1])
         else:
             linear.addend, linear.factor = addend, beta
 
@@ -396,12 +403,12 @@ class _Importer:
             output, activation = f"{output}.product", None
             self._values[output] = TensorType((rows, features))
             self._import_addition(linear, linear.addend, output, nodes)
-        workload = LinearWorkload(rows, reduction, features, activation)
+        workload = LinearWorkload(rows, reduction, features, activation, DTypes.all(source.dtype))
         name = self._kernel_name("linear", nodes)
-        bias = linear.bias if linear.bias is not None else np.zeros(features, np.float32)
+        bias = linear.bias if linear.bias is not None else np.zeros(features, linear.weight.dtype)
         constants = (f"{name}.weight0", f"{name}.bias0")
         self._kernels.append(Kernel(name, workload, (_name(data),), constants, (output,), nodes))
-        self._weights[name] = [(linear.weight.astype(np.float32), bias.astype(np.float32))]
+        self._weights[name] = [(linear.weight, bias)]
 
     def _import_addition(self, linear: _Linear, addend: ir.Value, product: str, nodes: Sequence[str]) -> None:
         """A kernel that adds what is no row of constants to a matrix product, and applies the activation."""
@@ -477,7 +484,7 @@ class _Linear:
 
 
 def _is_float32(node: ir.Node) -> bool:
-    """Whether a node computes in float32; strategies know no other type."""
+    """Whether a node computes in float32."""
     return tensor_type(node.outputs[0]).dtype == "float32"
 
 

@@ -16,9 +16,10 @@ makes it. Products, views and the network's inputs and outputs are plain; a conv
 Each summand depends on few decisions, and those of different regions between convolutions not on each other, so
 `elimination` finds the least sum exactly.
 
-The choice is between plain and packed. A tensor that the model itself keeps as `(n, h, w, c)` is a plain one of that
-shape, so channels-last is among them at the ends of a network: the transposition there reads or writes it as it is, and its
-other side is whatever is cheapest for the convolution.
+The choice is between plain and packed. What a convolution writes has the lanes of its type, all else the most of them, so that
+float32 tensors between float16 ones are packed as those are; a generic kernel takes tensors that are packed alike. A tensor
+that the model itself keeps as `(n, h, w, c)` is a plain one of that shape, so channels-last is among them at the ends of a
+network: the transposition there reads or writes it as it is, and its other side is whatever is cheapest for the convolution.
 """
 
 from __future__ import annotations
@@ -127,7 +128,9 @@ class _Assignment:
     def __init__(self, graph: KernelGraph, views: Mapping[str, str], selector: Selector) -> None:
         self._graph = graph
         self._selector = selector
-        self._packed = Layout(selector.device.lanes)
+        convolutions = [kernel.workload for kernel in graph.kernels if isinstance(kernel.workload, ConvWorkload)]
+        self._packed = Layout(max((each.output_lanes for each in convolutions), default=selector.device.lanes))
+        self._packed_types = {"float32", *(each.dtypes.output for each in convolutions)}
         self._plain_names = set(graph.inputs) | set(graph.outputs) | set(views) | set(views.values())
         self._generic: dict[str, _GenericCycles] = {}
         producers = {name: kernel for kernel in graph.kernels for name in kernel.outputs}
@@ -137,14 +140,21 @@ class _Assignment:
 
     def _possible(self, name: str, producer: Kernel | None) -> list[Held]:
         """The ways in which a value can be held; of equally good ones the first is taken."""
-        packed, both = self._packed, [(self._packed, PLAIN), (PLAIN, self._packed)]
+        packed = self._packed
+        if producer is not None and isinstance(producer.workload, ConvWorkload):
+            packed = Layout(producer.workload.output_lanes)
+        both = [(packed, PLAIN), (PLAIN, packed)]
         if producer is not None and isinstance(producer.workload, ConvWorkload):
             return [(packed, PLAIN)] if name in self._plain_names else [(packed,), (packed, PLAIN)]
-        if not _can_be_packed(self._graph.values[name]):
+        if not self._can_be_packed(self._graph.values[name]):
             return [(PLAIN,)]
         if producer is None or isinstance(producer.workload, LinearWorkload):
             return [(PLAIN,), (PLAIN, packed)]
         return [(PLAIN,), *both] if name in self._plain_names else [(packed,), (PLAIN,), *both]
+
+    def _can_be_packed(self, value: TensorType) -> bool:
+        """Whether strategies and generic kernels take a packed tensor of that type."""
+        return value.dtype in self._packed_types and len(value.shape) >= LEAST_PACKED_RANK
 
     # --- what decisions cost --------------------------------------------------------------------------------
 
@@ -199,7 +209,7 @@ class _Assignment:
             return math.inf if layout.packed else 0.0
         assert isinstance(workload, ConvWorkload)
         if position > 0:
-            return 0.0 if layout.packed else math.inf
+            return 0.0 if layout.lanes == workload.output_lanes else math.inf
         choice = self._selector.choose(replace(workload, input_lanes=layout.lanes))
         return math.inf if isinstance(choice, list) else choice.cycles
 
@@ -253,13 +263,14 @@ class _Assignment:
         return tables
 
     def _readable(self, kernel: Kernel, position: int) -> list[Layout]:
-        """The layouts in which a generic kernel may read an input: only plain where it takes it for another shape."""
+        """The layouts in which a generic kernel may read an input: packed as all of its tensors, plain where it reshapes it."""
         name = kernel.inputs[position]
         assert isinstance(kernel.workload, GenericWorkload)
         read = tuple(int(extent) for extent in kernel.workload.function.params[position].ty.shape)
         if read != self._graph.values[name].shape:
             return [PLAIN]
-        return list(dict.fromkeys(layout for held in self._options[name] for layout in held))
+        layouts = dict.fromkeys(layout for held in self._options[name] for layout in held)
+        return [layout for layout in layouts if layout in (PLAIN, self._packed)]
 
     def _cycles_of(self, workload: GenericWorkload) -> _GenericCycles:
         """The costs of equal functions, found once."""
@@ -321,11 +332,6 @@ class _Assignment:
     def _declare(self, name: str, layout: Layout, value: TensorType) -> None:
         """Notes the type of a value in one of its layouts."""
         self._graph.values[self._name(name, layout)] = replace(value, layout=layout)
-
-
-def _can_be_packed(value: TensorType) -> bool:
-    """Whether strategies and generic kernels take a packed tensor of that type."""
-    return value.dtype == "float32" and len(value.shape) >= LEAST_PACKED_RANK
 
 
 def _alike(layouts: Sequence[Layout], wanted: Layout) -> Layout:

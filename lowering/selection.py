@@ -108,15 +108,16 @@ class Selector:
 
     def _search(self, workload: ConvWorkload | LinearWorkload) -> Choice | list[Refusal]:
         """Asks every strategy for its best tile."""
+        device = self._device.holding(workload.dtypes.input)
         refusals: list[Refusal] = []
         best: Choice | None = None
         for strategy in strategies_for(workload):
-            refusal = strategy.applies(workload, self._device)
+            refusal = strategy.applies(workload, device)
             if refusal is not None:
                 refusals.append(refusal)
                 continue
-            tile = strategy.tiles(workload, self._device, self._threads)[0]
-            cycles = strategy.predicted_cycles(workload, self._device, self._threads, tile)
+            tile = strategy.tiles(workload, device, self._threads)[0]
+            cycles = strategy.predicted_cycles(workload, device, self._threads, tile)
             cycles += _boundary_cycles(workload, self._device)
             if best is None or cycles < best.cycles:
                 best = Choice(strategy, tile, cycles)
@@ -141,6 +142,7 @@ def _boundary_cycles(workload: ConvWorkload | LinearWorkload, device: Device) ->
     if not isinstance(workload, ConvWorkload):
         return 0.0
     first = (workload.batch, workload.stages[0].in_channels, *workload.spatial)
-    output = 4.0 * math.prod(Layout(workload.output_lanes).physical_shape(workload.output_shape))
-    nbytes = 4.0 * math.prod(Layout(workload.input_lanes).physical_shape(first)) + output
+    element = float(workload.dtypes.input_bytes)
+    output = element * math.prod(Layout(workload.output_lanes).physical_shape(workload.output_shape))
+    nbytes = element * math.prod(Layout(workload.input_lanes).physical_shape(first)) + output
     return stream_cycles(device, nbytes + (output if workload.residual else 0.0))

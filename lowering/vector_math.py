@@ -5,7 +5,8 @@ target has no libm at all. Compute says `call("erf", x)` or `activation("silu", 
 vectorises like any other; `replace_math` then writes it out as additions, multiplications, selections and bit casts, for any
 number of lanes, so that the object has no undefined symbol. It runs on flat functions, after loops were vectorised.
 
-All take and give float32. Results are within `MAX_ULP` of the exact value (units in the last place of the
+All take and give float32, or float16: that is computed in float32 and rounded, but for `relu` and `clip`, which are exact in
+any type. Results in float32 are within `MAX_ULP` of the exact value (units in the last place of the
 exact value rounded to float32; a test sweeps them densely), also relative to small results; NaN gives NaN, and
 infinities and overflow give the limits that C's libm gives. Each holds for every float32 unless `MAX_ULP` says otherwise.
 
@@ -162,10 +163,10 @@ def activation(kind: str, parameters: Sequence[float], x: Expr) -> Expr:
     Args:
         kind: A key of `sepwise.passes.vocabulary.ACTIVATION_PARAMETERS`.
         parameters: Its parameters.
-        x: float32 expression.
+        x: float32 or float16 expression.
 
     Returns:
-        The activation of x as one TIR call, which `replace_math` writes out.
+        The activation of x, in its type, as one TIR call, which `replace_math` writes out.
 
     Raises:
         UnsupportedError: If the kind is unknown.
@@ -176,7 +177,8 @@ def activation(kind: str, parameters: Sequence[float], x: Expr) -> Expr:
     if kind not in _ACTIVATIONS:
         raise UnsupportedError(f"Activation {kind!r} has no kernel; known are {', '.join(_ACTIVATIONS)}.")
     constants = [tirx.FloatImm("float32", _float32(value)) for value in parameters]
-    return tirx.call_intrin("float32", f"sepwise.{kind}", x, *constants)
+    x = tirx.convert(x)  # an element of a tensor is no expression yet
+    return tirx.call_intrin(str(x.ty.dtype), f"sepwise.{kind}", x, *constants)
 
 
 def replace_math(function: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -185,7 +187,7 @@ def replace_math(function: tirx.PrimFunc) -> tirx.PrimFunc:
     `B[i] = sepwise.sigmoid(A[i])` becomes `v[0] = A[i]; e[0] = ...; B[i] = select(v[0] < 0, e[0], 1) / (1 + e[0])`.
 
     Args:
-        function: Without loops still to be vectorised; calls on other types than float32 are left alone.
+        function: Without loops still to be vectorised; calls on other types than float32 and float16 are left alone.
 
     Returns:
         The function without calls of this module and without those of TVM's that `_BUILDERS` names.
@@ -270,6 +272,8 @@ class _Block:
 
     def constant(self, value: float, like: Expr) -> Expr:
         """A constant of the type of an expression."""
+        if _is_float16(like):
+            return self._spread(tirx.FloatImm("float16", float(np.float16(value))))
         return self.d(value) if _is_float64(like) else self.f(value)
 
     def bits(self, x: Expr) -> Expr:
@@ -350,9 +354,15 @@ class _Block:
         name = getattr(node.op, "name", "")
         rounding = None if self.rounds else _ROUNDINGS.get(name)
         builder = rounding or _BUILDERS.get(name)
-        if builder is None or not isinstance(node.ty, PrimType) or not (_is_float32(node) or (rounding and _is_float64(node))):
+        if builder is None or not isinstance(node.ty, PrimType):
+            return node
+        half = _is_float16(node) and not rounding
+        if not (half or _is_float32(node) or (rounding and _is_float64(node))):
             return node
         self.lanes = int(node.ty.dtype.lanes)
+        if half and name not in _EXACT:
+            wide = [a if _is_float32(a) else self.cast("float32", self.let(a)) for a in node.args]
+            return self.let(self.cast("float16", self.let(builder(self, *map(self.let, wide)))))
         return self.let(builder(self, *(self.let(argument) for argument in node.args)))
 
 
@@ -381,6 +391,10 @@ def _guard_arguments(node: Call) -> Call:
 
 def _is_float32(value: Expr) -> bool:
     return str(value.ty.dtype).startswith("float32")
+
+
+def _is_float16(value: Expr) -> bool:
+    return str(value.ty.dtype).startswith("float16")
 
 
 def _is_float64(value: Expr) -> bool:
@@ -806,6 +820,9 @@ _ACTIVATIONS: Final[dict[str, Callable[..., Expr]]] = {
     "softplus": _softplus,
     "mish": _mish,
 }
+
+_EXACT: Final = frozenset({"sepwise.relu", "sepwise.clip"})
+"""Comparisons and nothing else, in any type."""
 
 _BUILDERS: Final[dict[str, Callable[..., Expr]]] = {
     **{f"sepwise.{name}": builder for name, builder in (_FUNCTIONS | _ACTIVATIONS).items()},

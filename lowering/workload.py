@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 if TYPE_CHECKING:
     from sepwise.passes.vocabulary import Activation
 
@@ -56,6 +58,16 @@ class DTypes:
         """Gives the four types, one word where they agree."""
         kinds = (self.input, self.weight, self.accumulator, self.output)
         return kinds[0] if len(set(kinds)) == 1 else "-".join(kinds)
+
+    @classmethod
+    def all(cls, dtype: str) -> DTypes:
+        """Everything in one type."""
+        return cls(dtype, dtype, dtype, dtype)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of one element of the input."""
+        return np.dtype(self.input).itemsize
 
 
 @dataclass(frozen=True, slots=True)

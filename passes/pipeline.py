@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from sepwise.passes.canonical_form import canonicalize
 from sepwise.passes.chains import family
+from sepwise.passes.convert_float16 import ConvertFloat16Pass
 from sepwise.passes.fold_affine import FoldAffinePass
 from sepwise.passes.fold_batch_norm import FoldBatchNormPass
 from sepwise.passes.fold_pad import FoldPadPass
@@ -26,6 +27,7 @@ AnyPass = (
     | RecogniseActivationPass
     | FoldBatchNormPass
     | FoldAffinePass
+    | ConvertFloat16Pass
     | FuseActivationPass
     | FuseResidualPass
     | GroupSeparablePass
@@ -64,15 +66,17 @@ class FuseReport:
     stages: tuple[tuple[str, ir.Model], ...] = field(default=(), repr=False)
 
 
-def fuse(model: ir.Model, *, inline: bool = False, keep_stages: bool = False) -> FuseReport:
+def fuse(model: ir.Model, *, inline: bool = False, float16: bool = False, keep_stages: bool = False) -> FuseReport:
     """Runs all passes over a copy of a model.
 
     Recognition precedes the folding of constants, which would otherwise take the first Add of a spelled-out activation
-    into a bias. Batch norms and constants are folded in turns, as one can stand behind the other.
+    into a bias. Batch norms and constants are folded in turns, as one can stand behind the other. What is folded is rounded to
+    float16 once, so the conversion comes after it.
 
     Args:
         model: Left as it is; its input shapes must be fixed (see `load_model`).
         inline: Write plain ONNX nodes instead of function calls, for tools that read no functions.
+        float16: Convert what it is good for to float16 (see `ConvertFloat16Pass`); inputs and outputs stay as they are.
         keep_stages: Keep a copy of the model after each pass, for verification pass by pass.
 
     Returns:
@@ -106,6 +110,8 @@ def fuse(model: ir.Model, *, inline: bool = False, keep_stages: bool = False) ->
     run(SinkTransposePass(), FoldPadPass(), RecogniseActivationPass())
     while run(FoldBatchNormPass(), FoldAffinePass()):
         pass
+    if float16:
+        run(ConvertFloat16Pass())
     run(FuseActivationPass(), FuseResidualPass(), GroupSeparablePass())
     operators = Counter(family(node) or node.op_type.split("_")[0] for graph in fused.graphs() for node in graph)
     if inline:

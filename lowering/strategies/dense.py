@@ -61,7 +61,7 @@ class DenseStrategy:
         *outer, height, width = workload.spatials[-1]
         blocks = math.ceil(stage.out_channels / workload.output_lanes)
         *depth, _, in_width = compute.input_extents(stage, (1,) * len(outer) + (1, width))
-        row_bytes = 4.0 * stage.in_channels * math.prod(depth) * stage.strides[-2] * in_width
+        row_bytes = float(workload.dtypes.input_bytes) * stage.in_channels * math.prod(depth) * stage.strides[-2] * in_width
         staged_bytes = row_bytes if stage.padded else 0
         adjacent = workload.input_lanes == 0 and stage.strides[-1] == 1
         found = row_tiles(device, height, width, blocks, staged_row_bytes=staged_bytes, adjacent=adjacent)
@@ -85,7 +85,7 @@ class DenseStrategy:
         cycles = tile.rows * p_tiles * oc_tiles * kernel
         *depth, in_rows, in_width = compute.input_extents(stage, (1,) * len(outer) + (tile.rows, width))
         staged = Layout(workload.input_lanes).physical_shape((1, stage.in_channels, *depth, in_rows, in_width))
-        staged_bytes = 4.0 * math.prod(staged)
+        staged_bytes = float(workload.dtypes.input_bytes) * math.prod(staged)
         weight_tile = reduction * tile.oc_vectors * device.vector_bytes
         if stage.padded:
             cycles += staged_bytes / device.vector_bytes * COPY_CYCLES

@@ -158,7 +158,8 @@ def _staged_bytes(workload: ConvWorkload, rows: int) -> float:
     stage = workload.stages[0]
     *outer, _, width = workload.spatials[-1]
     extents = compute.input_extents(stage, (1,) * len(outer) + (rows, width))
-    return 4.0 * math.prod(Layout(workload.input_lanes).physical_shape((1, stage.in_channels, *extents)))
+    shape = Layout(workload.input_lanes).physical_shape((1, stage.in_channels, *extents))
+    return float(workload.dtypes.input_bytes) * math.prod(shape)
 
 
 def _columns(stage: Stage, pixels: int) -> int:

@@ -97,7 +97,7 @@ class LinearStrategy:
         tiles = math.ceil(workload.out_features / tile.features)
         row_tiles = math.ceil(workload.rows / tile.rows)
         kernel = micro_kernel_cycles(device, tile.rows, tile.vectors, workload.in_features)
-        weight_tile = 4.0 * workload.in_features * tile.features
+        weight_tile = float(workload.dtypes.input_bytes) * workload.in_features * tile.features
         stream = copy_cycles(device, weight_tile * tiles, footprint_bytes=weight_tile * tiles)
         rereads = copy_cycles(device, weight_tile * tiles * (row_tiles - 1), footprint_bytes=weight_tile)
         cycles = max(tiles * row_tiles * kernel, stream) + rereads / 2

@@ -104,8 +104,8 @@ class PointwiseStrategy:
         cycles = p_tiles * oc_tiles * kernel
         vector = device.vector_bytes
         weight_tile = reduction * tile.oc_vectors * vector
-        input_share = reduction * 4 * min(pixels, tile.grain * tile.pixels)
-        input_tile = reduction * 4 * tile.pixels
+        input_share = reduction * workload.dtypes.input_bytes * min(pixels, tile.grain * tile.pixels)
+        input_tile = reduction * workload.dtypes.input_bytes * tile.pixels
         # Each pixel tile reads the weights of its output tile; each output tile reads the task's pixels.
         weights = copy_cycles(device, weight_tile * p_tiles * oc_tiles, footprint_bytes=weight_tile + input_tile)
         inputs = copy_cycles(device, input_share * shares * oc_tiles, footprint_bytes=input_share + weight_tile)

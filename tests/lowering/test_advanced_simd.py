@@ -69,7 +69,14 @@ def test_inputs_side_by_side_are_lanes_of_one_vector() -> None:
     ],
 )
 def test_vectors_stay_between_the_outermost(offsets: tuple[int, ...], expected: dict[int, int]) -> None:
-    assert advanced_simd._firsts(offsets) == expected
+    assert advanced_simd._firsts(offsets, 4) == expected
+
+
+def test_a_register_holds_twice_as_many_lanes_of_float16() -> None:
+    assert advanced_simd._firsts(tuple(range(8)), 8) == dict.fromkeys(range(8), 0)
+    assert advanced_simd._firsts(tuple(range(7)), 8) == {}
+    buffers = [tirx.decl_buffer((64,), dtype, "x") for dtype in ("float32", "float16")]
+    assert [advanced_simd._register_lanes(buffer) for buffer in buffers] == [4, 8]
 
 
 def test_a_store_between_keeps_loads_apart() -> None:

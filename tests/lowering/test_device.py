@@ -40,8 +40,16 @@ ARM64 = ("cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "neoverse-n1", 
 @pytest.mark.parametrize("name", devices.names()[1:])
 def test_every_fact_of_a_device_has_a_source(name: str) -> None:
     device = devices.get(name)
-    facts = {field.name for field in dataclasses.fields(device)} - {"name", "isa", "sources"}
+    facts = {field.name for field in dataclasses.fields(device)} - {"name", "isa", "sources", "lane_bytes"}
     assert {fact for fact, source in device.sources if source} == facts
+
+
+def test_registers_hold_twice_as_many_lanes_of_float16() -> None:
+    device = devices.get("cortex-a76")
+    half = device.holding("float16")
+    assert (half.lanes, half.vector_bytes) == (2 * device.lanes, device.vector_bytes)
+    assert device.holding("float32") is device
+    assert half.holding("float32") == device
 
 
 @pytest.mark.parametrize(
