@@ -18,10 +18,11 @@ import numpy as np
 import onnx_ir as ir
 
 from sepwise.lowering import device as devices
-from sepwise.lowering.build import build_program
+from sepwise.lowering.build import build_program, require_float16
 from sepwise.lowering.runner import StrayWriteError, open_runner
 from sepwise.lowering.strategies import is_direct
 from sepwise.passes import fuse, load_model
+from sepwise.passes.convert_float16 import ConvertFloat16Pass
 from sepwise.passes.equivalence import (
     EMULATED_NETWORK_KINDS,
     NETWORK_KINDS,
@@ -64,6 +65,9 @@ ORACLE, NONFINITE = "oracle", "nonfinite"
 KERNEL_INPUTS = (ORACLE, *STRESSES)
 """What every kernel is fed: the oracle's tensors on the first inputs of the network, and what is drawn at its own inputs."""
 
+CONVERSION = ConvertFloat16Pass.name
+"""The pass behind which the model computes in other formats."""
+
 GROUPING = "group_separable"
 """The pass behind which the values between the stages of a chain have no name any more."""
 
@@ -75,6 +79,7 @@ def verify(
     inputs: Mapping[str, np.ndarray] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int = 1,
+    float16: bool = False,
     bisect: bool = False,
 ) -> Verification:
     """Verifies a model file on a target.
@@ -85,6 +90,7 @@ def verify(
         inputs: Arrays by input name; drawn where None.
         shapes: Shapes of inputs whose dimensions are symbolic, by name.
         threads: Workers.
+        float16: Whether what is float32 is computed in float16, but for what needs more.
         bisect: Whether to narrow a failure down.
 
     Returns:
@@ -94,7 +100,8 @@ def verify(
         InputError: The model, the target or the inputs cannot be used.
     """
     model = load_model(path, shapes=shapes)
-    return verify_model(model, devices.get(target), inputs=inputs, threads=threads, bisect=bisect, name=Path(path).stem)
+    device, name = devices.get(target), Path(path).stem
+    return verify_model(model, device, inputs=inputs, threads=threads, float16=float16, bisect=bisect, name=name)
 
 
 def verify_model(
@@ -103,16 +110,21 @@ def verify_model(
     *,
     inputs: Mapping[str, np.ndarray] | None = None,
     threads: int = 1,
+    float16: bool = False,
     bisect: bool = False,
     name: str | None = None,
 ) -> Verification:
     """Verifies a loaded model on a device.
+
+    Where it is converted to float16, the conversion is checked against the model as it came in, by what rounding its constants
+    to float16 explains, and all that follows against the converted model, by what rounding in float16 explains.
 
     Args:
         model: As `passes.load_model` returns it.
         device: The target.
         inputs: Arrays by input name; drawn where None.
         threads: Workers.
+        float16: Whether what is float32 is computed in float16, but for what needs more.
         bisect: Whether to narrow a failure down to a pass and its operators, to a kernel, or to a value.
         name: What to call the model; as its graph is called where None.
 
@@ -122,8 +134,11 @@ def verify_model(
     Raises:
         InputError: The inputs do not fit, or the model cannot be compiled.
     """
-    report = fuse(model, keep_stages=True)
+    if float16:
+        require_float16(device)
+    report = fuse(model, float16=float16, keep_stages=True)
     canonical = report.stages[0][1]
+    converted = next((stage for name, stage in report.stages if name == CONVERSION), None)
     described: tuple[str, ...]
     if inputs is not None:
         feeds, described = [dict(inputs)], ("given",)
@@ -143,12 +158,13 @@ def verify_model(
         from sepwise.lowering.bisect import bisect_passes
 
         return replace(found, reproducer=bisect_passes(stages, graph_checks, feeds))
-    program, _ = build_program(model, device, threads=threads)
+    program, _ = build_program(model, device, threads=threads, float16=float16)
     with open_runner(program, threads=threads) as runner:
         ungrouped = [stage for name, stage in stages if name != GROUPING][-1]
         checker = KernelChecker(program, runner, ungrouped, feeds[0])
         kernel_checks = [check for index in range(len(program.calls)) for check in checker.check(index)]
-        model_check, answers = _check_model(runner, model, feeds, name or program.name)
+        executed = model if converted is None else converted
+        model_check, answers = _check_model(runner, model, executed, feeds, name or program.name)
         checks = (*graph_checks, *kernel_checks, model_check)
         found = Verification(
             name or program.name,
@@ -165,7 +181,7 @@ def verify_model(
 
         if any(check.status == "failed" for check in kernel_checks):
             return replace(found, reproducer=bisect_kernels(checker, kernel_checks, device, threads))
-        return replace(found, reproducer=bisect_program(checker, canonical, model_check, device, threads))
+        return replace(found, reproducer=bisect_program(checker, converted or canonical, model_check, device, threads))
 
 
 def _skip(name: str, reason: str) -> list[Check]:
@@ -176,13 +192,23 @@ def _skip(name: str, reason: str) -> list[Check]:
 def _check_passes(
     original: ir.Model, stages: Sequence[tuple[str, ir.Model]], feeds: Sequence[Mapping[str, np.ndarray]]
 ) -> list[Check]:
-    """Compares the model after each pass that changed something with the model as it came in."""
-    reference = GraphReference(original, [dict(feed) for feed in feeds])
-    return [
-        replace(check, name=f"{name}: {check.name}", pass_name=name)
-        for name, stage in stages
-        for check in compare_graph(reference, stage)
-    ]
+    """Compares the model after each pass that changed something with the model as it came in.
+
+    From the conversion to float16 on the converted model stands for that. The conversion itself is compared the other way
+    round, as the rounding of float16 constants is measured on the model that has them.
+    """
+    reference, before = GraphReference(original, [dict(feed) for feed in feeds]), original
+    checks: list[Check] = []
+    for name, stage in stages:
+        if name == CONVERSION:
+            reference = GraphReference(stage, [dict(feed) for feed in feeds])
+            swapped = compare_graph(reference, before)
+            found = [replace(check, computed=check.expected, expected=check.computed) for check in swapped]
+        else:
+            found = compare_graph(reference, stage)
+        checks += [replace(check, name=f"{name}: {check.name}", pass_name=name) for check in found]
+        before = stage
+    return checks
 
 
 class KernelChecker:
@@ -348,9 +374,14 @@ class KernelChecker:
         return worst_check(checks)
 
 
-def _check_model(runner: Runner, model: ir.Model, feeds: Sequence[Tensors], name: str) -> tuple[Check, tuple[Agreement, ...]]:
-    """The whole network against what rounding explains, and its answers on the first inputs."""
-    oracle = Oracle(model)
+def _check_model(
+    runner: Runner, model: ir.Model, executed: ir.Model, feeds: Sequence[Tensors], name: str
+) -> tuple[Check, tuple[Agreement, ...]]:
+    """The whole network against what rounding explains, and on the first inputs its answers beside those of the model.
+
+    The model that is executed is the model as it came in, or what it was converted to.
+    """
+    oracle = Oracle(executed)
     expected = [oracle.run(feed) for feed in feeds]
     flush = devices.get(runner.program.device).flushes_subnormals
     outputs = [runner.run(feed) for feed in feeds]
@@ -360,7 +391,8 @@ def _check_model(runner: Runner, model: ir.Model, feeds: Sequence[Tensors], name
         return [execution_sigma(oracle, feed, seeds=seeds, flush=flush) for feed in feeds]
 
     check = settle(lambda seeds: compare_execution(outputs, expected, sigma(seeds), name=name))
-    return check, compare_answers(outputs[0], expected[0], sigma(SEEDS)[0])
+    answers = expected[0] if executed is model else Oracle(model).run(feeds[0])
+    return check, compare_answers(outputs[0], answers, sigma(SEEDS)[0])
 
 
 def onnx_name(program: Program, name: str) -> str:
