@@ -60,6 +60,8 @@ class Device:
         emulator_cpu: What the emulator calls the cpu, or the relative of it that it knows.
         zig_target: How zig names the target for freestanding C.
         zig_cpu: How zig names a cpu whose code runs there.
+        scalable_bytes: Scalable vector of the machine that stands for the target, 0 for none; code for it runs at every length.
+        scalable_ports: Multiply-adds of scalable vectors, and loads of them, that can start in one cycle.
         sources: Where each fact comes from, as pairs of fact and source.
         lane_bytes: Bytes of one lane.
     """
@@ -88,6 +90,8 @@ class Device:
     emulator_cpu: str | None
     zig_target: str
     zig_cpu: str
+    scalable_bytes: int = 0
+    scalable_ports: int = 0
     sources: tuple[tuple[str, str], ...] = ()
     lane_bytes: int = 4
 
@@ -126,6 +130,7 @@ _CORE_FACTS = (
     "l2_bytes_per_cycle",
     "memory_bytes_per_cycle",
 )
+_SCALABLE_FACTS = ("scalable_bytes", "scalable_ports")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +156,7 @@ class _Core:
         cpu: LLVM name of the cpu.
         flags: What a machine must report to run code built for it.
         features: LLVM features beyond those of the cpu.
-        facts: Values of `_CORE_FACTS`.
+        facts: Values of `_CORE_FACTS`, and of `_SCALABLE_FACTS` where it has scalable vectors.
         origin: Where those come from.
     """
 
@@ -232,7 +237,7 @@ def _read_device(file: str, name: str, facts: dict[str, Any]) -> Device:
     unknown = sorted(set(facts) - _FACTS)
     if unknown:
         raise InputError(f"{where}: unknown fact '{unknown[0]}'; known are {', '.join(sorted(_FACTS))}.")
-    missing = sorted(_FACTS - set(facts))
+    missing = sorted(_FACTS - set(facts) - set(_SCALABLE_FACTS))
     if missing:
         raise InputError(f"{where}: fact '{missing[0]}' is missing; give it as {{ value, source }}.")
     for fact, entry in facts.items():
@@ -475,4 +480,4 @@ def _unrecognised(cpu: str, flags: frozenset[str], features: tuple[str, ...], ba
 
 def _core_facts(device: Device) -> dict[str, Any]:
     """The facts of a device that are its core's."""
-    return {fact: getattr(device, fact) for fact in _CORE_FACTS}
+    return {fact: getattr(device, fact) for fact in (*_CORE_FACTS, *_SCALABLE_FACTS)}

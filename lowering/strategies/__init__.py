@@ -55,6 +55,8 @@ def load_strategies(*entries: str) -> list[AnyStrategy]:
 
 CONV_STRATEGIES: list[AnyStrategy] = load_strategies(
     "separable.SeparableStrategy",
+    "scalable_pointwise.ScalablePointwiseStrategy",
+    "scalable_depthwise.ScalableDepthwiseStrategy",
     "pointwise.PointwiseStrategy",
     "depthwise_tile.DepthwiseTileStrategy",
     "depthwise.DepthwiseStrategy",

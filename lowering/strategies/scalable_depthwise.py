@@ -1,0 +1,179 @@
+"""Depthwise convolution with scalable vectors along the width: SVE, right at every vector length.
+
+# for n, oc_o, [od] task; oh_o task by grain: accumulators: oh_i rows * `vectors` scalable vectors, 16 of 32 for 4 x 4
+#   for ow by vectors * vscale:               rows at the border apart from inner ones (see `borders`)
+#     unrolled by input: vectors: FMA         one step: an input, all FMA that read it; weights: a quad in all segments each
+#     unrolled oh_i, vectors: epilogue, store [n, oc_o, oh, ow, oc_v]
+
+A vector holds four channels of `vscale` neighbouring pixels (see `lowering.scalable`). Each tap of a row is a load at its own
+offset, and what it would read beside the row is off in its predicate, so nothing is copied. A 1-D convolution is one row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvm import s_tir
+
+from sepwise.lowering import compute
+from sepwise.lowering.borders import mark_border
+from sepwise.lowering.cost import EPILOGUE_CYCLES, LOST_SHARE, TILE_OVERHEAD_CYCLES, parallel_cycles
+from sepwise.lowering.scalable import QUAD_BYTES, mark_scalable
+from sepwise.lowering.strategies.base import Implementation, Refusal
+from sepwise.lowering.strategies.depthwise_tile import MOST_PEELED_FMAS, border_tiles
+from sepwise.lowering.strategies.packing import conv_packer, true_shapes
+from sepwise.lowering.strategies.steps import accumulate_in_registers
+from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS
+from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
+from sepwise.lowering.workload import DTypes
+
+if TYPE_CHECKING:
+    from sepwise.lowering.device import Device
+    from sepwise.lowering.workload import ConvWorkload, Stage
+
+__all__ = ["ScalableDepthwiseStrategy", "ScalableDepthwiseTile"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScalableDepthwiseTile:
+    """Sizes of a depthwise kernel.
+
+    Attributes:
+        rows: Output rows in registers.
+        vectors: Vectors of output pixels of each row.
+        weights: Weights that are in registers at a time.
+        grain: Row tiles of one task.
+    """
+
+    rows: int
+    vectors: int
+    weights: int
+    grain: int
+
+    def __post_init__(self) -> None:
+        """Checks that every size is positive."""
+        assert min(self.rows, self.vectors, self.weights, self.grain) >= 1
+
+    def fits(self, device: Device) -> bool:
+        """Whether accumulators, weights and the inputs of one tap are registers."""
+        return self.rows * self.vectors + self.weights + self.vectors <= device.vector_registers
+
+
+class ScalableDepthwiseStrategy:
+    """Each segment is a pixel, each of its lanes a channel."""
+
+    name = "scalable depthwise"
+    direct = True
+
+    def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
+        """Refuses devices without scalable vectors, lanes that share a channel, plain inputs, and strides along the row."""
+        if not device.scalable_bytes:
+            return Refusal("the device has no scalable vectors")
+        if workload.dtypes != DTypes():
+            return Refusal(f"elements are {workload.dtypes}")
+        if len(workload.stages) != 1:
+            return Refusal("one convolution at a time")
+        stage = workload.stages[0]
+        source = compute.lane_source(stage, workload.output_lanes)
+        if source is not compute.LaneSource.LANE:
+            return Refusal(f"a lane reads {source.value}")
+        if workload.input_lanes != workload.output_lanes:
+            return Refusal("input and output are packed differently")
+        if stage.strides[-1] > 1:
+            return Refusal("the pixels that neighbours read do not lie side by side")
+        if not self._code_fits(workload, 1, 1):
+            return Refusal("a tile would be too long to write out")
+        return None
+
+    def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[ScalableDepthwiseTile]:
+        """Rectangles that fit registers and code, each with the rows of an image in one task or shared out."""
+        height = workload.spatials[-1][-2]
+        found = []
+        for rows in range(1, min(height, device.vector_registers) + 1):
+            row_tiles = math.ceil(height / rows)
+            grains = {math.ceil(row_tiles / share) for share in (1, threads, 2 * threads, 4 * threads) if share <= row_tiles}
+            weights = _weights(workload.stages[0], rows)
+            for vectors in range(1, device.vector_registers + 1):
+                if self._code_fits(workload, rows, vectors):
+                    found += [ScalableDepthwiseTile(rows, vectors, weights, grain) for grain in sorted(grains)]
+        # A kernel of many taps fits no tile whole: then its weights are loaded again for each row.
+        fitting = [tile for tile in found if tile.fits(device)] or [ScalableDepthwiseTile(1, 1, 1, 1)]
+        return sorted(fitting, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
+
+    def predicted_cycles(
+        self, workload: ConvWorkload, device: Device, threads: int, tile: ScalableDepthwiseTile
+    ) -> float:
+        """The register tiles."""
+        stage = workload.stages[0]
+        *outer, height, width = workload.spatials[-1]
+        strips = math.ceil(width / (tile.vectors * (device.scalable_bytes // QUAD_BYTES)))
+        row_tiles = math.ceil(height / tile.rows)
+        accumulators, taps = tile.rows * tile.vectors, math.prod(stage.kernel)
+        fmas = accumulators * taps
+        *read, _ = compute.input_extents(stage, (*(1 for _ in outer), tile.rows, 1))
+        loads = math.prod(read) * stage.kernel[-1] * tile.vectors + taps
+        cycles = max(
+            max(fmas, loads) / device.scalable_ports,
+            (fmas + loads) / device.issue_width,
+            taps * device.fma_latency_cycles,
+        )
+        cycles += LOST_SHARE * loads / device.issue_width + accumulators * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
+        images = workload.batch * math.ceil(stage.out_channels / workload.output_lanes) * math.prod(outer)
+        return parallel_cycles(images * row_tiles * strips * cycles, images * math.ceil(row_tiles / tile.grain), threads)
+
+    def schedule(self, workload: ConvWorkload, device: Device, tile: ScalableDepthwiseTile) -> Implementation:
+        """Builds the loop nest at the head of this file."""
+        del device
+        stage = workload.stages[0]
+        *outer, height, width = workload.spatials[-1]
+        blocks = math.ceil(stage.out_channels / workload.output_lanes)
+        built = compute.conv(workload, (*outer, round_up(height, tile.rows), width), blocks, (1,))
+        sch = s_tir.Schedule(built.function)
+        names = built.stages[0]
+        if names.pad is not None:
+            sch.compute_inline(sch.get_sblock(names.pad))
+        output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
+        n, oc_o, *depth, oh, ow, oc_v = sch.get_loops(output)
+        oh_o, oh_i = sch.split(oh, [None, tile.rows])
+        sch.reorder(n, oc_o, *depth, oh_o, ow, oh_i, oc_v)
+        sch.compute_at(total, ow, preserve_unit_loops=True)
+        rank = len(stage.kernel)
+        *_, t_oh_i, t_ow, t_oc_v = sch.get_loops(total)[: -rank - 1]
+        taps = sch.get_loops(total)[-rank - 1 :]
+        accumulate_in_registers(
+            sch, total, output, taps, unrolled=[t_oh_i, t_ow], vector=t_oc_v, output_loops=[oh_i, oc_v]
+        )
+        for tap in taps:
+            sch.unroll(tap)
+        for loop in (n, oc_o, *depth):
+            mark_task(sch, loop)
+        mark_task(sch, oh_o, tile.grain)
+        mark_scalable(sch, ow, tile.vectors)
+        for loop, (first, last) in zip((*depth, oh_o), self._borders(workload, tile.rows), strict=True):
+            mark_border(sch, loop, first, last)
+        mark_clamp(sch, oh_o, height, tile.rows)
+        function = clamp_tiles(sch.mod["main"], true_shapes(workload, (1,)))
+        return Implementation(function, conv_packer(workload, (1,)))
+
+    def _borders(self, workload: ConvWorkload, rows: int) -> list[tuple[int, int]]:
+        """Tiles at the ends of all axes but the row's that read behind the border."""
+        *outer, height, _ = workload.spatials[-1]
+        tiles = (*(1 for _ in outer), rows)
+        return border_tiles(workload.stages[0], workload.spatial[:-1], (*outer, height), tiles)
+
+    def _code_fits(self, workload: ConvWorkload, rows: int, vectors: int) -> bool:
+        """Whether all versions of a tile that the borders need are short enough to be written out."""
+        *outer, height, _ = workload.spatials[-1]
+        fmas = rows * vectors * math.prod(workload.stages[0].kernel)
+        counts = (*outer, math.ceil(height / rows))
+        ends = self._borders(workload, rows)
+        versions = math.prod(min(first + last + 1, count) for (first, last), count in zip(ends, counts, strict=True))
+        return fmas <= MOST_UNROLLED_FMAS and fmas * versions <= MOST_PEELED_FMAS
+
+
+def _weights(stage: Stage, rows: int) -> int:
+    """Weights of the rows of taps that read one row of the input."""
+    reach = (rows - 1) * stage.strides[-2] + 1  # rows of the input between the first and the last reader of a weight
+    return stage.kernel[-1] * min(stage.kernel[-2], math.ceil(reach / stage.dilations[-2]))
