@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sepwise.lowering import estimate
-from sepwise.lowering.build import compile
+from sepwise.lowering.build import compile, require_float16
 from sepwise.lowering.device import get as get_device
 from sepwise.lowering.peers import OURS, PEERS, Job, Worker
 from sepwise.lowering.runner import EmulatedRunner
-from sepwise.passes import canonicalize, load_model
+from sepwise.passes import canonicalize, fuse, load_model
 from sepwise.passes.equivalence import Oracle, compare_execution, execution_sigma, sample_inputs
 from sepwise.passes.errors import CheckFailed, InputError
 from sepwise.passes.saving import save_model
@@ -161,6 +161,7 @@ class Benchmark:
         speedup: By peer, the median over rounds of its time over ours in that round.
         kernels: Ours, in execution order, then the tail where there is one.
         notes: What could not be told, and what to install for it.
+        float16_mac_share: Share of the multiply-accumulates on our strategies in float16.
     """
 
     model: str
@@ -173,6 +174,7 @@ class Benchmark:
     speedup: dict[str, float]
     kernels: tuple[KernelTime | KernelCount, ...]
     notes: tuple[str, ...] = ()
+    float16_mac_share: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Gives the fields that `sepwise bench --json` prints."""
@@ -308,6 +310,7 @@ def bench(
     shapes: Mapping[str, Sequence[int]] | None = None,
     rounds: int = ROUNDS,
     cores: Sequence[str] = (),
+    float16: bool = False,
 ) -> Benchmark:
     """Measures a network on a target, beside other runtimes.
 
@@ -319,6 +322,7 @@ def bench(
         shapes: Shapes of inputs that the file leaves open, by name.
         rounds: Rounds of alternating blocks; more for a quieter answer.
         cores: Devices beside an emulated target whose cycles are estimated for the same code.
+        float16: Whether ours computes in float16 what is float32, but for what needs more; peers compute the model as it is.
 
     Returns:
         Latencies, or counts and estimated cycles.
@@ -339,10 +343,12 @@ def bench(
     for core in others:
         if core.triple != device.triple:
             raise InputError(f"Core '{core.name}': does not run code for {target} ({core.triple}, not {device.triple}).")
+    for each in (device, *others) if float16 else ():
+        require_float16(each)
     original = Path(model)
     loaded = load_model(original, shapes=shapes)
     inputs = sample_inputs(loaded, seed=0)
-    artifact = compile(original, target=target, shapes=shapes, threads=threads)
+    artifact = compile(original, target=target, shapes=shapes, threads=threads, float16=float16)
     program, report = artifact.program, artifact.report
     common: dict[str, Any] = {
         "model": report["model"],
@@ -350,6 +356,7 @@ def bench(
         "threads": threads,
         "macs": program.macs,
         "strategy_mac_share": report["strategy_mac_share"],
+        "float16_mac_share": report["float16_mac_share"],
     }
     if device.emulated:
         ours, counts, notes = _count(program, inputs, [device, *others])
@@ -360,13 +367,16 @@ def bench(
         save_model(canonicalize(loaded), simplified)
         job = Job(OURS, original.absolute(), simplified, Path(folder) / "artifact", inputs, threads)
         workers = [stack.enter_context(Worker(replace(job, runtime=name))) for name in (OURS, *dict.fromkeys(against))]
-        _compare({worker.name: worker.run() for worker in workers}, Oracle(loaded), inputs)
+        outputs = {worker.name: worker.run() for worker in workers}
+        _compare({OURS: outputs.pop(OURS)}, Oracle(fuse(loaded, float16=True).model if float16 else loaded), inputs)
+        _compare(outputs, Oracle(loaded), inputs)
         times_us = _rounds(workers, rounds)
         kernel_times_us = workers[0].time_kernels(_KERNEL_REPEATS)
+    peak = _peak_macs_per_us(device.holding("float16" if float16 else "float32"), threads)
     return Benchmark(
         **common,
         method="native",
         runtimes=tuple(map(_summary, workers, times_us)),
         speedup={worker.name: _speedup(times_us[0], peer_us) for worker, peer_us in zip(workers[1:], times_us[1:], strict=True)},
-        kernels=_kernel_times(program, kernel_times_us, _peak_macs_per_us(device, threads)),
+        kernels=_kernel_times(program, kernel_times_us, peak),
     )

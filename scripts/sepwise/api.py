@@ -253,7 +253,13 @@ def fuse(model: str | Path, path: str | Path | None = None, *, shapes: Shapes = 
 
 
 def compile(
-    model: str | Path, *, target: str = "host", shapes: Shapes = None, threads: int = 1, output: str | Path | None = None
+    model: str | Path,
+    *,
+    target: str = "host",
+    shapes: Shapes = None,
+    threads: int = 1,
+    float16: bool = False,
+    output: str | Path | None = None,
 ) -> Artifact:
     """Compiles a network for a target.
 
@@ -262,6 +268,7 @@ def compile(
         target: A name out of `targets()`.
         shapes: Shapes of inputs that the file leaves open.
         threads: Worker threads.
+        float16: Compute in float16 what does not need float32; for cores that have float16 arithmetic.
         output: Folder to save the artifact in; not saved where None.
 
     Returns:
@@ -280,7 +287,7 @@ def compile(
     if output is not None:
         require_writable(Path(output))
     source = resolve(model, shapes)
-    return compile_model(source.path, target=target, shapes=source.shapes, threads=threads, output=output)
+    return compile_model(source.path, target=target, shapes=source.shapes, threads=threads, float16=float16, output=output)
 
 
 def load(folder: str | Path) -> Artifact:
@@ -325,6 +332,7 @@ def verify(
     inputs: Mapping[str, np.ndarray] | None = None,
     shapes: Shapes = None,
     threads: int = 1,
+    float16: bool = False,
     bisect: bool = False,
     output: str | Path | None = None,
 ) -> Verification:
@@ -337,6 +345,7 @@ def verify(
         inputs: Arrays by input name; drawn where None.
         shapes: Shapes of inputs that the file leaves open.
         threads: Worker threads of the compiled network; 1 with `against`.
+        float16: Compute in float16 what does not need float32; not with `against`.
         bisect: Narrow a failure down to a pass and its operators or to a kernel, and save what reproduces it.
         output: Folder to save it in, new or empty; `<model>.bisect` in the current folder where None. Only with `bisect`.
 
@@ -355,7 +364,7 @@ def verify(
     if bisect:
         folder = Path(f"{source.name}.bisect" if output is None else output)
         require_empty(folder)
-    verdict = _verify(source, target, against, inputs, shapes, threads, bisect=bisect)
+    verdict = _verify(source, target, against, inputs, shapes, threads, float16=float16, bisect=bisect)
     return verdict if folder is None else save_reproducer(verdict, folder)
 
 
@@ -367,6 +376,7 @@ def _verify(
     shapes: Shapes,
     threads: int,
     *,
+    float16: bool,
     bisect: bool,
 ) -> Verification:
     """Compares with a second file, or verifies on a target."""
@@ -378,12 +388,16 @@ def _verify(
             raise InputError(f"Target '{target}': two files are compared without a target. Give one of --target and --against.")
         if threads != 1:
             raise InputError(f"{threads} threads: two files are compared by one. Give one of --threads and --against.")
+        if float16:
+            raise InputError("Float16: two files are compared as they are. Give one of --float16 and --against.")
         return compare_files(source, resolve(against, shapes), inputs, bisect=bisect)
     from sepwise.lowering import device
     from sepwise.lowering.verify import verify as verify_model
 
     device.get(target)
-    return verify_model(source.path, target=target, inputs=inputs, shapes=source.shapes, threads=threads, bisect=bisect)
+    return verify_model(
+        source.path, target=target, inputs=inputs, shapes=source.shapes, threads=threads, float16=float16, bisect=bisect
+    )
 
 
 def bench(
@@ -394,6 +408,7 @@ def bench(
     against: Collection[str] = (),
     shapes: Shapes = None,
     cores: Collection[str] = (),
+    float16: bool = False,
 ) -> Benchmark:
     """Measures a network on a target, beside other runtimes.
 
@@ -404,6 +419,7 @@ def bench(
         against: Peers out of `sepwise.lowering.peers.names()`.
         shapes: Shapes of inputs that the file leaves open.
         cores: Devices beside an emulated target whose cycles are estimated for the same code.
+        float16: Compute in float16 what does not need float32; peers compute the model as it is.
 
     Returns:
         Latencies (native), or counts and estimated cycles (emulated), and the kernels' share of them.
@@ -416,5 +432,11 @@ def bench(
 
     source = resolve(model, shapes)
     return bench_model(
-        source.path, target=target, threads=threads, against=tuple(against), shapes=source.shapes, cores=tuple(cores)
+        source.path,
+        target=target,
+        threads=threads,
+        against=tuple(against),
+        shapes=source.shapes,
+        cores=tuple(cores),
+        float16=float16,
     )

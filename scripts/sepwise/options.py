@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["AsJson", "Model", "Output", "Shape", "Target", "Threads", "read_inputs", "read_shape", "read_shapes"]
+__all__ = ["AsJson", "Float16", "Model", "Output", "Shape", "Target", "Threads", "read_inputs", "read_shape", "read_shapes"]
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file, or the name of a zoo network.", show_default=False)]
 Shape = Annotated[
@@ -21,6 +21,9 @@ Shape = Annotated[
 ]
 Target = Annotated[str, typer.Option("--target", help="One of those that `sepwise targets` lists.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Worker threads.")]
+Float16 = Annotated[
+    bool, typer.Option("--float16", help="Compute in float16 what does not need float32; for cores that have float16 arithmetic.")
+]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sepwise.console import number, print_json, print_table, working
-from sepwise.options import AsJson, Model, Shape, Target, Threads, read_shapes
+from sepwise.options import AsJson, Float16, Model, Shape, Target, Threads, read_shapes
 
 __all__ = ["bench"]
 
@@ -24,6 +24,7 @@ def bench(
         typer.Option("--cores", metavar="TARGET,...", help="Further cores to estimate an emulated target's code for."),
     ] = None,
     shape: Shape = None,
+    float16: Float16 = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure latency beside other runtimes in alternating rounds; count and estimate where the target is emulated."""
@@ -32,7 +33,10 @@ def bench(
     shapes = read_shapes(shape)
     peers, others = (tuple(name.strip() for name in names.split(",")) if names else () for names in (against, cores))
     with working(f"benchmarking {model} on {target}"):
-        result = api.bench(model, target=target, threads=threads, against=peers, shapes=shapes, cores=others).to_json()
+        benchmark = api.bench(
+            model, target=target, threads=threads, against=peers, shapes=shapes, cores=others, float16=float16
+        )
+    result = benchmark.to_json()
     if as_json:
         print_json(result)
         return
@@ -59,4 +63,5 @@ def bench(
         print_table(title, ["runtime", "median us", "minimum us", "p90 us", "runs", "times ours"], rows)
         for tail in (kernel for kernel in result["kernels"] if kernel["name"] == "tail"):
             print(f"of ours {number(tail['median_us'])} us in TVM's virtual machine: {', '.join(tail['nodes'])}")
-    print(f"{100 * result['strategy_mac_share']:.2f} % of {result['macs']:,} MACs on strategies")
+    half = f", {100 * result['float16_mac_share']:.2f} % in float16" if float16 else ""
+    print(f"{100 * result['strategy_mac_share']:.2f} % of {result['macs']:,} MACs on strategies{half}")

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from sepwise.console import number, print_json, print_table, working
-from sepwise.options import AsJson, Model, Output, Shape, Target, Threads, read_shapes
+from sepwise.options import AsJson, Float16, Model, Output, Shape, Target, Threads, read_shapes
 
 __all__ = ["compile_"]
 
 
 def compile_(
-    model: Model, output: Output, target: Target = "host", shape: Shape = None, threads: Threads = 1, as_json: AsJson = False
+    model: Model,
+    output: Output,
+    target: Target = "host",
+    shape: Shape = None,
+    threads: Threads = 1,
+    float16: Float16 = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compile a network for a target into a folder that `sepwise run` runs."""
     from sepwise import api
 
     shapes = read_shapes(shape)
     with working(f"compiling {model} for {target}"):
-        artifact = api.compile(model, target=target, shapes=shapes, threads=threads, output=output)
+        artifact = api.compile(model, target=target, shapes=shapes, threads=threads, float16=float16, output=output)
     report = artifact.report
     if as_json:
         print_json(report)
@@ -24,4 +30,5 @@ def compile_(
     columns = ["kernel", "strategy", "MACs"]
     rows = [[call.name, call.strategy, number(call.macs)] for call in artifact.program.calls]
     print_table(f"{report['model']} for {report['target']}", columns, rows)
-    print(f"{100 * report['strategy_mac_share']:.2f} % of the MACs on strategies, {report['seconds']:.1f} s -> {output}")
+    half = f", {100 * report['float16_mac_share']:.2f} % in float16" if float16 else ""
+    print(f"{100 * report['strategy_mac_share']:.2f} % of the MACs on strategies{half}, {report['seconds']:.1f} s -> {output}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from sepwise.console import number, print_json, print_table, working
-from sepwise.options import AsJson, Model, Shape, Target, Threads, read_shapes
+from sepwise.options import AsJson, Float16, Model, Shape, Target, Threads, read_shapes
 
 if TYPE_CHECKING:
     from sepwise.passes.equivalence import Check
@@ -28,6 +28,7 @@ def verify(
     data: Annotated[Path | None, typer.Option("--input", metavar="DATA.npz", help="Inputs by name; drawn where absent.")] = None,
     shape: Shape = None,
     threads: Threads = 1,
+    float16: Float16 = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="REPORT.html", help="Write a page with plots.")] = None,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="REPORT.xml", help="Write JUnit XML for a CI system.")] = None,
     bisect: Annotated[bool, typer.Option("--bisect", help="Narrow a failure down, and save what reproduces it.")] = False,
@@ -54,6 +55,7 @@ def verify(
             inputs=inputs,
             shapes=shapes,
             threads=threads,
+            float16=float16,
             bisect=bisect,
             output=output,
         )
