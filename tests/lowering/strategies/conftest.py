@@ -1,4 +1,4 @@
-"""Draws workloads, builds them in batches, and holds every element against the running error bound of float32 arithmetic."""
+"""Draws workloads, builds them in batches, and holds every element against the running error bound of its arithmetic."""
 
 import dataclasses
 import itertools
@@ -13,11 +13,11 @@ import onnx
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
-from sepwise.lowering import codegen, device, graph, memory_plan, program, runner
+from sepwise.lowering import codegen, compute, device, graph, memory_plan, program, runner
 from sepwise.lowering.strategies.base import AnyStrategy, Implementation, Tile
-from sepwise.lowering.workload import ConvWorkload, LinearWorkload, Stage
+from sepwise.lowering.workload import ConvWorkload, DTypes, LinearWorkload, Stage
 from sepwise.passes.equivalence import Check, compare_kernel, run_with_bounds, sample_inputs
 from sepwise.passes.vocabulary import Activation
 
@@ -88,14 +88,16 @@ class Reference(NamedTuple):
 # What is right ---------------------------------------------------------------------------------------------------------
 
 
-def activation_node(activation: Activation, source: str, target: str, graph_: onnx.GraphProto) -> onnx.NodeProto:
+def activation_node(
+    activation: Activation, source: str, target: str, graph_: onnx.GraphProto, dtype: np.dtype[Any]
+) -> onnx.NodeProto:
     """Spells an activation as one standard operator."""
     if activation.kind == "clip":
         names = ["", ""]
         for side, limit in enumerate(activation.parameters):
             if math.isfinite(limit):
                 names[side] = f"{target}.limit{side}"
-                graph_.initializer.append(numpy_helper.from_array(np.array(limit, np.float32), names[side]))
+                graph_.initializer.append(numpy_helper.from_array(np.array(limit, dtype), names[side]))
         return helper.make_node("Clip", [source, *names], [target])
     operator, parameters = OPERATORS[activation.kind]
     attributes: dict[str, Any] = dict(zip(parameters, activation.parameters, strict=True))
@@ -105,7 +107,8 @@ def activation_node(activation: Activation, source: str, target: str, graph_: on
 def build_model(workload: Workload, weights: Weights) -> onnx.ModelProto:
     """Spells a workload in standard operators, each stage a Conv (or a Gemm) with what follows it."""
     model = onnx.ModelProto(ir_version=11, opset_import=[helper.make_opsetid("", 24)])
-    graph_ = model.graph
+    graph_, dtype = model.graph, np.dtype(workload.dtypes.input)
+    element_type = helper.np_dtype_to_tensor_dtype(dtype)
     graph_.name = "reference"
     last = "data"
 
@@ -118,7 +121,7 @@ def build_model(workload: Workload, weights: Weights) -> onnx.ModelProto:
         if activation is None:
             return source
         target = f"act{len(graph_.node)}"
-        graph_.node.append(activation_node(activation, source, target, graph_))
+        graph_.node.append(activation_node(activation, source, target, graph_, dtype))
         return target
 
     for index, (weight, bias) in enumerate(weights):
@@ -147,8 +150,8 @@ def build_model(workload: Workload, weights: Weights) -> onnx.ModelProto:
             last = add("Add", [last, "residual"])
         last = activate(workload.post_activation, last)
     for name, shape in shapes.items():
-        graph_.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-    graph_.output.append(helper.make_tensor_value_info(last, TensorProto.FLOAT, output_shape))
+        graph_.input.append(helper.make_tensor_value_info(name, element_type, shape))
+    graph_.output.append(helper.make_tensor_value_info(last, element_type, output_shape))
     return model
 
 
@@ -160,8 +163,8 @@ def draw_weights(workload: Workload, rng: np.random.Generator) -> Weights:
         shapes = [(stage.out_channels, stage.in_channels_per_group, *stage.kernel) for stage in workload.stages]
     return [
         (
-            (rng.standard_normal(shape) * math.prod(shape[1:]) ** -0.5).astype(np.float32),
-            rng.standard_normal(shape[0]).astype(np.float32),
+            (rng.standard_normal(shape) * math.prod(shape[1:]) ** -0.5).astype(workload.dtypes.weight),
+            rng.standard_normal(shape[0]).astype(workload.dtypes.weight),
         )
         for shape in shapes
     ]
@@ -173,7 +176,7 @@ def compute_reference(case: Case, seed: int) -> Reference:
     model = build_model(case.workload, weights)
     feeds = sample_inputs(model, seed, case.kind)
     ((value, bound),) = run_with_bounds(model, feeds).values()
-    return Reference([np.asarray(feed, np.float32) for feed in feeds.values()], weights, value, bound)
+    return Reference([np.asarray(feed, case.workload.dtypes.input) for feed in feeds.values()], weights, value, bound)
 
 
 # Running it ------------------------------------------------------------------------------------------------------------
@@ -198,7 +201,7 @@ def guarded(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def in_memory(array: np.ndarray, layout: graph.Layout) -> np.ndarray:
     """Lays a tensor out, NaN in the pad lanes."""
-    value = program.Value("", graph.TensorType(array.shape, layout=layout), program.BufferRef(program.Home.ARENA, 0))
+    value = program.Value("", graph.TensorType(array.shape, array.dtype.name, layout), program.BufferRef(program.Home.ARENA, 0))
     return runner.to_memory(value, array)
 
 
@@ -208,12 +211,12 @@ def run_native(kernels: Callable[..., None], symbol: str, case: Case, implementa
     operand_layouts = (input_layout, output_layout)
     operands = [in_memory(array, layout) for array, layout in zip(right.inputs, operand_layouts, strict=False)]
     operands += implementation.pack(right.weights)
-    memory = np.full(output_layout.physical_shape(right.value.shape), np.nan, np.float32)
+    memory = np.full(output_layout.physical_shape(right.value.shape), np.nan, case.workload.dtypes.output)
     given_ = [guarded(array) for array in operands]
     written, whole = guarded(memory)
     kernels(symbol, *(inner for inner, _ in given_), written)
     for array, (inner, around) in zip(operands, given_, strict=True):
-        assert np.array_equal(inner.view(np.uint32), array.view(np.uint32)), f"{case!r} writes to what it reads"
+        assert np.array_equal(inner.view(np.uint16), array.view(np.uint16)), f"{case!r} writes to what it reads"
         assert (around[:GUARD_BYTES] == 0xFF).all(), f"{case!r} writes before an operand"
         assert (around[-GUARD_BYTES:] == 0xFF).all(), f"{case!r} writes behind an operand"
     assert (whole[:GUARD_BYTES] == 0xFF).all(), f"{case!r} writes before its output"
@@ -284,7 +287,7 @@ def make_program(
         tensors = dict(zip((f"x{index}", f"r{index}"), zip(right.inputs, (input_layout, output_layout), strict=False), strict=False))
         tensors[f"y{index}"] = (right.value, output_layout)
         for name, (array, layout) in tensors.items():
-            tensor_type = graph.TensorType(array.shape, layout=layout)
+            tensor_type = graph.TensorType(array.shape, case.workload.dtypes.input, layout)
             values[name] = program.Value(name, tensor_type, program.BufferRef(program.Home.ARENA, arena_bytes))
             arena_bytes += memory_plan.align(tensor_type.nbytes)
         *inputs, output = tensors
@@ -452,13 +455,33 @@ def runnable(name: str) -> device.Device:
     return found
 
 
-@pytest.fixture(scope="session")
-def cortex_a72() -> device.Device:
-    """The emulated target."""
-    found = device.get("cortex-a72")
+@pytest.fixture(scope="session", params=[("cortex-a72", "float32"), ("cortex-a76", "float16")], ids="-".join)
+def emulated(request: pytest.FixtureRequest) -> SimpleNamespace:
+    """An emulated target as kernels of a type see it, and a function that gives a float32 workload of 4 lanes that type."""
+    name, dtype = request.param
+    found = device.get(name)
     if found.emulated and shutil.which(str(found.emulator)) is None:
         pytest.skip(f"{found.emulator} is missing: apt-get install qemu-user")
-    return found
+    return SimpleNamespace(device=found.holding(dtype), typed=in_float16 if dtype == "float16" else lambda workload: workload)
+
+
+def in_float16(workload: Workload) -> Workload:
+    """The workload in float16, with as many vectors of twice the lanes: channels double, and groups where lanes belong to several."""
+    dtypes = DTypes.all("float16")
+    if isinstance(workload, LinearWorkload):
+        return dataclasses.replace(workload, dtypes=dtypes)
+    broadcast = compute.LaneSource.BROADCAST
+    stages = tuple(
+        dataclasses.replace(
+            stage,
+            in_channels=2 * stage.in_channels,
+            out_channels=2 * stage.out_channels,
+            groups=stage.groups if compute.lane_source(stage, workload.output_lanes) is broadcast else 2 * stage.groups,
+        )
+        for stage in workload.stages
+    )
+    lanes = {"input_lanes": 2 * workload.input_lanes, "output_lanes": 2 * workload.output_lanes}
+    return dataclasses.replace(workload, stages=stages, dtypes=dtypes, **lanes)
 
 
 @pytest.fixture(scope="session")

@@ -109,9 +109,7 @@ def test_refuses_chains() -> None:
 
 
 @pytest.mark.emulated
-def test_emulated_kernels(
-    make_case: Callable[..., Any], check_emulated: Callable[..., None], cortex_a72: device.Device
-) -> None:
+def test_emulated_kernels(make_case: Callable[..., Any], check_emulated: Callable[..., None], emulated: SimpleNamespace) -> None:
     workloads = [
         dense((7, 9), 3, 9, 4, strides=(2, 2), input_lanes=0, batch=2),
         dense((5, 5), 6, 8, 4, residual=True, activation=Activation("silu")),
@@ -121,7 +119,7 @@ def test_emulated_kernels(
         dense((5, 5), 6, 8, 4, groups=2),
     ]
     cases = []
-    for workload in workloads:
-        tiles = STRATEGY.tiles(workload, cortex_a72, 1)
+    for workload in map(emulated.typed, workloads):
+        tiles = STRATEGY.tiles(workload, emulated.device, 1)
         cases += [make_case(workload, STRATEGY, tile) for tile in (tiles[0], tiles[len(tiles) // 2], tiles[-1])]
-    check_emulated(cases, cortex_a72)
+    check_emulated(cases, emulated.device)

@@ -115,9 +115,7 @@ def test_refuses_chains() -> None:
 
 
 @pytest.mark.emulated
-def test_emulated_kernels(
-    make_case: Callable[..., Any], check_emulated: Callable[..., None], cortex_a72: device.Device
-) -> None:
+def test_emulated_kernels(make_case: Callable[..., Any], check_emulated: Callable[..., None], emulated: SimpleNamespace) -> None:
     workloads = [
         depthwise((7, 9), 9, 4, residual=True, batch=2, activation=Activation("hard_swish")),
         depthwise((9, 7), 8, 4, kernel=(5, 5), strides=(2, 2), pads_begin=(2, 1), pads_end=(1, 2)),
@@ -125,7 +123,7 @@ def test_emulated_kernels(
         depthwise((3, 4, 5), 6, 4),
     ]
     cases = []
-    for workload in workloads:
-        tiles = STRATEGY.tiles(workload, cortex_a72, 1)
+    for workload in map(emulated.typed, workloads):
+        tiles = STRATEGY.tiles(workload, emulated.device, 1)
         cases += [make_case(workload, STRATEGY, tile) for tile in (tiles[0], tiles[len(tiles) // 2], tiles[-1])]
-    check_emulated(cases, cortex_a72)
+    check_emulated(cases, emulated.device)

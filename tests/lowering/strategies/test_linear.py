@@ -69,12 +69,10 @@ def test_applies_to_every_product() -> None:
 
 
 @pytest.mark.emulated
-def test_emulated_kernels(
-    make_case: Callable[..., Any], check_emulated: Callable[..., None], cortex_a72: device.Device
-) -> None:
+def test_emulated_kernels(make_case: Callable[..., Any], check_emulated: Callable[..., None], emulated: SimpleNamespace) -> None:
     workloads = [LinearWorkload(1, 37, 50), LinearWorkload(5, 9, 14, Activation("gelu")), LinearWorkload(3, 6, 2)]
     cases = []
-    for workload in workloads:
-        tiles = STRATEGY.tiles(workload, cortex_a72, 1)
+    for workload in map(emulated.typed, workloads):
+        tiles = STRATEGY.tiles(workload, emulated.device, 1)
         cases += [make_case(workload, STRATEGY, tile) for tile in (tiles[0], tiles[len(tiles) // 2], tiles[-1])]
-    check_emulated(cases, cortex_a72)
+    check_emulated(cases, emulated.device)

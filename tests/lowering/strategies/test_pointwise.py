@@ -119,9 +119,7 @@ def test_refuses_groups_within_a_vector() -> None:
 
 
 @pytest.mark.emulated
-def test_emulated_kernels(
-    make_case: Callable[..., Any], check_emulated: Callable[..., None], cortex_a72: device.Device
-) -> None:
+def test_emulated_kernels(make_case: Callable[..., Any], check_emulated: Callable[..., None], emulated: SimpleNamespace) -> None:
     workloads = [
         pointwise((3, 5), 9, 13, 4, residual=True, batch=2),
         pointwise((7, 7), 8, 24, 4, activation=HARD_SWISH),
@@ -129,7 +127,7 @@ def test_emulated_kernels(
         pointwise((2, 3, 3), 5, 6, 4, input_lanes=0),
     ]
     cases = []
-    for workload in workloads:
-        tiles = STRATEGY.tiles(workload, cortex_a72, 1)
+    for workload in map(emulated.typed, workloads):
+        tiles = STRATEGY.tiles(workload, emulated.device, 1)
         cases += [make_case(workload, STRATEGY, tile) for tile in (tiles[0], tiles[len(tiles) // 2], tiles[-1])]
-    check_emulated(cases, cortex_a72)
+    check_emulated(cases, emulated.device)

@@ -139,9 +139,7 @@ def test_refuses_one_and_three() -> None:
 
 
 @pytest.mark.emulated
-def test_emulated_kernels(
-    make_case: Callable[..., Any], check_emulated: Callable[..., None], cortex_a72: device.Device
-) -> None:
+def test_emulated_kernels(make_case: Callable[..., Any], check_emulated: Callable[..., None], emulated: SimpleNamespace) -> None:
     workloads = [
         separable((7, 9), 9, 13, 4, residual=True, batch=2),
         separable((9, 7), 8, 8, 4, strides=(2, 2), activation=Activation("hard_swish")),
@@ -149,7 +147,7 @@ def test_emulated_kernels(
         separable((3, 4, 5), 6, 4, 4),
     ]
     cases = []
-    for workload in workloads:
-        tiles = STRATEGY.tiles(workload, cortex_a72, 1)
+    for workload in map(emulated.typed, workloads):
+        tiles = STRATEGY.tiles(workload, emulated.device, 1)
         cases += [make_case(workload, STRATEGY, tile) for tile in (tiles[0], tiles[len(tiles) // 2], tiles[-1])]
-    check_emulated(cases, cortex_a72)
+    check_emulated(cases, emulated.device)
