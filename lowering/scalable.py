@@ -12,7 +12,8 @@ pixels; iterations of that loop become segments of scalable vectors, some of whi
     # x[4 * p + c : 4 * p + c + 4]        one load of neighbouring pixels, under the predicate
     # w[c : c + 4]                        LD1RQ: the same quad in all segments
     # a + broadcast(x[4 * p + c]) * w     FMLA by lane, which takes lane c % 4 of each segment for that segment
-    # if_then_else(p >= 1, x[...], 0)     a condition on p is part of the predicate: lanes that are off are 0
+    # if_then_else(p >= 1, x[...], 0)     a condition on p is part of the predicate: lanes that are off are 0; where all
+    #                                     pixels of a strip meet all conditions, another version of it has no predicates
 
 No vector length is compiled in: `vscale` is read where the code runs. Memory is as Advanced SIMD has it, so kernels of both
 kinds follow each other without a conversion. Sums of one pixel may be in another order than written, by the place of the input,
@@ -49,6 +50,7 @@ QUAD_BYTES: Final = 16
 """Bytes of a segment: what a vector of the schedule has, and a scalable one at least."""
 
 _LANES: Final = 4
+_ELEMENT_BYTES: Final = QUAD_BYTES // _LANES
 _MASK: Final = f"boolxvscalex{_LANES}"
 _BINARY: Final = (BinaryOpExpr, CmpExpr, tirx.And, tirx.Or)
 
@@ -93,13 +95,21 @@ class _Widening:
         self._firsts = [(self._strip * self._vectors + j) * tirx.vscale() for j in range(self._vectors)]
         self._registers: list[tuple[Expr, list[list[Expr]]]] = []
         self._views: list[tirx.Stmt] = []
+        self._inside: tuple[Expr, Expr] | None = None  # pixels that meet all conditions
+        self._whole = False  # whether all lanes of all vectors are such pixels
         self._analyzer = tvm.sym.Analyzer()
 
     def loop(self) -> tirx.Stmt:
         """The loop over strips of pixels."""
         pixels = self._vectors * tirx.vscale()
         strips = tirx.truncdiv(self._loop.extent + pixels - 1, pixels)
-        return tirx.For(self._strip, 0, strips, tirx.ForKind.SERIAL, _sequence(self._statements(self._loop.body)))
+        body = _sequence(self._statements(self._loop.body))
+        if self._inside is not None:
+            begin, end = self._inside
+            inner = tirx.all(begin <= self._firsts[0], self._firsts[0] + pixels <= end)
+            self._whole, self._registers = True, []
+            body = tirx.IfThenElse(inner, _sequence(self._statements(self._loop.body)), body)
+        return tirx.For(self._strip, 0, strips, tirx.ForKind.SERIAL, body)
 
     # --- statements -----------------------------------------------------------------------------------------
 
@@ -135,7 +145,7 @@ class _Widening:
         if store.buffer.scope() == "local":
             return tirx.BufferStore(self._register(store.buffer, index, j), value, [_int(0)])
         assert self._step(index.base) == _LANES, "pixels are written side by side"
-        mask, address = self._active(j, self._loop.extent), self._address(store.buffer, index.base, j)
+        mask, address = self._predicate((), j), self._address(store.buffer, index.base, j)
         return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.aarch64.sve.st1", value, mask, address))
 
     def _by_input(self, statements: Sequence[tirx.Stmt]) -> list[tirx.Stmt]:
@@ -244,11 +254,18 @@ class _Widening:
     # --- pixels ---------------------------------------------------------------------------------------------
 
     def _address(self, buffer: Expr, index: Expr, j: int) -> Expr:
-        """The address of an element at the first pixel of a vector, counted in vectors from the first as instructions do."""
-        first = tirx.BufferLoad(buffer, [_substitute(index, self._loop.loop_var, self._firsts[0])])
+        """The address of an element at the first pixel of a vector, counted in vectors from the first as instructions do.
+
+        What is constant of the index is added to the pointer: elements of other rows then have their address in common.
+        """
+        index = self._analyzer.canonical_simplify(_substitute(index, self._loop.loop_var, self._firsts[0]))
+        offset = index.b if isinstance(index, tirx.Add) and isinstance(index.b, tirx.IntImm) else _int(0)
+        pointer = PointerType(buffer.ty.dtype)
+        start, place = Var(f"{buffer.name}_start", pointer), Var(f"{buffer.name}_place", pointer)
+        element = tirx.BufferLoad(buffer, [self._analyzer.simplify(index - offset)])
+        moved = tirx.call_intrin(pointer, "tirx.handle_add_byte_offset", start, int(offset) * _ELEMENT_BYTES)
         vectors = tirx.decl_buffer((self._vectors,), _scalable(buffer.ty.dtype), f"{buffer.name}_vectors")
-        start = Var(f"{buffer.name}_start", PointerType(buffer.ty.dtype))
-        self._views += [tirx.Bind(start, tirx.address_of(first)), tirx.DeclBuffer(vectors, data=start)]
+        self._views += [tirx.Bind(start, tirx.address_of(element)), tirx.Bind(place, moved), tirx.DeclBuffer(vectors, data=place)]
         return tirx.address_of(tirx.BufferLoad(vectors, [_int(j)]))
 
     def _step(self, index: Expr) -> int | None:
@@ -261,7 +278,7 @@ class _Widening:
         step = self._analyzer.simplify(moved - index)
         return int(step) if isinstance(step, tirx.IntImm) else None
 
-    def _active(self, j: int, end: Expr) -> Expr:
+    def _before(self, j: int, end: Expr) -> Expr:
         """The predicate of the lanes of a vector whose pixels are before one."""
         return tirx.get_active_lane_mask(_MASK, self._firsts[j] * _LANES, end * _LANES)
 
@@ -274,11 +291,19 @@ class _Widening:
                 others.append(condition)
             else:
                 begin, end = tirx.max(begin, bounds[0]), tirx.min(end, bounds[1])
-        begin, end = self._analyzer.simplify(begin), self._analyzer.simplify(tirx.max(end, 0))
-        mask = self._active(j, tirx.Select(tirx.all(*others), end, _int(0)) if others else end)
-        if isinstance(begin, tirx.IntImm) and int(begin) == 0:
+        if len(others) < len(conditions):
+            inside = (begin, end) if self._inside is None else self._inside
+            self._inside = tirx.max(inside[0], begin), tirx.min(inside[1], end)
+        if self._whole:
+            begin, end = _int(0), self._firsts[j] + tirx.vscale()
+        begin, end = self._analyzer.simplify(begin), self._analyzer.simplify(end)
+        if self._whole and not others:
+            return tirx.Broadcast(tirx.const(1, "bool"), _lanes())
+        end = tirx.max(end, 0)
+        mask = self._before(j, tirx.Select(tirx.all(*others), end, _int(0)) if others else end)
+        if isinstance(begin, tirx.IntImm) and int(begin) <= j:  # each vector before it holds a pixel
             return mask
-        return tirx.And(mask, tirx.Not(self._active(j, begin)))
+        return tirx.And(mask, tirx.Not(self._before(j, begin)))
 
     def _bounds(self, condition: Expr) -> tuple[Expr, Expr] | None:
         """The first pixel that meets a condition and the one behind the last; None for one that holds for all or none."""

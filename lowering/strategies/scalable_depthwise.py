@@ -6,14 +6,15 @@
 #     unrolled oh_i, vectors: epilogue, store [n, oc_o, oh, ow, oc_v]
 
 A vector holds four channels of `vscale` neighbouring pixels (see `lowering.scalable`). Each tap of a row is a load at its own
-offset, and what it would read beside the row is off in its predicate, so nothing is copied. A 1-D convolution is one row.
+offset, and what it would read beside the row is off in its predicate, so nothing is copied; strips inside the row need no
+predicates and have code of their own. A 1-D convolution is one row.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tvm import s_tir
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from sepwise.lowering.workload import ConvWorkload, Stage
 
 __all__ = ["ScalableDepthwiseStrategy", "ScalableDepthwiseTile"]
+
+PREDICATES: Final = 8
+"""Predicates that loads take: p0 to p7."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,7 @@ class ScalableDepthwiseStrategy:
     def predicted_cycles(
         self, workload: ConvWorkload, device: Device, threads: int, tile: ScalableDepthwiseTile
     ) -> float:
-        """The register tiles."""
+        """The register tiles; those at the ends of rows take longer where their predicates are more than there are."""
         stage = workload.stages[0]
         *outer, height, width = workload.spatials[-1]
         strips = math.ceil(width / (tile.vectors * (device.scalable_bytes // QUAD_BYTES)))
@@ -113,15 +117,24 @@ class ScalableDepthwiseStrategy:
         accumulators, taps = tile.rows * tile.vectors, math.prod(stage.kernel)
         fmas = accumulators * taps
         *read, _ = compute.input_extents(stage, (*(1 for _ in outer), tile.rows, 1))
-        loads = math.prod(read) * stage.kernel[-1] * tile.vectors + taps
-        cycles = max(
-            max(fmas, loads) / device.scalable_ports,
-            (fmas + loads) / device.issue_width,
-            taps * device.fma_latency_cycles,
-        )
-        cycles += LOST_SHARE * loads / device.issue_width + accumulators * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
+        inputs = math.prod(read) * stage.kernel[-1]
+        loads = inputs * tile.vectors + taps
+        addresses = inputs if tile.vectors > 1 else 0  # of the second vector; those of the first are in registers
+
+        def strip(spills: int) -> float:
+            others = loads + addresses + spills
+            cycles = max(
+                max(fmas, loads + spills) / device.scalable_ports,
+                (fmas + others) / device.issue_width,
+                taps * device.fma_latency_cycles,
+            )
+            return cycles + LOST_SHARE * others / device.issue_width + accumulators * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
+
+        spills = loads if _predicates(stage, tile.vectors) > PREDICATES else 0
+        ends = min(strips, 2)
+        row = ends * strip(spills) + (strips - ends) * strip(0)
         images = workload.batch * math.ceil(stage.out_channels / workload.output_lanes) * math.prod(outer)
-        return parallel_cycles(images * row_tiles * strips * cycles, images * math.ceil(row_tiles / tile.grain), threads)
+        return parallel_cycles(images * row_tiles * row, images * math.ceil(row_tiles / tile.grain), threads)
 
     def schedule(self, workload: ConvWorkload, device: Device, tile: ScalableDepthwiseTile) -> Implementation:
         """Builds the loop nest at the head of this file."""
@@ -177,3 +190,11 @@ def _weights(stage: Stage, rows: int) -> int:
     """Weights of the rows of taps that read one row of the input."""
     reach = (rows - 1) * stage.strides[-2] + 1  # rows of the input between the first and the last reader of a weight
     return stage.kernel[-1] * min(stage.kernel[-2], math.ceil(reach / stage.dilations[-2]))
+
+
+def _predicates(stage: Stage, vectors: int) -> int:
+    """Predicates at the ends of a row: all lanes, the pixels of each vector, and those of each tap that reads beside the row."""
+    offsets = [tap * stage.dilations[-1] - stage.pads_begin[-1] for tap in range(stage.kernel[-1])]
+    before = sum(min(-offset, vectors) for offset in offsets if offset < 0)
+    behind = sum(offset > 0 for offset in offsets)
+    return 1 + vectors * (1 + behind) + before
