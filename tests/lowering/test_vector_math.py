@@ -97,8 +97,8 @@ EXACT_ACTIVATIONS: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
-def elementwise(build: Callable[..., Any], count: int = COUNT, operands: int = 1) -> tirx.PrimFunc:
-    sources = [te.placeholder((count,), name=f"source{index}") for index in range(operands)]
+def elementwise(build: Callable[..., Any], count: int = COUNT, operands: int = 1, dtype: str = "float32") -> tirx.PrimFunc:
+    sources = [te.placeholder((count,), dtype, name=f"source{index}") for index in range(operands)]
     result = te.compute((count,), lambda i: build(*(source[i] for source in sources)), name="result")
     schedule = s_tir.Schedule(te.create_prim_func([*sources, result]))
     (loop,) = schedule.get_loops(schedule.get_sblock("result"))
@@ -236,6 +236,62 @@ def test_activation(activations, kind):
     small = np.abs(x[1:]) < 1e-3
     if kind in ("tanh", "silu", "mish", "gelu", "hard_swish", "elu", "leaky_relu"):  # zero at zero: relative there
         assert np.all(np.abs(y - exact)[1:][small] <= 8 * unit * np.abs(exact[1:][small]) + 2.0**-149)
+
+
+HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+"""Every float16."""
+
+
+def rounds_to_half(x: np.ndarray, y: np.ndarray, exact: np.ndarray, error: np.ndarray) -> bool:
+    """Whether results are exact ones with an error, rounded once to float16; where NaN is exact, NaN."""
+    known = ~np.isnan(exact) & ~np.isnan(x)
+    with np.errstate(over="ignore"):
+        low, high = ((exact[known] + side * error[known]).astype(np.float16) for side in (-1, 1))
+    return bool(np.isnan(y[~known]).all() and np.all((low <= y[known]) & (y[known] <= high)))
+
+
+@pytest.fixture(scope="module")
+def halves(native):
+    kinds = {
+        kind: elementwise(lambda x, k=kind: vector_math.activation(k, PARAMETERS.get(k, ()), x), HALVES.size, dtype="float16")
+        for kind in ACTIVATION_PARAMETERS
+    }
+    tvms = {name: elementwise(getattr(tirx, name), HALVES.size, dtype="float16") for name in ("exp", "log", "erf", "sin")}
+    return native({**kinds, **tvms}, device.get("x86-64-v3"))
+
+
+@pytest.mark.parametrize("kind", ACTIVATION_PARAMETERS)
+def test_activation_of_every_float16(halves, kind):
+    y = np.empty_like(HALVES)
+    halves(kind, HALVES, y)
+    x = HALVES.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        exact = EXACT_ACTIVATIONS[kind](x, *PARAMETERS.get(kind, ()))
+        error = 8 * 2.0**-24 * (np.abs(np.nan_to_num(x, posinf=0, neginf=0)) + 2)
+    if kind in ("relu", "clip"):
+        np.testing.assert_array_equal(y, exact.astype(np.float16))
+        return
+    finite = np.isfinite(x) | np.isnan(x)  # at infinity some give their limit where the formula has NaN
+    assert rounds_to_half(x[finite], y[finite], exact[finite], error[finite])
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "erf", "sin"])
+def test_function_of_every_float16(halves, name):
+    y = np.empty_like(HALVES)
+    halves(name, HALVES, y)
+    x = HALVES.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        exact = EXACT[name](x)
+        error = np.nan_to_num(vector_math.MAX_ULP[name] * 2.0**-23 * np.abs(exact), posinf=0)
+    assert rounds_to_half(x, y, exact, error)
+
+
+def test_float16_needs_no_library(foreign_symbols):
+    kinds = {
+        kind: elementwise(lambda x, k=kind: vector_math.activation(k, PARAMETERS.get(k, ()), x), 64, dtype="float16")
+        for kind in ACTIVATION_PARAMETERS
+    }
+    assert foreign_symbols(kinds, device.get("cortex-a76")) == []
 
 
 def test_unknown_activation_is_refused():
