@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from sepwise.lowering.build import build_program
 from sepwise.lowering.program import Home, Program
 from sepwise.lowering.runner import open_runner
 from sepwise.passes.equivalence import Oracle, compare_execution, execution_sigma, sample_inputs
-from sepwise.passes.errors import InputError, UnsupportedError
+from sepwise.passes.errors import InputError, SepwiseError, UnsupportedError
 
 HEAD = '<ir_version: 10, opset_import: ["" : 18]>\n'
 
@@ -246,6 +248,43 @@ def test_compile_takes_a_model_in_memory(network: Callable[..., ir.Model]) -> No
 def test_an_unknown_target_is_an_input_error(file: Path) -> None:
     with pytest.raises(InputError, match="Target 'rpi9': unknown"):
         build.compile(file, target="rpi9")
+
+
+# float16 ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["cortex-a53", "cortex-a72", "cortex-a7", "cortex-m7", "x86-64-v4"])
+def test_float16_is_refused_where_the_core_has_none(target: str, file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"Target '{target}': its core \({target}\) has no float16 arithmetic .* such as cortex-a55"):
+        build.compile(file, target=target, float16=True, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("target", ["cortex-a55", "cortex-a76", "neoverse-n1"])
+def test_convolutions_and_products_run_in_float16(target: str, network: Callable[..., ir.Model]) -> None:
+    single, report = build_program(network(INVERTED), device.get(target))
+    assert report.float16_mac_share == 0
+    half, report = build_program(network(INVERTED), device.get(target), float16=True)
+    assert (report.strategy_mac_share, report.float16_mac_share) == (1, 1)
+    assert [value.type.dtype for value in (*half.inputs, *half.outputs)] == ["float32", "float32"]
+    packed = {value.type.layout.lanes for value in half.values if value.type.layout.packed}
+    assert packed == {2 * device.get(target).lanes}
+    assert half.constants.nbytes < 0.75 * single.constants.nbytes
+
+
+@pytest.mark.emulated
+@pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="qemu-aarch64 is missing: apt-get install qemu-user")
+def test_float16_instructions_trap_on_cores_without_them(network: Callable[..., ir.Model]) -> None:
+    model = network(REPEATED)
+    program, _ = build_program(model, device.get("cortex-a76"), float16=True)
+    feed = sample_inputs(model, 0)
+    with open_runner(program) as runner:
+        assert runner.run(feed)["y"].any()
+    with (
+        open_runner(replace(program, device="cortex-a72")) as runner,
+        pytest.raises(SepwiseError, match=r"met an instruction that this cpu lacks \(SIGILL\)"),
+    ):
+        runner.run(feed)
 
 
 RANKED = HEAD + """

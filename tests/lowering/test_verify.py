@@ -23,6 +23,7 @@ from sepwise.lowering.strategies.depthwise_tile import DepthwiseTileStrategy
 from sepwise.lowering.strategies.separable import SeparableStrategy
 from sepwise.lowering.strategies.tiles import RowTile
 from sepwise.lowering.verify import verify_model
+from sepwise.passes import convert_float16
 from sepwise.passes.equivalence import Check, Verification, sample_inputs
 from sepwise.passes.errors import InputError
 
@@ -218,6 +219,37 @@ def test_an_emulated_device(network: Callable[..., ir.Model]) -> None:
     assert found.target == "cortex-a72"
 
 
+@pytest.fixture(scope="module")
+def float16_device() -> device.Device:
+    found = device.get("cortex-a76")
+    if found.emulated and shutil.which(str(found.emulator)) is None:
+        pytest.skip(f"{found.emulator} is missing: apt-get install qemu-user")
+    return found
+
+
+@pytest.mark.emulated
+def test_a_network_in_float16(network: Callable[..., ir.Model], float16_device: device.Device) -> None:
+    """The conversion by its own check, kernels and network by float16: each beyond what float32 explains."""
+    found = verify_model(network(NETWORK), float16_device, float16=True)
+    assert found.passed, [check for check in found.checks if not check.passed]
+    single = verify_model(network(NETWORK), float16_device)
+    converted = [check for check in found.checks if check.pass_name == "convert_float16"]
+    assert {check.name for check in converted} == {"convert_float16: y", "convert_float16: r"}
+    assert all(check.rms_error and check.worst_ratio for check in converted)
+    assert "convert_float16" not in {check.pass_name for check in single.checks}
+    in_float16 = [check for check in found.checks if check.strategy not in (None, "generic")]
+    assert {node for check in in_float16 for node in check.nodes} >= {"dw", "pw", "project", "add", "fc"}
+    bounds = {check.nodes: check.bound for check in single.checks if check.scope == "kernel"}
+    assert all(check.bound > 1000 * bounds[check.nodes] for check in in_float16 if check.nodes in bounds)
+    errors = [each.checks[-1].rms_error for each in (found, single)]
+    assert errors[0] > 1000 * errors[1] > 0
+
+
+def test_float16_is_refused_where_nothing_computes_in_it(network: Callable[..., ir.Model]) -> None:
+    with pytest.raises(InputError, match=r"Target 'cortex-a72': its core \(cortex-a72\) has no float16 arithmetic"):
+        verify_model(network(NETWORK), device.get("cortex-a72"), float16=True)
+
+
 def test_the_json(right: Verification) -> None:
     fields = json.loads(json.dumps(right.to_json()))
     assert set(fields) >= {"model", "target", "passed", "worst_ratio", "checks"}
@@ -405,6 +437,34 @@ def test_a_wrong_kernel_is_found_and_named(
     for check in wrong:
         assert check.worst_ratio is None or check.worst_ratio > 1
         assert check.reason
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("mutant", ["lost tap", "last lane", "bias of another lane", "residual", "activation", "matrix product"])
+def test_a_wrong_kernel_in_float16_is_found_and_named(
+    mutant: str, network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch, float16_device: device.Device
+) -> None:
+    install, node = MUTANTS[mutant]
+    install(monkeypatch)
+    found = verify_model(network(NETWORK), float16_device, float16=True)
+    assert not failed(found, "graph"), "the passes were not touched"
+    assert any(node in check.nodes for check in failed(found, "kernel"))
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_a_wrong_conversion_is_found(
+    bits: int, network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch, float16_device: device.Device
+) -> None:
+    """Constants of fewer digits than float16 has."""
+
+    def wrong(array: np.ndarray, **_: bool) -> np.ndarray:
+        mantissa, exponent = np.frexp(array.astype(np.float64))
+        return np.asarray(np.ldexp(np.round(mantissa * 2**bits) / 2**bits, exponent), np.float16)
+
+    monkeypatch.setattr(convert_float16, "_rounded", wrong)
+    found = verify_model(network(NETWORK), float16_device, float16=True)
+    assert {check.pass_name for check in failed(found, "graph")} == {"convert_float16"}
+    assert [check.status for check in found.checks if check.scope != "graph"] == ["skipped", "skipped"]
 
 
 @pytest.mark.parametrize("mutant", ["lost tap", "last lane of the pointwise stage", "matrix product", "half precision"])
