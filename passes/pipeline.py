@@ -11,6 +11,7 @@ from sepwise.passes.convert_float16 import ConvertFloat16Pass
 from sepwise.passes.fold_affine import FoldAffinePass
 from sepwise.passes.fold_batch_norm import FoldBatchNormPass
 from sepwise.passes.fold_pad import FoldPadPass
+from sepwise.passes.fold_transpose import FoldTransposePass
 from sepwise.passes.fuse_activation import FuseActivationPass
 from sepwise.passes.fuse_residual import FuseResidualPass
 from sepwise.passes.group_separable import GroupSeparablePass
@@ -23,6 +24,7 @@ __all__ = ["FuseReport", "PassReport", "fuse"]
 
 AnyPass = (
     SinkTransposePass
+    | FoldTransposePass
     | FoldPadPass
     | RecogniseActivationPass
     | FoldBatchNormPass
@@ -107,7 +109,7 @@ def fuse(model: ir.Model, *, inline: bool = False, float16: bool = False, keep_s
                 stages.append((step.name, fused.clone()))
         return total
 
-    run(SinkTransposePass(), FoldPadPass(), RecogniseActivationPass())
+    run(SinkTransposePass(), FoldTransposePass(), FoldPadPass(), RecogniseActivationPass())
     while run(FoldBatchNormPass(), FoldAffinePass()):
         pass
     if float16:
