@@ -19,8 +19,10 @@ vectors it loads, and, in order and where a vector takes several cycles to load,
     cycles   = max(core, transfer) + waiting
 
 Transfers run beside the arithmetic of their own block, whatever the core: lines that are foreseen come by a prefetcher. Only a
-core that runs out of order hides anything of a miss that is not, up to what its reorder buffer holds. On ARM a stream of stores
-that fills whole lines does not read them first.
+core that runs out of order hides anything of a miss that is not, up to what its reorder buffer holds. A prefetch instruction
+foresees one: it asks for a line and waits for nothing (Arm DDI 0487, PRFM; Intel 325383, PREFETCHh). The emulator passes it
+over, so as many misses of its block count as foreseen as it asks for lines. On ARM a stream of stores that fills whole lines
+does not read them first.
 
 **Known limits.** One thread; no TLB, no branch misses, no instruction cache, no conflict of other cores for memory. A loop is
 timed as if it went on: what a large reorder buffer overlaps of its end with the next loop's start is missed. LLVM times
@@ -65,6 +67,7 @@ _NEWEST, _OLDEST = 22, 14
 _FACTS_FILE = Path(__file__).parent / "devices.toml"
 _MULTIPLY_ADD = re.compile(r"fml[as]\b|vml[as]|vfm[as]|vfn?m(?:add|sub)")
 _VECTOR_OPERAND = re.compile(r"\b(?:v\d+\.|z\d+\.|q\d+\b)|%[xyz]mm")
+_PREFETCH = re.compile(r"prfm\s+pld|pld\b|prefetch(?!w)")
 _CALL = re.compile(r"(?:blx?|blr|call[lq]?)\b")
 _STRING_OPERATION = re.compile(r"\s*rep\b")
 _SENTINELS = {
@@ -385,14 +388,17 @@ def _transfer_cycles(run: BlockRun, core: int, device: Device, line_bytes: int) 
     return line_bytes * (near / device.l2_bytes_per_cycle + beyond / device.memory_bytes_per_cycle)
 
 
-def _waiting_cycles(run: BlockRun, core: int, device: Device, model: CoreModel) -> float:
-    """Cycles in which a block waits for lines that no prefetcher has asked for, all times together."""
+def _waiting_cycles(run: BlockRun, body: tuple[str, ...], core: int, device: Device, model: CoreModel) -> float:
+    """Cycles in which a block waits for lines that neither a prefetcher nor the block has asked for, all times together."""
     misses = run.misses[core]
+    asked = run.count * sum(map(bool, map(_PREFETCH.match, body)))
+    if asked >= misses.l1_demanded:
+        return 0.0
     hidden = model.reorder_entries / device.issue_width
     latency = (misses.l1_demanded - misses.l2_demanded) * max(0.0, model.l2_latency_cycles - hidden)
     latency += misses.l2_demanded * max(0.0, model.memory_latency_cycles - hidden)
     at_a_time = misses.l1_demanded / (run.count * run.block.instructions) * model.reorder_entries
-    return latency / max(1.0, at_a_time)
+    return latency * (1 - asked / misses.l1_demanded) / max(1.0, at_a_time)
 
 
 def _call_cycles(
@@ -423,7 +429,7 @@ def _call_cycles(
         else:
             cycles = pace * run.count * run.block.instructions
         total += max(cycles, _transfer_cycles(run, core, device, model.line_bytes))
-        total += _waiting_cycles(run, core, device, model)
+        total += _waiting_cycles(run, assembly[run.block.code], core, device, model)
     return total
 
 

@@ -17,6 +17,8 @@ FMLAS = [bytes([register | 0x20, 0xCC, 0x22, 0x4E]) for register in (0, 3, 4, 5,
 SUBS = bytes.fromhex("210400f1")  # subs x1, x1, #1
 BRANCH = bytes.fromhex("c1ffff54")  # b.ne
 LOAD = bytes.fromhex("0400c03d")  # ldr q4, [x0]
+PREFETCH = bytes.fromhex("000080f9")  # prfm pldl1keep, [x0]
+PREFETCH_TO_STORE = bytes.fromhex("100080f9")  # prfm pstl1keep, [x0]
 CALL = bytes.fromhex("20013fd6")  # blr x9
 UNKNOWN = bytes.fromhex("00000000")  # udf #0
 COUNT = 10_000
@@ -118,6 +120,17 @@ def test_only_a_reorder_buffer_hides_what_no_prefetcher_foresees() -> None:
         assert model is not None
         more = cycles(device, run(code, misses=Misses(l1_demanded=misses))) - cycles(device, run(code))
         assert more == pytest.approx(misses * model.l2_latency_cycles if waits else 0)
+
+
+@needs_mca
+def test_a_line_that_is_asked_for_is_not_waited_for() -> None:
+    device = devices.get("cortex-a53")
+    plain, asking = (b"".join(FMLAS) + code + SUBS + BRANCH for code in (PREFETCH_TO_STORE, PREFETCH))
+    for misses, waited in ((COUNT // 2, 0.0), (COUNT, 0.0), (2 * COUNT, 0.5)):
+        demanded, streamed = Misses(l1_demanded=misses), Misses(l1_streamed=misses)
+        costs = [cycles(device, run(code, misses=demanded)) - cycles(device, run(code, misses=streamed)) for code in (plain, asking)]
+        assert costs[0] > 0
+        assert costs[1] == pytest.approx(waited * costs[0])
 
 
 @needs_mca
