@@ -258,16 +258,25 @@ def check_native(native: Callable[..., Any]) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def check_emulated() -> Callable[..., None]:
-    """Gives a function that builds cases into one Program, runs its kernels under the emulator and checks every element."""
+def check_emulated() -> Callable[..., list[int]]:
+    """Gives a function that builds cases into one Program, runs its kernels under the emulator and checks every element.
 
-    def check(cases: Sequence[Case], target: device.Device, *, seed: int = 0) -> None:
+    Where it is given lengths of scalable vectors, the same object runs at each, and its instructions at each are returned.
+    """
+
+    def check(cases: Sequence[Case], target: device.Device, *, seed: int = 0, lengths: Sequence[int] = ()) -> list[int]:
         scheduled = [case.strategy.schedule(case.workload, target, case.tile) for case in cases]
         references = [compute_reference(case, seed + index) for index, case in enumerate(cases)]
         built = make_program(cases, scheduled, references, target)
-        with runner.open_runner(built) as opened:
-            written = [opened.run_kernel(index, right.inputs)[f"y{index}"] for index, right in enumerate(references)]
-        assert_passed([judge(*each) for each in zip(cases, references, written, strict=True)])
+        emulated_ = [runner.EmulatedRunner(built, dataclasses.replace(target, scalable_bytes=length)) for length in lengths]
+        counts = []
+        for each in emulated_ or [runner.open_runner(built)]:
+            with each:
+                written = [each.run_kernel(index, right.inputs)[f"y{index}"] for index, right in enumerate(references)]
+                assert_passed([judge(*one) for one in zip(cases, references, written, strict=True)])
+                if isinstance(each, runner.EmulatedRunner) and lengths:
+                    counts.append(each.count({}).instructions)
+        return counts
 
     return check
 
@@ -463,6 +472,15 @@ def emulated(request: pytest.FixtureRequest) -> SimpleNamespace:
     if found.emulated and shutil.which(str(found.emulator)) is None:
         pytest.skip(f"{found.emulator} is missing: apt-get install qemu-user")
     return SimpleNamespace(device=found.holding(dtype), typed=in_float16 if dtype == "float16" else lambda workload: workload)
+
+
+@pytest.fixture(scope="session")
+def neoverse_v1() -> device.Device:
+    """The emulated target with scalable vectors."""
+    found = device.get("neoverse-v1")
+    if found.emulated and shutil.which(str(found.emulator)) is None:
+        pytest.skip(f"{found.emulator} is missing: apt-get install qemu-user")
+    return found
 
 
 def in_float16(workload: Workload) -> Workload:
