@@ -34,7 +34,7 @@ def describe(machine: str, cpus: list[dict[str, str]], folder: Path) -> devices.
 
 
 FACTS_FILE = Path(devices.__file__).with_name("devices.toml")
-ARM64 = ("cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-v1")
+ARM64 = ("cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-v1", "a64fx")
 
 
 @pytest.mark.parametrize("name", devices.names()[1:])
@@ -71,6 +71,12 @@ def test_which_devices_multiply_by_lane() -> None:
     others = ("cortex-a7", "rpi2", "cortex-m7", "stm32f746", "x86-64-v2", "x86-64-v3", "x86-64-v4")
     assert all(devices.get(name).multiplies_by_lane for name in ARM64)
     assert not any(devices.get(name).multiplies_by_lane for name in others)
+
+
+def test_which_devices_have_scalable_vectors() -> None:
+    found = {name: devices.get(name).scalable_bytes for name in devices.names()[1:]}
+    assert {name: nbytes for name, nbytes in found.items() if nbytes} == {"neoverse-v1": 32, "graviton3": 32, "a64fx": 64}
+    assert all("sve" in devices.get(name).flags for name, nbytes in found.items() if nbytes)
 
 
 def test_which_devices_fuse_multiply_and_add() -> None:
