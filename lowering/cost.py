@@ -54,6 +54,13 @@ tensors neither code nor arguments stay there, and three times as much is allowe
 TASK_CYCLES = 20
 """Cycles to start one task."""
 
+FLOAT16_BYTES = 2
+FLOAT16_FACTORS = 8
+"""Inputs of a float16 multiply-add by lane: half of v0 to v15, in which alone they may lie (Arm DDI 0487, FMLA by element).
+
+With more LLVM 22 spills, as it prefers the same registers for accumulators: 10 to 14 inputs and one vector of outputs take 25 to
+30 % more instructions than 8 (the chain of a depthwise and a pointwise convolution, 192 to 32 channels, `sepwise bench`)."""
+
 
 def register_tile_fits(device: Device, pixels: int, oc_vectors: int, *, adjacent: bool = False) -> bool:
     """Whether a register tile compiles without spills.
@@ -73,6 +80,8 @@ def register_tile_fits(device: Device, pixels: int, oc_vectors: int, *, adjacent
     """
     if device.multiplies_by_lane:
         inputs = 2 * math.ceil(pixels / device.lanes) if adjacent else pixels  # one step's are loaded ahead
+        if device.lane_bytes == FLOAT16_BYTES and inputs > FLOAT16_FACTORS:
+            return False
         return pixels * oc_vectors + inputs + min(oc_vectors, 2) <= device.vector_registers
     live = pixels * oc_vectors + pixels + 1
     return live + (not device.fuses_multiply_add) <= device.vector_registers

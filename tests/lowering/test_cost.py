@@ -142,3 +142,12 @@ def test_each_fact_of_a_core_can_be_the_bound() -> None:
     for change in worse:
         slower = dataclasses.replace(step, **change)
         assert cost.micro_kernel_cycles(slower, 3, 3, 1000) > 1.5 * cost.micro_kernel_cycles(step, 3, 3, 1000)
+
+
+def test_inputs_of_float16_by_lane_lie_in_few_registers() -> None:
+    single = device.get("cortex-a76")
+    half = single.holding("float16")
+    assert cost.register_tile_fits(single, 14, 1)
+    assert not cost.register_tile_fits(half, 14, 1)
+    assert cost.register_tile_fits(half, 14, 1, adjacent=True)
+    assert cost.register_tile_fits(half, cost.FLOAT16_FACTORS, 2)
