@@ -2,6 +2,9 @@
 
     scripts/benchmarks/arm.sh                                  all networks on a Cortex-A72
     scripts/benchmarks/arm.sh --core cortex-a55 mobilenet_v2   one of them on another core, put beside what is there
+    scripts/benchmarks/arm.sh --published                      ncnn on boards whose times its project publishes
+
+The last holds the estimate itself against those times and writes boards.json, a part of docs/benchmarks/estimate.md.
 
 Each runtime is its project's own arm64 build, run whole in an emulated arm64 Python under qemu-user with the core's `-cpu`,
 and is shown the core's own /proc/cpuinfo, by which libraries pick their kernels. It runs float32 on one thread, once to settle
@@ -17,8 +20,9 @@ import json
 import math
 import os
 import subprocess
+import sys
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from importlib.resources import files
@@ -46,7 +50,7 @@ from sepwise.passes.saving import save_model
 from sepwise.samples import DETECTOR, fetch_networks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sepwise.lowering.counts import Counts
     from sepwise.lowering.device import Device
@@ -56,6 +60,8 @@ REPOSITORY: Final = Path(__file__).resolve().parents[2]
 JSON: Final = REPOSITORY / "docs/benchmarks/arm.json"
 RUNTIMES: Final = ("ncnn", "mnn", "litert", "onnxruntime")
 GUEST: Final = Path(__file__).with_name("arm_guest.py")
+
+BOARDS: Final = REPOSITORY / "docs/benchmarks/boards.json"
 
 BLOCK: Final = "inverted_residual"
 NETWORKS: Final = (
@@ -104,6 +110,66 @@ class Count:
     estimated_cycles: float | None
     worst_ratio: float | None
     failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A board on which ncnn was timed, by one thread.
+
+    Attributes:
+        device: Its name here.
+        name: Its name.
+        clocks_hz: The clock that the source states; others at which its times are looked at, too.
+        times_ms: Mean times by network.
+        source: Where they are published.
+    """
+
+    device: str
+    name: str
+    clocks_hz: tuple[int, ...]
+    times_ms: Mapping[str, float]
+    source: str
+
+
+PUBLISHED: Final = (
+    Board(
+        device="rpi3b-plus",
+        name="Raspberry Pi 3B+",
+        clocks_hz=(1_400_000_000,),
+        times_ms={"mobilenet_v1": 205.65, "mobilenet_v2": 158.80},
+        source="ncnn, benchmark/README.md of 2023-06-23 (commit 3a74ae4d3)",
+    ),
+    Board(
+        device="rpi4",
+        name="Raspberry Pi 4",
+        clocks_hz=(1_800_000_000, 1_500_000_000),
+        times_ms={"mobilenet_v1": 124.32, "mobilenet_v2": 93.48},
+        source="ncnn, benchmark/README.md of 2023-06-15 (commit cc37c1099)",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedNetwork:
+    """A network that runtimes are given.
+
+    Attributes:
+        path: Its file.
+        shapes: Of the inputs that the file leaves open.
+        source: ONNX with fixed shapes, in a folder of its own.
+        data: Its input.
+        output: The name of its first output.
+        feeds: The input by its name.
+        check: Judges a runtime's output.
+    """
+
+    path: Path
+    shapes: Mapping[str, Sequence[int]] | None
+    source: Path
+    data: np.ndarray
+    output: str
+    feeds: Mapping[str, np.ndarray]
+    check: Callable[[np.ndarray], Check]
 
 
 def make_block(path: Path) -> None:
@@ -194,7 +260,9 @@ def convert(runtime: str, source: Path, tools: Path) -> Path:
 
 
 def describe_core(device: Device, sysroot: Path) -> None:
-    """Writes the /proc/cpuinfo that the emulated libraries read.
+    """Writes what the emulated libraries read of the processor: /proc/cpuinfo, and its caches in /sys.
+
+    A level 2 with no other behind it is what all cores share.
 
     Args:
         device: Which core.
@@ -203,7 +271,6 @@ def describe_core(device: Device, sysroot: Path) -> None:
     cores = tomllib.loads((files("sepwise.lowering") / "devices.toml").read_text())["arm_core"]
     (core,) = (core for core in cores if core.get("device") == device.cpu)
     lines = {
-        "processor": "0",
         "Features": " ".join(sorted(device.flags)),
         "CPU implementer": hex(core["implementer"]),
         "CPU architecture": "8",
@@ -211,8 +278,27 @@ def describe_core(device: Device, sysroot: Path) -> None:
         "CPU part": hex(core["part"]),
         "CPU revision": "3",
     }
-    (sysroot / "proc").mkdir(exist_ok=True)
-    (sysroot / "proc/cpuinfo").write_text("".join(f"{key}\t: {value}\n" for key, value in lines.items()) + "\n")
+    text = "".join(f"{key}\t: {value}\n" for key, value in lines.items())
+    _write(sysroot / "proc/cpuinfo", "".join(f"processor\t: {number}\n{text}\n" for number in range(device.cores)))
+    everyone = (1 << device.cores) - 1
+    for number in range(device.cores):
+        folder, itself = sysroot / f"sys/devices/system/cpu/cpu{number}", 1 << number
+        _write(folder / "topology/thread_siblings", f"{itself:x}\n")
+        levels = [
+            ("Data", device.l1d_bytes, itself),
+            ("Unified", device.l2_bytes, itself if device.l3_bytes else everyone),
+            ("Unified", device.l3_bytes, everyone),
+        ]
+        for index, (kind, nbytes, sharers) in enumerate(levels):
+            facts = {"level": index + 1, "type": kind, "size": f"{nbytes // 1024}K", "shared_cpu_map": f"{sharers:x}"}
+            for name, fact in facts.items():
+                _write(folder / f"cache/index{index}" / name, f"{fact}\n")
+
+
+def _write(file: Path, text: str) -> None:
+    """Writes a file into folders that need not be there yet."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
 
 
 def run_guest(runtime: str, model: Path, device: Device, folder: Path, inputs: Path) -> tuple[Counts, np.ndarray, str]:
@@ -254,17 +340,15 @@ def run_guest(runtime: str, model: Path, device: Device, folder: Path, inputs: P
         return found, arrays["output"], str(arrays["version"])
 
 
-def count_network(name: str, device: Device, folder: Path, runtimes: Sequence[str]) -> dict[str, Any]:
-    """Counts what every runtime executes for one network.
+def prepare_network(name: str, folder: Path) -> PreparedNetwork:
+    """Writes a network and its input where runtimes find them, and computes what they are to give.
 
     Args:
         name: As `find_network` takes it.
-        device: The core.
         folder: build/arm.
-        runtimes: Names out of `RUNTIMES`.
 
     Returns:
-        The network's entry of the JSON file.
+        The network.
     """
     path, shapes = find_network(name, folder)
     model = load_model(path, shapes=shapes)
@@ -285,32 +369,122 @@ def count_network(name: str, device: Device, folder: Path, runtimes: Sequence[st
         shaped = {output: found.reshape(expected[output].shape)}
         return compare_execution(shaped, {output: expected[output]}, {output: sigma[output]})
 
+    return PreparedNetwork(path, shapes, source, data, output, feeds, check)
+
+
+def count_peer(runtime: str, network: PreparedNetwork, device: Device, folder: Path) -> tuple[Counts | None, Count]:
+    """Counts what a peer executes.
+
+    Args:
+        runtime: A name out of `RUNTIMES`.
+        network: What it computes.
+        device: The core.
+        folder: build/arm.
+
+    Returns:
+        What it executed, None where it did not run or computed something else; and its entry, without instructions per MAC.
+    """
+    try:
+        made = convert(runtime, network.source, folder / "converters/bin")
+        executed, array, release = run_guest(runtime, made, device, folder, network.source.with_name("x.npy"))
+    except SepwiseError as error:
+        return None, Count(runtime, "", None, None, None, None, " ".join(str(error).split()))
+    judged = network.check(array)
+    if not judged.passed:
+        failure = f"computed wrongly: {judged.reason}"
+        return None, Count(runtime, release, None, None, None, judged.worst_ratio, failure)
+    cycles = None if estimate.missing(device) else sum(estimate.estimate_cycles(executed, device, device))
+    return executed, Count(runtime, release, executed.instructions, None, cycles, judged.worst_ratio)
+
+
+def count_network(name: str, device: Device, folder: Path, runtimes: Sequence[str]) -> dict[str, Any]:
+    """Counts what every runtime executes for one network.
+
+    Args:
+        name: As `find_network` takes it.
+        device: The core.
+        folder: build/arm.
+        runtimes: Names out of `RUNTIMES`.
+
+    Returns:
+        The network's entry of the JSON file.
+    """
+    network = prepare_network(name, folder)
     say(f"{name}: {OURS}")
-    judged = check(compile(path, target=device.name, shapes=shapes).run(**feeds)[output])
+    program = compile(network.path, target=device.name, shapes=network.shapes)
+    judged = network.check(program.run(**network.feeds)[network.output])
     if not judged.passed:
         raise SepwiseError(f"{name} on {device.name}: computed wrongly ({judged.reason}), so nothing is counted.")
-    ours = bench(path, target=device.name, shapes=shapes)
+    ours = bench(network.path, target=device.name, shapes=network.shapes)
     (mine,) = ours.runtimes
     assert isinstance(mine, RuntimeCount), "arm cores are emulated here"
     cycles = mine.estimated_cycles[device.name]
     counts = [Count(OURS, version("sepwise"), mine.instructions, mine.instructions_per_mac, cycles, judged.worst_ratio)]
     for runtime in runtimes:
         say(f"{name}: {runtime}")
-        try:
-            made = convert(runtime, source, folder / "converters/bin")
-            executed, array, release = run_guest(runtime, made, device, folder, work / "x.npy")
-        except SepwiseError as error:
-            counts.append(Count(runtime, "", None, None, None, None, " ".join(str(error).split())))
-            continue
-        judged = check(array)
-        if not judged.passed:
-            counts.append(Count(runtime, release, None, None, None, judged.worst_ratio, f"computed wrongly: {judged.reason}"))
-            continue
-        total = executed.instructions
-        cycles = None if estimate.missing(device) else sum(estimate.estimate_cycles(executed, device, device))
-        counts.append(Count(runtime, release, total, total / ours.macs, cycles, judged.worst_ratio))
-    entry = {"core": device.name, "network": path.stem, "input": list(data.shape), "macs": ours.macs}
+        _, count = count_peer(runtime, network, device, folder)
+        total = count.instructions
+        counts.append(count if total is None else replace(count, instructions_per_mac=total / ours.macs))
+    entry = {"core": device.name, "network": network.path.stem, "input": list(network.data.shape), "macs": ours.macs}
     return {**entry, "date": date.today().isoformat(), "runtimes": [asdict(count) for count in counts]}
+
+
+def at_clock(device: Device, clock_hz: int) -> Device:
+    """A device at another clock: beyond its caches, the same bytes come in a second.
+
+    Args:
+        device: The device.
+        clock_hz: Its other clock.
+
+    Returns:
+        The device with that clock and the bytes that a cycle of it brings.
+    """
+    assert device.clock_hz is not None, "boards have a clock"
+    return replace(device, clock_hz=clock_hz, memory_bytes_per_cycle=device.memory_bytes_per_cycle * device.clock_hz / clock_hz)
+
+
+def count_boards(folder: Path) -> dict[str, Any]:
+    """Estimates ncnn's times on the boards of `PUBLISHED`.
+
+    Args:
+        folder: build/arm.
+
+    Returns:
+        The content of boards.json.
+
+    Raises:
+        SepwiseError: ncnn did not run or computed something else, or llvm-mca is missing.
+    """
+    rows = []
+    release = ""
+    for board in PUBLISHED:
+        device = get_device(board.device)
+        if reason := estimate.missing(device):
+            raise SepwiseError(reason)
+        describe_core(device, folder / "sysroot")
+        for name, published_ms in board.times_ms.items():
+            say(f"{board.name}: {name}")
+            executed, count = count_peer("ncnn", prepare_network(name, folder), device, folder)
+            if executed is None:
+                raise SepwiseError(f"ncnn, {name} on {board.name}: {count.failure}")
+            release = count.version
+            for clock_hz in board.clocks_hz:
+                cycles = sum(estimate.estimate_cycles(executed, device, at_clock(device, clock_hz)))
+                rows.append(
+                    {
+                        "board": board.name,
+                        "core": device.cpu,
+                        "source": board.source,
+                        "clock_hz": clock_hz,
+                        "clock_published": clock_hz == board.clocks_hz[0],
+                        "network": name,
+                        "published_ms": published_ms,
+                        "instructions": executed.instructions,
+                        "estimated_cycles": cycles,
+                        "estimated_ms": 1e3 * cycles / clock_hz,
+                    }
+                )
+    return {"date": date.today().isoformat(), "ncnn": release, "llvm": estimate.llvm_version(), "rows": rows}
 
 
 # The table -------------------------------------------------------------------------------------------------------------
@@ -384,9 +558,16 @@ def main() -> None:
     parser.add_argument("--core", default="cortex-a72", help="a device that is emulated here")
     parser.add_argument("--runtimes", nargs="*", default=RUNTIMES, help="peers; all if left out")
     parser.add_argument("-o", "--output", type=Path, default=JSON, help="the JSON file; the table goes beside it, as .md")
+    parser.add_argument("--published", action="store_true", help="hold the estimate against published times of ncnn instead")
     options = parser.parse_args()
     device = get_device(options.core)
     folder = options.folder.absolute()
+    if options.published:
+        boards = count_boards(folder)
+        with new_file(BOARDS) as partial:
+            partial.write_text(json.dumps(boards, indent=2) + "\n")
+        subprocess.run([sys.executable, Path(__file__).with_name("estimate.py"), "--page"], check=True)
+        return
     describe_core(device, folder / "sysroot")
     known = json.loads(options.output.read_text())["networks"] if options.output.exists() else []
     networks = {(network["core"], network["network"]): network for network in known}

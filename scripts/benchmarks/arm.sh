@@ -2,6 +2,7 @@
 # Counts what other runtimes execute on an emulated ARM core, beside sepwise, and writes docs/benchmarks/arm.json and .md.
 #
 #   scripts/benchmarks/arm.sh [options of arm.py]
+#   scripts/benchmarks/arm.sh --published            estimates beside published times, for docs/benchmarks/estimate.md
 #
 # Needs qemu-user and apt-get (nothing is installed into the system). Everything is kept in build/arm: a sysroot of
 # arm64 with Python and the runtimes' wheels, and an environment with their converters (3 GB, most of it TensorFlow).

@@ -57,6 +57,32 @@ def test_the_block_is_that_of_mobilenet_v2(arm: ModuleType, tmp_path: Path) -> N
 
 def test_libraries_are_shown_the_core_they_run_on(arm: ModuleType, tmp_path: Path) -> None:
     arm.describe_core(get("cortex-a72"), tmp_path)
-    lines = dict(line.split("\t: ") for line in (tmp_path / "proc/cpuinfo").read_text().splitlines() if line)
-    assert lines["CPU part"] == "0xd08"
-    assert "asimd" in lines["Features"].split()
+    lines = [line.split("\t: ") for line in (tmp_path / "proc/cpuinfo").read_text().splitlines() if line]
+    assert [value for key, value in lines if key == "processor"] == ["0", "1", "2", "3"]
+    assert dict(lines)["CPU part"] == "0xd08"
+    assert "asimd" in dict(lines)["Features"].split()
+
+
+@pytest.mark.parametrize(("name", "sharers"), [("cortex-a72", "f"), ("cortex-a76", "1")])
+def test_libraries_are_shown_its_caches(name: str, sharers: str, arm: ModuleType, tmp_path: Path) -> None:
+    device = get(name)
+    arm.describe_core(device, tmp_path)
+    cache = tmp_path / "sys/devices/system/cpu/cpu0/cache"
+    levels = [(cache / f"index{index}") for index in range(3)]
+    assert [(level / "level").read_text() for level in levels] == ["1\n", "2\n", "3\n"]
+    sizes = [device.l1d_bytes, device.l2_bytes, device.l3_bytes]
+    assert [(level / "size").read_text() for level in levels] == [f"{nbytes // 1024}K\n" for nbytes in sizes]
+    assert (levels[1] / "shared_cpu_map").read_text().strip() == sharers
+
+
+def test_another_clock_brings_as_many_bytes_in_a_second(arm: ModuleType) -> None:
+    board = get("rpi4")
+    faster = arm.at_clock(board, 2 * board.clock_hz)
+    assert faster.clock_hz * faster.memory_bytes_per_cycle == board.clock_hz * board.memory_bytes_per_cycle
+
+
+def test_boards_are_devices_with_the_clock_that_their_source_states(arm: ModuleType) -> None:
+    for board in arm.PUBLISHED:
+        assert get(board.device).emulated
+        assert set(board.times_ms) <= set(arm.NETWORKS)
+        assert "ncnn, benchmark/README.md" in board.source

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -60,9 +61,38 @@ def test_evenly_takes_both_ends(script: ModuleType) -> None:
     assert script.evenly([1, 2], 4) == [1, 2]
 
 
+def board_row(name: str, clock_hz: int, published_ms: float, estimated_ms: float, *, published: bool = True) -> dict[str, Any]:
+    return {
+        "board": name,
+        "core": "cortex-a0",
+        "source": f"where {name} is",
+        "clock_hz": clock_hz,
+        "clock_published": published,
+        "network": "net",
+        "published_ms": published_ms,
+        "instructions": 12_340_000,
+        "estimated_cycles": estimated_ms * 1e-3 * clock_hz,
+        "estimated_ms": estimated_ms,
+    }
+
+
+def test_boards_are_ranked_at_the_published_clock(script: ModuleType) -> None:
+    rows = [
+        board_row("first", 10**9, 100.0, 90.0),
+        board_row("second", 2 * 10**9, 50.0, 60.0),
+        board_row("second", 10**9, 50.0, 120.0, published=False),
+    ]
+    page = script.write_boards({"ncnn": "1.2", "llvm": 14, "date": "2026-01-01", "rows": rows})
+    assert "| first | cortex-a0 | 1.0 | net | 12.3 | 90.0 | 90 | 100 | 0.90 |" in page
+    assert "| second | cortex-a0 | 1.0, not as published | net | 12.3 | 120.0 | 120 | 50 | 2.40 |" in page
+    assert "over these 2 is 1.000, and the ratios go from\n0.90 to 1.20. No constant" in page
+    assert "Sources: first: where first is; second: where second is." in page
+
+
 def test_the_page_is_made_from_the_json(script: ModuleType, repository: Path) -> None:
     folder = repository / "docs" / "benchmarks"
     report = json.loads((folder / "estimate.json").read_text())
-    assert script.write_table(report) == (folder / "estimate.md").read_text()
+    boards = json.loads((folder / "boards.json").read_text())
+    assert script.write_table(report, boards) == (folder / "estimate.md").read_text()
     assert report["summary"] == script.judge_all(report["measurements"])
     assert report["schedules"] == len(report["measurements"]) >= 40
