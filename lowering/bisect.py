@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from sepwise.lowering.program import Home, KernelCall
 from sepwise.lowering.runner import StrayWriteError
-from sepwise.lowering.verify import onnx_name, verify_model
+from sepwise.lowering.verify import CONVERSION, onnx_name, verify_model
 from sepwise.passes.equivalence import (
     Oracle,
     Reproducer,
@@ -63,6 +63,8 @@ def bisect_passes(
 ) -> Reproducer:
     """Narrows the failure of a pass.
 
+    A conversion to float16 is looked at from its result, whose constants say what rounding explains.
+
     Args:
         stages: Names of the passes with the model behind each, the model as it came in first.
         checks: One for each output behind each pass but the first.
@@ -77,6 +79,8 @@ def bisect_passes(
     (_, before), (name, after) = stages[first : first + 2]
     failed = tuple(check.name for check in checks[first * outputs : (first + 1) * outputs] if check.status == "failed")
     # The first set of inputs tells values apart; on the other, which shows the failure, many may be saturated.
+    if name == CONVERSION:
+        before, after = after, before
     found = bisect_graphs(before, after, [feeds[each] for each in sorted({0, shown})])
     return replace(found, finding=(f"The pass {name} is wrong.", *found.finding), checks=failed)
 

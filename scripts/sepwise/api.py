@@ -218,7 +218,14 @@ def inspect(model: str | Path, *, shapes: Shapes = None) -> Inspection:
     return inspect_model(source.name, load_model(source.path, shapes=source.shapes))
 
 
-def fuse(model: str | Path, path: str | Path | None = None, *, shapes: Shapes = None, inline: bool = False) -> Fusion:
+def fuse(
+    model: str | Path,
+    path: str | Path | None = None,
+    *,
+    shapes: Shapes = None,
+    inline: bool = False,
+    float16: bool = False,
+) -> Fusion:
     """Runs the passes over a model.
 
     Args:
@@ -226,6 +233,7 @@ def fuse(model: str | Path, path: str | Path | None = None, *, shapes: Shapes = 
         path: Where to write the fused model; nowhere where None.
         shapes: Shapes of inputs that the file leaves open.
         inline: Whether to write plain ONNX in place of functions.
+        float16: Whether to convert to float16 what does not need float32.
 
     Returns:
         What each pass did, and what it refused.
@@ -241,7 +249,7 @@ def fuse(model: str | Path, path: str | Path | None = None, *, shapes: Shapes = 
     if target is not None:
         require_writable(target)
     source = resolve(model, shapes)
-    report = fuse_model(load_model(source.path, shapes=source.shapes), inline=inline)
+    report = fuse_model(load_model(source.path, shapes=source.shapes), inline=inline, float16=float16)
     if target is not None:
         with new_file(target) as temporary:
             save_model(report.model, temporary)

@@ -467,6 +467,21 @@ def test_a_wrong_conversion_is_found(
     assert [check.status for check in found.checks if check.scope != "graph"] == ["skipped", "skipped"]
 
 
+def test_a_wrong_conversion_is_narrowed_down(
+    network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch, float16_device: device.Device
+) -> None:
+    rounded = convert_float16._rounded
+
+    def wrong(array: np.ndarray, **kind: bool) -> Any:
+        return rounded(array * 1.01 if array.shape[:2] == (13, 21) else array, **kind)
+
+    monkeypatch.setattr(convert_float16, "_rounded", wrong)
+    found = verify_model(network(NETWORK), float16_device, float16=True, bisect=True)
+    assert found.reproducer is not None
+    assert found.reproducer.finding[0] == "The pass convert_float16 is wrong."
+    assert "project" in " ".join(found.reproducer.finding)
+
+
 @pytest.mark.parametrize("mutant", ["lost tap", "last lane of the pointwise stage", "matrix product", "half precision"])
 def test_kernels_that_are_right_are_not_blamed(
     mutant: str, network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch

@@ -17,6 +17,7 @@ def fuse(
     output: Output,
     shape: Shape = None,
     inline: Annotated[bool, typer.Option("--inline", help="Write plain ONNX, for tools that read no functions.")] = False,
+    float16: Annotated[bool, typer.Option("--float16", help="Convert to float16 what does not need float32.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fuse depthwise, pointwise, batch norm and activations; say what each pass did and what it refused."""
@@ -24,7 +25,7 @@ def fuse(
 
     shapes = read_shapes(shape)
     with working(f"fusing {model}"):
-        report = api.fuse(model, output, shapes=shapes, inline=inline)
+        report = api.fuse(model, output, shapes=shapes, inline=inline, float16=float16)
     if as_json:
         print_json(report.to_json())
         return

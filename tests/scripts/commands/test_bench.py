@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ def test_times_beside_a_peer(command: Callable[..., Any], monkeypatch: pytest.Mo
     assert status == 0
     assert asked == {
         "model": "net.onnx", "target": "host", "threads": 2, "against": ("onnxruntime", "stock-tvm"), "shapes": (1, 3), "cores": (),
+        "float16": False,
     }  # fmt: skip
     ours, peer = (next(line for line in out.splitlines() if name in line) for name in ("sepwise 1.0", "onnxruntime 1.2"))
     assert [word for word in ours.split() if word[0].isdigit() or word == "-"][1:] == ["1,200", "1,100", "1,300", "50", "-"]
@@ -58,6 +60,13 @@ def test_cores_are_handed_on(command: Callable[..., Any], monkeypatch: pytest.Mo
     asked = answer_with(monkeypatch, COUNTED)
     command("bench", "net.onnx", "--target", "cortex-a72", "--cores", "cortex-a53, neoverse-n1")
     assert asked["cores"] == ("cortex-a53", "neoverse-n1")
+
+
+def test_float16_is_handed_on_and_told(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = answer_with(monkeypatch, replace(COUNTED, target="cortex-a76", float16_mac_share=0.75))
+    status, out, _ = command("bench", "net.onnx", "--target", "cortex-a76", "--float16")
+    assert (status, asked["float16"]) == (0, True)
+    assert out.splitlines()[-1] == "100.00 % of 1,000,000 MACs on strategies, 75.00 % in float16"
 
 
 @pytest.mark.parametrize("result", [TIMED, COUNTED])

@@ -21,6 +21,18 @@ def test_fuse(command: Callable[..., Any], network: Path, tmp_path: Path, inline
     assert [bool(model.functions), len(model.graph.node)] == ([False, 3] if inline else [True, 1])
 
 
+def test_float16(command: Callable[..., Any], network: Path, tmp_path: Path) -> None:
+    fused = tmp_path / "fused.onnx"
+    status, out, _ = command("fuse", network, "-o", fused, "--shape", "2,3,6,6", "--float16", "--json")
+    assert status == 0
+    assert {each["name"]: each["fired"] for each in json.loads(out)["passes"]}["convert_float16"] == 3
+    model = onnx.load(fused)
+    assert [node.op_type for node in model.graph.node].count("Cast") == 2
+    assert {each.data_type for each in model.graph.initializer} == {onnx.TensorProto.FLOAT16}
+    status, _, _ = command("verify", fused, "--against", network, "--shape", "2,3,6,6")
+    assert status == 0
+
+
 def test_refusals_are_told(command: Callable[..., Any], network: Path, tmp_path: Path) -> None:
     model = onnx.load(network)
     model.graph.output.append(onnx.helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, ("n", 4, 6, 6)))

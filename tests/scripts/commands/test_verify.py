@@ -70,9 +70,9 @@ def test_options_are_passed_on(command: Callable[..., Any], verdicts: Callable[.
     asked = verdicts(PASSED)
     np.savez(tmp_path / "data.npz", x=np.arange(3))
     words = ("verify", "net.onnx", "--target", "cortex-a72", "--input", tmp_path / "data.npz", "--shape", "1,3", "--threads", "2")
-    assert command(*words).status == 0
+    assert command(*words, "--float16").status == 0
     assert asked.pop("inputs")["x"].tolist() == [0, 1, 2]
-    given = {"model": "net.onnx", "target": "cortex-a72", "against": None, "shapes": (1, 3), "threads": 2}
+    given = {"model": "net.onnx", "target": "cortex-a72", "against": None, "shapes": (1, 3), "threads": 2, "float16": True}
     assert {name: asked[name] for name in given} == given
 
 
@@ -91,6 +91,8 @@ def test_options_that_would_do_nothing_are_refused(command: Callable[..., Any], 
         ({"against": file, "threads": 3}, "3 threads: two files are compared by one"),
         ({"against": file, "target": "cortex-a72"}, "two files are compared without a target"),
     ]
+    status, _, err = command("verify", file, "--against", file, "--float16")
+    assert (status, "two files are compared as they are" in err) == (2, True)
     for options, message in cases:
         status, _, err = command("verify", file, *(word for name, value in options.items() for word in (f"--{name}", value)))
         assert (status, message in err) == (2, True)
