@@ -36,19 +36,21 @@ WIDTH = 0.25
 
 IN_CI = ("ds_cnn", "grouped", "mobilenet_v2", "mobilenet_v3_small", "separable_block", "shufflenet_v2", "tcn_1d")
 EMULATED_IN_CI = ("grouped", "mobilenet_v2", "separable_block")
+FLOAT16_IN_CI = ("grouped", "separable_block")
 OTHERS_IN_CI = ("separable_block",)
 OTHER_CORES = ("cortex-a53", "cortex-a55", "cortex-a76", "neoverse-n1", "neoverse-v1", "a64fx", "cortex-a7", "cortex-m7")
 
 TRAINED = {CLASSIFIER: (1, 3, 48, 192), DETECTOR: (1, 3, 96, 96), RECOGNISER: (1, 3, 48, 96)}
 
 
-def check(path: Path, target: str, shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
-    """Every check passes, and every convolution runs in a strategy."""
+def check(path: Path, target: str, shapes: Mapping[str, tuple[int, ...]] | None = None, *, float16: bool = False) -> None:
+    """Every check passes, and every convolution runs in a strategy, in float16 where that is asked for."""
     model = load_model(path, shapes=shapes)
-    _, report = build_program(model, device.get(target))
+    _, report = build_program(model, device.get(target), float16=float16)
     assert report.strategy_mac_share >= 0.99
+    assert report.float16_mac_share == (report.strategy_mac_share if float16 else 0)
     assert report.generic_convolutions == ()
-    verification = verify_model(model, device.get(target))
+    verification = verify_model(model, device.get(target), float16=float16)
     assert verification.passed, [c for c in verification.checks if not c.passed]
 
 
@@ -76,6 +78,12 @@ def test_reduced_on_cortex_a72(zoo_file: Callable[..., Path], name: str) -> None
 @pytest.mark.parametrize("name", in_ci(OTHERS_IN_CI))
 def test_reduced_on_other_cores(zoo_file: Callable[..., Path], name: str, core: str) -> None:
     check(zoo_file(name, **reduced(name)), core)
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("name", in_ci(FLOAT16_IN_CI))
+def test_reduced_in_float16(zoo_file: Callable[..., Path], name: str) -> None:
+    check(zoo_file(name, **reduced(name)), "cortex-a76", float16=True)
 
 
 @pytest.mark.nightly
