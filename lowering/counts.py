@@ -5,7 +5,7 @@ The file that `runtime/count.c` writes is read here; that plugin says what a blo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -121,6 +121,10 @@ class BlockRun:
     misses: tuple[Misses, ...]
     predecessors: dict[int, int]
 
+    def without_memory(self) -> BlockRun:
+        """Gives the same without loads, stores and misses."""
+        return replace(self, block=replace(self.block, loads=None, stores=None), load_bytes=0, store_bytes=0, misses=())
+
     def __add__(self, other: BlockRun | None) -> BlockRun:
         """Adds what the same block did another time."""
         if other is None:
@@ -209,6 +213,11 @@ class Counts:
     def instructions(self) -> int:
         """Instructions of all calls."""
         return sum(call.instructions for call in self.calls)
+
+    def without_memory(self) -> Counts:
+        """Gives the same where not every load and store was seen: how many they are, and what they miss, is not known."""
+        calls = ({number: run.without_memory() for number, run in call.runs.items()} for call in self.calls)
+        return Counts(tuple(map(CallCounts, calls)))
 
 
 def _total(counted: Iterable[tuple[int, int | None]]) -> int | None:

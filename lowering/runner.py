@@ -617,7 +617,8 @@ class EmulatedRunner(Runner):
             caches: Of the cores whose misses are wanted; all see the same run.
 
         Returns:
-            Exact counts, misses in the order of `caches`.
+            Exact counts, misses in the order of `caches`. Where the device has scalable vectors, instructions alone: qemu does
+            not show what such vectors load and store.
 
         Raises:
             InputError: As for `run`, or this qemu loads no plugins.
@@ -652,7 +653,8 @@ class EmulatedRunner(Runner):
                     f"{self._emulator}: writes no instruction counts; it needs plugins, which Debian's qemu-user has "
                     "and qemu-user-static has not. Install it with `apt-get install qemu-user`."
                 )
-            return read_counts(counts.read_text(), calls)
+            found = read_counts(counts.read_text(), calls)
+            return found.without_memory() if self.device.scalable_bytes else found
 
     def close(self) -> None:
         """Ends the emulator; see `Runner.close`."""

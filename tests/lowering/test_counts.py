@@ -48,3 +48,11 @@ def test_a_geometry_spells_the_plugins_option() -> None:
 def test_what_is_not_counted_is_not_zero() -> None:
     call = CallCounts.of_instructions(1234)
     assert (call.instructions, call.loads, call.stores, call.load_bytes, call.store_bytes) == (1234, None, None, None, None)
+
+
+def test_memory_that_was_not_seen_whole_is_not_counted() -> None:
+    counts = read_counts(WRITTEN, 2)
+    call = counts.without_memory().calls[1]
+    assert (call.instructions, call.loads, call.stores, call.load_bytes) == (counts.instructions, None, None, None)
+    assert call.runs[9].predecessors == counts.calls[1].runs[9].predecessors
+    assert call.runs[7].misses == ()
