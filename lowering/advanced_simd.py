@@ -11,29 +11,39 @@ vectors are inputs, each is read by neighbouring statements and needs no registe
     # a0 += x[4:8] * w0; a1 += x[0:4] * w0; a1 += x[4:8] * w1
     #   ->  a1 += x[0:4] * w0; a0 += x[4:8] * w0; a1 += x[4:8] * w1
 
+A reduction reads each of its tensors through one pointer, which every load of up to four vectors moves on. LLVM by itself loads
+two at most, and computes addresses apart:
+
+    # for i: a0 += x * w[16 i : 16 i + 4]; ...; a3 += x * w[16 i + 12 : 16 i + 16]
+    #   ->  p = &w[0]; for i: v = ld1(p), p += 64; a0 += x * v[0:4]; ...; a3 += x * v[12:16]
+
 Minimum and maximum give NaN for NaN, so a clamp takes two instructions instead of four:
 
     # select(x > c, c, x)  ->  llvm.minimum(x, c);  select(x < c, c, x)  ->  llvm.maximum(x, c)
 
-All three run on flat functions, after loops were vectorised and unrolled.
+All run on flat functions, after loops were vectorised and unrolled.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import tvm
 import tvm_ffi
 from tvm import tirx
-from tvm.ir.expr import Call, TensorLoad
+from tvm.ir import PrimType
+from tvm.ir.expr import Call, StringImm, TensorLoad, Var
+
+from sepwise.lowering.cost import LEAST_TOGETHER, MOST_TOGETHER, SPARE_REGISTERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     Expr = Any  # tvm has no type stubs
 
-__all__ = ["clamp_by_minimum", "load_lanes_together", "order_by_input"]
+__all__ = ["clamp_by_minimum", "load_by_streams", "load_lanes_together", "order_by_input"]
 
 REGISTER_BITS: Final = 128
 """Bits of a vector register."""
@@ -60,7 +70,7 @@ def load_lanes_together(function: tirx.PrimFunc) -> tirx.PrimFunc:
             if isinstance(statement, tirx.BufferStore) and statement.buffer.scope() == "local":
                 run.append(statement)
                 continue
-            statements += _merged(run, analyzer)
+            statements += _merged(run, analyzer) if run else []
             run = []
             if statement is not None:
                 statements.append(statement)
@@ -122,6 +132,237 @@ def order_by_input(function: tirx.PrimFunc) -> tirx.PrimFunc:
         return tirx.SeqStmt(statements)
 
     return function.with_body(tvm_ffi.structural_map(function.body, (tirx.SeqStmt, on_sequence)))
+
+
+def load_by_streams(function: tirx.PrimFunc, registers: int) -> tirx.PrimFunc:
+    """Vector loads of loops that do nothing but accumulate -> loads of several vectors from pointers that they move on.
+
+    A loop whose accumulators and inputs leave no registers for that stays as it is.
+
+    Args:
+        function: Flat and vectorised, its loops unrolled, inputs loaded as lanes. It is the last of these passes.
+        registers: Vector registers of the device.
+
+    Returns:
+        The function with such loads replaced, and with LLVM's intermediate code of what it calls for them.
+    """
+    analyzer = tvm.sym.Analyzer()
+    kinds: set[tuple[str, int]] = set()
+
+    def on_loop(loop: tirx.For) -> tirx.Stmt:
+        run = list(loop.body.seq) if isinstance(loop.body, tirx.SeqStmt) else [loop.body]
+        if not all(isinstance(statement, tirx.BufferStore) and statement.buffer.scope() == "local" for statement in run):
+            return loop
+        return _by_streams(loop, run, registers, analyzer, kinds)
+
+    body = tvm_ffi.structural_map(function.body, (tirx.For, on_loop))
+    if kinds:
+        code = _PLACES_CODE + "".join(_load_code(*kind) for kind in sorted(kinds))
+        body = tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", StringImm(code), body)
+    return function.with_body(body)
+
+
+class _Stream(NamedTuple):
+    """Vectors of one tensor that a loop loads: `source[base + offset]`, `step` elements on in each iteration.
+
+    `readers` has the number of the first statement that reads each offset; `by_lane` tells whether they are read so.
+    """
+
+    source: Expr
+    base: Expr
+    step: int
+    by_lane: bool
+    readers: dict[int, int]
+
+    @property
+    def lanes(self) -> int:
+        """Elements of a vector."""
+        return _register_lanes(self.source)
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """Offsets, those of vectors that follow each other together."""
+        rows: list[list[int]] = []
+        for offset in sorted(self.readers):
+            if rows and offset == rows[-1][-1] + self.lanes:
+                rows[-1].append(offset)
+            else:
+                rows.append([offset])
+        return rows
+
+    def parts(self, most: int) -> list[list[int]]:
+        """Rows in as few parts of at most `most` vectors as there can be, as even as they can be."""
+        found = []
+        for row in self.rows:
+            count = math.ceil(len(row) / most)
+            ends = [len(row) * number // count for number in range(count + 1)]
+            found += [row[start:end] for start, end in itertools.pairwise(ends)]
+        return found
+
+
+def _by_streams(
+    loop: tirx.For, run: Sequence[tirx.Stmt], registers: int, analyzer: Any, kinds: set[tuple[str, int]]
+) -> tirx.Stmt:
+    """A loop over `run` with the loads of its streams; `kinds` gets the types and counts of vectors that are loaded together."""
+    streams = _streams(loop, run, analyzer)
+    totals = {(statement.buffer, str(statement.indices[0])) for statement in run}
+    inputs = sum(max(map(len, stream.rows)) for stream in streams if stream.by_lane)
+    together = min(MOST_TOGETHER, registers - SPARE_REGISTERS - len(totals) - inputs)
+    if not inputs or together < LEAST_TOGETHER or int(getattr(loop.extent, "value", 0)) == 1:
+        return loop
+    before: list[tirx.Stmt] = []
+    loads: dict[int, list[tirx.Stmt]] = {}
+    behind: list[tirx.Stmt] = []
+    loaded: dict[tuple[int, int], tuple[Var, int]] = {}
+    for number, stream in enumerate(streams):
+        parts = stream.parts(MOST_TOGETHER if stream.by_lane else together)
+        if min(map(len, parts)) < LEAST_TOGETHER:
+            continue
+        dtype = str(stream.source.ty.dtype)
+        element_bytes = int(stream.source.ty.dtype.dtype.bits) // 8
+        place = tirx.decl_buffer((1,), "int64", "place", scope="local")
+        first = tirx.BufferLoad(stream.source, [_with(stream.base, loop.loop_var, loop.min) + parts[0][0]])
+        start = tirx.call_extern("int64", "sepwise_place", tirx.address_of(first))
+        before += [tirx.AllocBuffer(place), tirx.BufferStore(place, start, [0])]
+        here: Expr = tirx.BufferLoad(place, [0])
+        for at, part in enumerate(parts):
+            later = parts[at:]
+            following = later[1][0] if len(later) > 1 else parts[0][0] + stream.step
+            distance: Expr = tirx.IntImm("int64", element_bytes * (following - part[0]))
+            if following != part[0] + len(part) * stream.lanes:  # an instruction takes it from a register alone
+                distance, constant = Var("distance", PrimType("int64")), distance
+                before.append(tirx.Bind(distance, _opaque(constant)))
+            pointer = Var("pointer", PrimType("int64"))
+            vectors = Var("vectors", PrimType(f"{dtype}x{len(part) * stream.lanes}"))
+            load = tirx.call_extern(str(vectors.ty.dtype), _load_name(dtype, len(part)), pointer)
+            reader = min(stream.readers[offset] for row in later for offset in row)
+            loads.setdefault(reader, []).extend([tirx.Bind(pointer, here), tirx.Bind(vectors, load)])
+            here = _opaque(pointer + distance)
+            kinds.add((dtype, len(part)))
+            loaded.update({(number, offset): (vectors, lane * stream.lanes) for lane, offset in enumerate(part)})
+        behind.append(tirx.BufferStore(place, here, [0]))
+    extent = loop.extent
+    if isinstance(extent, tirx.IntImm):  # LLVM would unroll a short loop, and load what all of it reads first
+        extent = Var("extent", PrimType("int32"))
+        before.append(tirx.Bind(extent, tirx.Cast("int32", _opaque(tirx.IntImm("int64", int(loop.extent))))))
+
+    def on_load(load: TensorLoad) -> Expr:
+        found = _vector_place(load, analyzer)
+        if found is None:
+            return load
+        base, offset = found
+        numbers = [number for number, stream in enumerate(streams) if _is_of(stream, load.source, base)]
+        vectors, first = loaded.get((numbers[0], offset), (None, 0)) if numbers else (None, 0)
+        if vectors is None:
+            return load
+        return tirx.Shuffle([vectors], [tirx.IntImm("int32", first + lane) for lane in range(_register_lanes(load.source))])
+
+    statements: list[tirx.Stmt] = []
+    for number, statement in enumerate(run):
+        statements += [*loads.get(number, []), tvm_ffi.structural_map(statement, (TensorLoad, on_load))]
+    body = tirx.SeqStmt([*statements, *behind])
+    return tirx.SeqStmt(
+        [*before, tirx.For(loop.loop_var, loop.min, extent, loop.kind, body, loop.thread_binding, loop.annotations)]
+    )
+
+
+def _streams(loop: tirx.For, run: Sequence[tirx.Stmt], analyzer: Any) -> list[_Stream]:
+    """What the statements of a loop load in any case and from another place in each iteration, by tensor and base."""
+    streams: list[_Stream] = []
+    by_lane: list[TensorLoad] = []
+
+    def note_lanes(shuffle: tirx.Shuffle) -> None:
+        by_lane.extend(vector for vector in shuffle.vectors if isinstance(vector, TensorLoad))
+
+    def note(load: TensorLoad, number: int) -> None:
+        found = _vector_place(load, analyzer)
+        if found is None:
+            return
+        base, offset = found
+        stream = next((stream for stream in streams if _is_of(stream, load.source, base)), None)
+        if stream is None:
+            step = analyzer.simplify(_with(base, loop.loop_var, loop.loop_var + 1) - base)
+            if not isinstance(step, tirx.IntImm) or int(step) == 0:
+                return
+            stream = _Stream(load.source, base, int(step), any(load.same_as(lanes) for lanes in by_lane), {})
+            streams.append(stream)
+        stream.readers.setdefault(offset, number)
+
+    for number, statement in enumerate(run):
+        by_lane.clear()
+        loads: list[TensorLoad] = []
+        tvm_ffi.structural_walk(
+            statement, ((tirx.Shuffle, note_lanes), (TensorLoad, loads.append), ((tirx.Select, Call), _skip_guarded)), order="pre"
+        )
+        for load in loads:
+            note(load, number)
+    return streams
+
+
+def _vector_place(load: TensorLoad, analyzer: Any) -> tuple[Expr, int] | None:
+    """The variable and the constant part of a vector's index; None for what is no register's vector of a tensor."""
+    (ramp,) = load.indices
+    if load.source.scope() == "local" or str(load.source.ty.dtype) not in FLOATS or not isinstance(ramp, tirx.Ramp):
+        return None
+    if int(ramp.lanes) != _register_lanes(load.source) or int(ramp.stride) != 1 or _reads_registers(ramp):
+        return None
+    return _split(ramp.base, analyzer)
+
+
+def _is_of(stream: _Stream, source: Expr, base: Expr) -> bool:
+    """Whether a stream reads this tensor, its index with this variable part."""
+    return bool(stream.source.same_as(source)) and _equal(stream.base, base)
+
+
+def _with(expression: Expr, variable: Var, value: Expr) -> Expr:
+    """An expression with a value for a variable."""
+    return tvm_ffi.structural_map(expression, (Var, lambda v: value if v.same_as(variable) else v))
+
+
+def _opaque(value: Expr) -> Expr:
+    """A number of 64 bits of which LLVM does not know where it comes from, so that it keeps it in a register."""
+    return tirx.call_extern("int64", "sepwise_opaque", value)
+
+
+_PLACES_CODE: Final = """
+define i64 @sepwise_place(ptr %address) {
+  %place = ptrtoint ptr %address to i64
+  ret i64 %place
+}
+
+define i64 @sepwise_opaque(i64 %value) {
+  %same = call i64 asm "", "=r,0"(i64 %value) memory(none)
+  ret i64 %same
+}
+"""
+
+
+def _load_name(dtype: str, vectors: int) -> str:
+    """What the function that loads vectors together is called."""
+    return f"sepwise_load_{dtype}_{vectors}"
+
+
+def _load_code(dtype: str, vectors: int) -> str:
+    """LLVM's intermediate code of a function that loads vectors together; TVM lets LLVM inline what it imports."""
+    bits = int(dtype.removeprefix("float"))
+    lanes = REGISTER_BITS // bits
+    part, whole = (f"<{count} x {'half' if bits == 16 else 'float'}>" for count in (lanes, vectors * lanes))
+    every = range(vectors * lanes)
+    parts = f"{{{', '.join([part] * vectors)}}}"
+    intrinsic = f"@llvm.aarch64.neon.ld1x{vectors}.v{lanes}f{bits}.p0"
+    lines = ["%address = inttoptr i64 %place to ptr", f"%loaded = call {parts} {intrinsic}(ptr %address)"]
+    joined = "poison"
+    for number in range(vectors):
+        wide = ", ".join(f"i32 {lane}" if lane < lanes else "i32 poison" for lane in every)
+        order = ", ".join(f"i32 {lane + (len(every) - number * lanes) * (lane // lanes == number)}" for lane in every)
+        lines += [
+            f"%part{number} = extractvalue {parts} %loaded, {number}",
+            f"%wide{number} = shufflevector {part} %part{number}, {part} poison, <{len(every)} x i32> <{wide}>",
+            f"%joined{number} = shufflevector {whole} {joined}, {whole} %wide{number}, <{len(every)} x i32> <{order}>",
+        ]
+        joined = f"%joined{number}"
+    code = "\n  ".join([*lines, f"ret {whole} {joined}"])
+    return f"\ndeclare {parts} {intrinsic}(ptr)\n\ndefine {whole} @{_load_name(dtype, vectors)}(i64 %place) {{\n  {code}\n}}\n"
 
 
 class _MultiplyAdd(NamedTuple):

@@ -27,7 +27,7 @@ from tvm import s_tir, tirx
 from tvm.ir import PointerType, PrimType
 from tvm.ir.expr import Call, TensorLoad, Var
 
-from sepwise.lowering.advanced_simd import clamp_by_minimum, load_lanes_together, order_by_input
+from sepwise.lowering.advanced_simd import clamp_by_minimum, load_by_streams, load_lanes_together, order_by_input
 from sepwise.lowering.borders import peel_borders
 from sepwise.lowering.lane_loads import permute_loads
 from sepwise.lowering.scalable import widen_loops
@@ -130,6 +130,7 @@ def lower_kernel(function: tirx.PrimFunc, symbol: str, device: Device) -> Compil
         lowered = widen_loops(lowered)
     if device.multiplies_by_lane:
         lowered = order_by_input(load_lanes_together(clamp_by_minimum(lowered)))
+        lowered = load_by_streams(lowered, device.vector_registers)
     module = _FINISH(tvm.IRModule({symbol: lowered}))
     return CompiledKernel(symbol, module[symbol], tasks, scratch_bytes)
 

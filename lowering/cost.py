@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from sepwise.lowering.device import Device
 
 __all__ = [
+    "LEAST_TOGETHER",
+    "MOST_TOGETHER",
+    "SPARE_REGISTERS",
     "copy_cycles",
     "micro_kernel_cycles",
     "parallel_cycles",
     "register_tile_fits",
     "register_tiles",
     "stream_cycles",
+    "vectors_together",
 ]
 
 TILE_OVERHEAD_CYCLES = 12
@@ -32,8 +36,21 @@ EPILOGUE_CYCLES = 2.0
 LOOP_INSTRUCTIONS = 4
 """Two pointers, a counter and a branch."""
 
-LOST_SHARE = 0.5
-"""Part of an issue slot that an instruction costs even where ports bound: they are never all busy."""
+STREAM_LOOP_INSTRUCTIONS = 2
+"""A counter and a branch, where loads move their pointers."""
+
+MOST_TOGETHER = 4
+"""Vectors that one instruction of Advanced SIMD loads, from a pointer that it moves."""
+
+LEAST_TOGETHER = 2
+"""Fewer than so many are loaded one by one, or in pairs from addresses of their own."""
+
+SPARE_REGISTERS = 4
+"""Registers that LLVM needs beside those of a reduction to place vectors next to each other without moving them."""
+
+LOST_SHARE = 1.0
+"""Part of an issue slot that an instruction costs even where ports bound: they are never all busy, and a core in order issues
+one or the other."""
 
 COPY_CYCLES = 1.5
 """Load, test for the border and store of one vector or element that is staged."""
@@ -110,6 +127,22 @@ def register_tiles(
     ]
 
 
+def vectors_together(device: Device, pixels: int, oc_vectors: int, *, adjacent: bool = False) -> int:
+    """Counts the vectors of weights that one instruction loads where inputs are lanes.
+
+    Args:
+        device: Gives the number of vector registers.
+        pixels: Output pixels of the tile.
+        oc_vectors: Output channel vectors of the tile.
+        adjacent: Whether the inputs of the pixels lie side by side.
+
+    Returns:
+        As many as accumulators and inputs leave registers for, at most `MOST_TOGETHER`; they may be too few to be worth it.
+    """
+    inputs = math.ceil(pixels / device.lanes) if adjacent else pixels
+    return min(MOST_TOGETHER, device.vector_registers - SPARE_REGISTERS - pixels * oc_vectors - inputs)
+
+
 def micro_kernel_cycles(
     device: Device,
     pixels: int,
@@ -134,11 +167,22 @@ def micro_kernel_cycles(
     """
     fmas = pixels * oc_vectors
     if device.multiplies_by_lane:
-        # One iteration does as many steps as a vector has lanes; two vectors that lie side by side are one instruction.
+        # One iteration does as many steps as a vector has lanes.
         inputs = math.ceil(pixels / device.lanes) if adjacent else pixels / device.lanes
         loads = inputs + oc_vectors
-        others = inputs / (1 if adjacent else 2) + oc_vectors / (2 if weights_together else 1)
-        others += LOOP_INSTRUCTIONS / device.lanes
+        together = vectors_together(device, pixels, oc_vectors, adjacent=adjacent)
+        if not weights_together:
+            others = inputs + oc_vectors + LOOP_INSTRUCTIONS / device.lanes
+        elif together < LEAST_TOGETHER:  # pairs
+            others = (inputs + oc_vectors) / 2 + LOOP_INSTRUCTIONS / device.lanes
+        else:
+            if not adjacent:
+                others = math.ceil(pixels / MOST_TOGETHER) / device.lanes
+            elif pixels % device.lanes:  # vectors that overlap
+                others = inputs + 1 / device.lanes
+            else:
+                others = math.ceil(inputs / MOST_TOGETHER)
+            others += oc_vectors / together + STREAM_LOOP_INSTRUCTIONS / device.lanes
     else:
         loads = pixels + oc_vectors
         others = loads + 1.5

@@ -28,7 +28,7 @@ from sepwise.lowering.cost import (
 from sepwise.lowering.graph import Layout
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
-from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows, unroll_lanes
+from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows, start_from_bias, unroll_lanes
 from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, row_tiles
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
@@ -124,7 +124,8 @@ class DenseStrategy:
             sch, total, output, steps, unrolled=[t_oc_i, t_ow_i], vector=t_oc_v, output_loops=[oc_i, ow_i, oc_v]
         )
         fmas = tile.pixels * tile.oc_vectors * stage.in_channels_per_group
-        if fmas * stage.kernel[-1] <= MOST_UNROLLED_FMAS:
+        few = not device.multiplies_by_lane or stage.in_channels_per_group <= device.lanes
+        if few and fmas * stage.kernel[-1] <= MOST_UNROLLED_FMAS:
             for loop in steps[-2:]:  # of the taps too, LLVM would keep the pixels that they share, and spill them
                 sch.unroll(loop)
         else:
@@ -134,5 +135,5 @@ class DenseStrategy:
         mark_clamp(sch, oc_t, blocks, tile.oc_vectors)
         mark_clamp(sch, oh_o, height, tile.rows)
         mark_clamp(sch, ow_o, width, tile.pixels)
-        function = clamp_tiles(sch.mod["main"], true_shapes(workload, (pack,)))
+        function = clamp_tiles(start_from_bias(sch.mod["main"]), true_shapes(workload, (pack,)))
         return Implementation(function, conv_packer(workload, (pack,)))

@@ -23,7 +23,7 @@ from sepwise.lowering.borders import mark_border
 from sepwise.lowering.cost import EPILOGUE_CYCLES, LOST_SHARE, TILE_OVERHEAD_CYCLES, parallel_cycles
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, true_shapes
-from sepwise.lowering.strategies.steps import accumulate_in_registers
+from sepwise.lowering.strategies.steps import accumulate_in_registers, start_from_bias
 from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
@@ -147,7 +147,7 @@ class DepthwiseTileStrategy:
             mark_border(sch, loop, first, last)
         mark_clamp(sch, oh_o, height, tile.rows)
         mark_clamp(sch, ow_o, width, tile.pixels)
-        function = clamp_tiles(sch.mod["main"], true_shapes(workload, (1,)))
+        function = clamp_tiles(start_from_bias(sch.mod["main"]), true_shapes(workload, (1,)))
         return Implementation(function, conv_packer(workload, (1,)))
 
 

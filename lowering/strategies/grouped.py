@@ -29,7 +29,7 @@ from sepwise.lowering.cost import COPY_CYCLES, EPILOGUE_CYCLES, TILE_OVERHEAD_CY
 from sepwise.lowering.graph import Layout
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, true_shapes
-from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows
+from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows, start_from_bias
 from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, row_shares
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
@@ -149,7 +149,7 @@ class GroupedStrategy:
             mark_task(sch, loop)
         mark_clamp(sch, oh_o, height, tile.rows)
         mark_clamp(sch, ow_o, width, tile.pixels)
-        function = clamp_tiles(sch.mod["main"], true_shapes(workload, (1,)))
+        function = clamp_tiles(start_from_bias(sch.mod["main"]), true_shapes(workload, (1,)))
         return Implementation(function, conv_packer(workload, (1,)))
 
 

@@ -30,6 +30,7 @@ from sepwise.lowering.cost import (
     register_tiles,
 )
 from sepwise.lowering.strategies.base import Implementation, Refusal
+from sepwise.lowering.strategies.steps import start_from_bias
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class LinearStrategy:
         sch.vectorize(init_v)
         mark_task(sch, t)
         mark_clamp(sch, m_o, workload.rows, tile.rows)
-        function = clamp_tiles(sch.mod["main"], {"data": (workload.rows, workload.in_features)})
+        function = clamp_tiles(start_from_bias(sch.mod["main"]), {"data": (workload.rows, workload.in_features)})
         function = _flatten_output(function, workload, tile)
         return Implementation(function, _packer(workload, tile))
 

@@ -27,7 +27,7 @@ from sepwise.lowering.cost import (
 )
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
-from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, unroll_lanes
+from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, start_from_bias, unroll_lanes
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class PointwiseStrategy:
         mark_task(sch, p_o, tile.grain)
         mark_clamp(sch, oc_t, blocks, tile.oc_vectors)
         mark_clamp(sch, p_o, pixels, tile.pixels)
-        function = clamp_tiles(sch.mod["main"], true_shapes(workload, (pack,), flat=True))
+        function = clamp_tiles(start_from_bias(sch.mod["main"]), true_shapes(workload, (pack,), flat=True))
         return Implementation(function, conv_packer(workload, (pack,)))
 
 

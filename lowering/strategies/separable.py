@@ -29,7 +29,7 @@ from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.depthwise import depthwise_cycles, unrolled_taps
 from sepwise.lowering.strategies.depthwise_tile import border_tiles, code_fits, rectangle_cycles, rectangle_fits
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
-from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows, unroll_lanes
+from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows, start_from_bias, unroll_lanes
 from sepwise.lowering.strategies.tiles import row_tiles
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
@@ -94,10 +94,13 @@ class SeparableStrategy:
         blocks = math.ceil(pointwise.out_channels / workload.output_lanes)
         in_blocks = math.ceil(depthwise.out_channels / workload.output_lanes)
         row_bytes = in_blocks * width * device.vector_bytes
+        rectangles: dict[tuple[int, int], list[int]] = {}
         found = []
         for each in row_tiles(device, height, width, blocks, staged_row_bytes=row_bytes):
-            rectangles = _rectangles(workload, device, each.rows, round_up(width, each.pixels))
-            found += [SeparableTile(each.rows, each.pixels, each.oc_vectors, rectangle) for rectangle in (0, *rectangles)]
+            area = each.rows, round_up(width, each.pixels)
+            if area not in rectangles:
+                rectangles[area] = [0, *_rectangles(workload, device, *area)]
+            found += [SeparableTile(each.rows, each.pixels, each.oc_vectors, rectangle) for rectangle in rectangles[area]]
         return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
 
     def predicted_cycles(
@@ -199,7 +202,7 @@ class SeparableStrategy:
         mark_clamp(sch, oc_t, blocks, tile.oc_vectors)
         mark_clamp(sch, oh_o, height, tile.rows)
         mark_clamp(sch, ow_o, width, tile.pixels)
-        function = clamp_tiles(sch.mod["main"], true_shapes(workload, packs))
+        function = clamp_tiles(start_from_bias(sch.mod["main"]), true_shapes(workload, packs))
         return Implementation(function, conv_packer(workload, packs))
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS
+import tvm_ffi
+from tvm import s_tir, tirx
+from tvm.ir import Range
+from tvm.ir.expr import TensorLoad, Var
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tvm import s_tir
     from tvm.s_tir.schedule import LoopRV, SBlockRV
 
     from sepwise.lowering.device import Device
 
-__all__ = ["accumulate_in_registers", "split_reduction", "stage_rows", "unroll_lanes"]
+__all__ = ["accumulate_in_registers", "split_reduction", "stage_rows", "start_from_bias", "unroll_lanes"]
+
+MOST_SCHEDULED_FMAS = 100
+"""Multiply-adds of one iteration that LLVM schedules without loading all of its inputs first."""
 
 
 def split_reduction(sch: s_tir.Schedule, ic: LoopRV, channels: int, lanes: int) -> list[LoopRV]:
@@ -84,7 +89,7 @@ def unroll_lanes(sch: s_tir.Schedule, device: Device, ic_i: LoopRV, accumulators
     if not device.multiplies_by_lane:
         return
     channels = int(sch.get(ic_i).extent)
-    steps = max(n for n in range(1, channels + 1) if channels % n == 0 and (n == 1 or n * accumulators <= MOST_UNROLLED_FMAS))
+    steps = max(n for n in range(1, channels + 1) if channels % n == 0 and (n == 1 or n * accumulators <= MOST_SCHEDULED_FMAS))
     sch.unroll(sch.split(ic_i, [None, steps])[-1])
 
 
@@ -100,3 +105,48 @@ def stage_rows(sch: s_tir.Schedule, pad: SBlockRV, loop: LoopRV, *, vector: bool
     sch.compute_at(pad, loop, preserve_unit_loops=True)
     if vector:
         sch.vectorize(sch.get_loops(pad)[-1])
+
+
+def start_from_bias(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """`total = 0; accumulate; output = f(total + bias)` -> `total = bias; accumulate; output = f(total)`.
+
+    A sum of as many terms in another order, which spares the addition for each output.
+
+    Args:
+        function: Scheduled, the reductions decomposed.
+
+    Returns:
+        The function with such sums replaced; others stay as they are.
+    """
+    sums: list[tirx.Add] = []
+    started: list[tirx.Add] = []
+
+    def note(total: tirx.Add) -> None:
+        loads = isinstance(total.a, TensorLoad) and isinstance(total.b, TensorLoad)
+        if loads and total.a.source.scope() == "local" and any(total.b.source.same_as(each) for each in function.params):
+            sums.append(total)
+
+    def on_block(block: s_tir.SBlock) -> s_tir.SBlock:
+        store = block.body
+        if not (isinstance(store, tirx.BufferStore) and isinstance(store.value, tirx.FloatImm) and float(store.value) == 0.0):
+            return block
+        biased = next((total for total in sums if total.a.source.same_as(store.buffer)), None)
+        if biased is None:
+            return block
+        started.append(biased)
+        places = dict(zip(biased.a.indices, store.indices, strict=True))
+        bias = tvm_ffi.structural_map(biased.b, (Var, lambda v: places.get(v, v)))
+        region = tirx.BufferRegion(bias.source, [Range.from_min_extent(index, 1) for index in bias.indices])
+        start = tirx.BufferStore(store.buffer, bias, store.indices)
+        return s_tir.SBlock(block.iter_vars, [region], block.writes, block.name_hint, start)
+
+    def on_sum(total: tirx.Add) -> Any:
+        if not (isinstance(total.a, TensorLoad) and isinstance(total.b, TensorLoad)):
+            return total
+        sources = total.a.source, total.b.source  # what is added to `total + bias`, such as a residual, stays
+        known = any(sources[0].same_as(each.a.source) and sources[1].same_as(each.b.source) for each in started)
+        return total.a if known else total
+
+    tvm_ffi.structural_walk(function.body, (tirx.Add, note))
+    body = tvm_ffi.structural_map(function.body, (s_tir.SBlock, on_block))
+    return function.with_body(tvm_ffi.structural_map(body, (tirx.Add, on_sum)))

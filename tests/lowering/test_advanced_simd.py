@@ -1,4 +1,4 @@
-"""What is written for Advanced SIMD: lanes of common vectors, clamps, the order of multiply-adds; and what stays as it is."""
+"""What is written for Advanced SIMD: lanes of common vectors, clamps, the order of multiply-adds, streams; and what stays as it is."""
 
 from typing import Any
 
@@ -211,3 +211,77 @@ def test_another_selection_stays() -> None:
     for selected in (tirx.Select(x > six, six, y), tirx.Select(x > six, x, six), tirx.Select(x > y, y, x)):
         before = function(tirx.BufferStore(W, selected, [ramp(0)]))
         assert str(advanced_simd.clamp_by_minimum(before)) == str(before)
+
+
+PIXELS = tirx.decl_buffer((1024,), "float32", "x")
+WEIGHTS = tirx.decl_buffer((4096,), "float32", "w")
+SUMS = tirx.decl_buffer((128,), "float32", "sums", scope="local")
+
+
+def reduction(pixels: int, vectors: int, *, steps: int = 6, weight_row: int = 0) -> tirx.PrimFunc:
+    """`for i: for k, v, p: sums[p, v] += lane k of x[i, p] * w[i, k, v]`, a row of weights by default as long as those of a step."""
+    i = Var("i", PrimType("int32"))
+    row = weight_row or 4 * vectors
+    statements = []
+    for k in range(4):
+        for v in range(vectors):
+            for p in range(pixels):
+                x = tirx.BufferLoad(PIXELS, [ramp(i * 4 * pixels + 4 * p)])
+                w = tirx.BufferLoad(WEIGHTS, [ramp(i * 4 * row + k * row + 4 * v)])
+                place = ramp(4 * (p * vectors + v))
+                product = tirx.Shuffle([x], [tirx.IntImm("int32", k)] * 4) * w
+                statements.append(tirx.BufferStore(SUMS, tirx.BufferLoad(SUMS, [place]) + product, [place]))
+    return tirx.PrimFunc([], tirx.For(i, 0, steps, tirx.ForKind.SERIAL, tirx.SeqStmt(statements)))
+
+
+def calls(after: tirx.PrimFunc, name: str) -> int:
+    found: list[Call] = []
+    tvm_ffi.structural_walk(after.body, (Call, found.append))
+    return sum(getattr(call.op, "name", "") == "tirx.call_extern" and str(call.args[0]).strip('"') == name for call in found)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "vectors", "expected"),
+    [
+        (8, 2, {4: 2 + 2}),  # 16 + 8 + 4 of 28
+        (4, 4, {4: 1 + 4}),
+        (6, 3, {3: 2, 4: 3}),  # inputs in even parts
+        (5, 4, {2: 1 + 2, 3: 1 + 4}),  # 20 + 5 leave 3: the inputs in 2 parts, 16 weights in 6
+        (7, 3, {}),  # 21 + 7 leave none
+    ],
+)
+def test_as_many_vectors_are_loaded_together_as_registers_are_left(pixels: int, vectors: int, expected: dict[int, int]) -> None:
+    before = reduction(pixels, vectors)
+    after = advanced_simd.load_by_streams(before, 32)
+    found = {count: calls(after, f"sepwise_load_float32_{count}") for count in (1, 2, 3, 4)}
+    assert {count: number for count, number in found.items() if number} == expected
+    assert (str(after) == str(before)) == (not expected)
+
+
+def distances(after: tirx.PrimFunc) -> list[int]:
+    """What is added to a pointer that is no constant of an instruction, in bytes."""
+    bound: list[tirx.Bind] = []
+    tvm_ffi.structural_walk(after.body, (tirx.Bind, bound.append), order="pre")
+    return [int(each.value.args[1]) for each in bound if each.var.name == "distance"]
+
+
+def test_a_pointer_moves_past_each_load_and_on_to_the_next_row() -> None:
+    together = advanced_simd.load_by_streams(reduction(8, 2), 32)
+    assert calls(together, "sepwise_place") == 2
+    assert distances(together) == []  # without gaps each load moves its pointer by what it loads
+    apart = advanced_simd.load_by_streams(reduction(8, 2, weight_row=16), 32)
+    assert calls(apart, "sepwise_load_float32_2") == 4
+    assert distances(apart) == [64] * 4  # rows of 16 floats, of which 8 are read
+
+
+def test_a_loop_that_does_more_than_accumulate_stays() -> None:
+    loop = reduction(8, 2).body
+    store = tirx.BufferStore(PIXELS, tirx.FloatImm("float32", 0.0), [loop.loop_var])
+    body = tirx.SeqStmt([*loop.body.seq, store])
+    before = tirx.PrimFunc([], tirx.For(loop.loop_var, 0, loop.extent, loop.kind, body))
+    assert str(advanced_simd.load_by_streams(before, 32)) == str(before)
+
+
+def test_a_single_iteration_stays() -> None:
+    before = reduction(8, 2, steps=1)
+    assert str(advanced_simd.load_by_streams(before, 32)) == str(before)

@@ -3,7 +3,7 @@
 import pytest
 from tvm import s_tir, te, tirx
 
-from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows
+from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows, start_from_bias
 
 ROWS, CHANNELS, LANES = 4, 24, 8
 
@@ -72,3 +72,30 @@ def test_rows_are_staged_where_they_are_read(vector: bool) -> None:
     stage_rows(sch, sch.get_sblock("padded"), rows, vector=vector)
     assert extents(sch, "padded") == [ROWS, 1, CHANNELS]
     assert kinds(sch, "padded") == ["SERIAL", "SERIAL", "VECTORIZED" if vector else "SERIAL"]
+
+
+def biased(scope: str) -> s_tir.Schedule:
+    """for row, lane: total = sum of data * weight;  output = max(total + bias, 0) + residual, the total in a scope."""
+    data = te.placeholder((ROWS, CHANNELS), name="data")
+    weight = te.placeholder((CHANNELS, LANES), name="weight")
+    bias = te.placeholder((LANES,), name="bias")
+    residual = te.placeholder((ROWS, LANES), name="residual")
+    channel = te.reduce_axis((0, CHANNELS), "channel")
+    total = te.compute((ROWS, LANES), lambda i, v: te.sum(data[i, channel] * weight[channel, v], channel), name="total")
+    output = te.compute((ROWS, LANES), lambda i, v: total[i, v] + bias[v] + residual[i, v], name="output")
+    sch = s_tir.Schedule(te.create_prim_func([data, weight, bias, residual, output]))
+    block = sch.get_sblock("total")
+    sch.set_scope(block, 0, scope)
+    sch.decompose_reduction(block, sch.get_loops(block)[-1])
+    return sch
+
+
+def test_a_sum_starts_from_its_bias_and_what_else_is_added_stays() -> None:
+    after = str(start_from_bias(biased("local").mod["main"]))
+    assert "total_local[v_i, v_v] = bias[v_v]" in after
+    assert "output[v_i, v_v] = total_local[v_i, v_v] + residual[v_i, v_v]" in after
+
+
+def test_a_sum_that_is_no_register_starts_from_zero() -> None:
+    before = biased("global").mod["main"]
+    assert str(start_from_bias(before)) == str(before)
