@@ -241,6 +241,8 @@ def _by_streams(
             kinds.add((dtype, len(part)))
             loaded.update({(number, offset): (vectors, lane * stream.lanes) for lane, offset in enumerate(part)})
         behind.append(tirx.BufferStore(place, here, [0]))
+    if not loads:
+        return loop
     extent = loop.extent
     if isinstance(extent, tirx.IntImm):  # LLVM would unroll a short loop, and load what all of it reads first
         extent = Var("extent", PrimType("int32"))

@@ -282,6 +282,11 @@ def test_a_loop_that_does_more_than_accumulate_stays() -> None:
     assert str(advanced_simd.load_by_streams(before, 32)) == str(before)
 
 
+def test_streams_of_single_vectors_stay() -> None:
+    before = reduction(1, 1, weight_row=16)
+    assert str(advanced_simd.load_by_streams(before, 32)) == str(before)
+
+
 def test_a_single_iteration_stays() -> None:
     before = reduction(8, 2, steps=1)
     assert str(advanced_simd.load_by_streams(before, 32)) == str(before)
