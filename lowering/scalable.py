@@ -181,9 +181,9 @@ class _Widening:
             return None
         if not (total.a.source.same_as(statement.buffer) and tvm_ffi.structural_equal(total.a.indices[0], statement.indices[0])):
             return None
-        x = total.b.a
+        x, w = total.b.a, total.b.b
         x = x.value if isinstance(x, tirx.Broadcast) else x.args[1] if _is_guard(x) else x
-        return x if isinstance(x, TensorLoad) and x.source.scope() != "local" else None
+        return x if all(isinstance(each, TensorLoad) and each.source.scope() != "local" for each in (x, w)) else None
 
     def _offset(self, load: TensorLoad | None, first: TensorLoad | None) -> int | None:
         """How far one load lies behind another, None where that is not known."""

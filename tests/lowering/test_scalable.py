@@ -139,10 +139,18 @@ def test_sums_are_in_the_order_of_their_inputs() -> None:
     assert starts[:3] == [0, 16, 32]
 
 
-def test_what_lies_between_sums_keeps_its_place() -> None:
-    between = tirx.BufferStore(TOTAL, quad(TOTAL, 0) * quad(TOTAL, 4), [ramp(0)])
+@pytest.mark.parametrize(
+    "between",
+    [
+        tirx.BufferStore(TOTAL, quad(TOTAL, 0) * quad(TOTAL, 4), [ramp(0)]),
+        tirx.BufferStore(TOTAL, quad(TOTAL, 0) + quad(X, P * 4 + 12) * quad(TOTAL, 4), [ramp(0)]),
+        tirx.BufferStore(TOTAL, quad(TOTAL, 4) + quad(X, P * 4 + 12) * quad(W, 0), [ramp(0)]),
+    ],
+)
+def test_what_lies_between_sums_keeps_its_place(between: tirx.Stmt) -> None:
     body = widened(add(quad(X, P * 4 + 8)), between, add(quad(X, P * 4)), vectors=1)
-    assert [int(call.args[1]) for call in calls(body, "tirx.handle_add_byte_offset")][:2] == [32, 0]
+    places = [int(call.args[1]) for call in calls(body, "tirx.handle_add_byte_offset")]
+    assert [place for place in places[:-1] if place != 48] == [32, 0]
 
 
 def test_an_epilogue_is_of_scalable_vectors() -> None:
