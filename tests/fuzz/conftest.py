@@ -472,11 +472,14 @@ class Network:
         """The mean of each channel."""
         if keep and self.maybe(2, 3):
             return self.node("GlobalAveragePool", x)
-        axes = range(2, 2 + self.rank)
+        return self.reduce("ReduceMean", x, range(2, 2 + self.rank), keep=keep)
+
+    def reduce(self, operator: str, x: str, axes: Sequence[int], *, keep: bool) -> str:
+        """A reduction, its axes where the operator set has them."""
         keepdims = f"keepdims = {int(keep)}"
         if self.opset >= 18:
-            return self.node("ReduceMean", x, self.numbers(*axes), attributes=keepdims)
-        return self.node("ReduceMean", x, attributes=f"axes = [{','.join(map(str, axes))}], {keepdims}")
+            return self.node(operator, x, self.numbers(*axes), attributes=keepdims)
+        return self.node(operator, x, attributes=f"axes = [{','.join(map(str, axes))}], {keepdims}")
 
     def pool(self, x: str) -> str:
         """Pooling over windows."""
@@ -517,9 +520,10 @@ class Network:
         """Nodes between a Transpose to channels-last and one back."""
         last = [0, *range(2, self.rank + 2), 1]
         back = [0, self.rank + 1, *range(1, self.rank + 1)]
-        y = self.node("Transpose", x, attributes=f"perm = [{','.join(map(str, last))}]")
+        to_last, to_first = (f"perm = [{','.join(map(str, perm))}]" for perm in (last, back))
+        y = self.node("Transpose", x, attributes=to_last)
         for _ in range(self.draw(st.integers(0, 3))):
-            match self.some("activation", "row", "scalar", "pad", "add", "concat"):
+            match self.some("activation", "row", "scalar", "pad", "add", "gate", "normalize", "halves", "first", "concat"):
                 case "activation":
                     kind = str(self.some("Relu", "Sigmoid", "hard_swish", "silu", "leaky_max"))
                     y = self.spelled_activation(y, kind) if kind in SPELLED else self.node(kind, y)
@@ -531,9 +535,21 @@ class Network:
                     y = self.node("Pad", y, self.numbers(*(0, *(1,) * self.rank, 0) * 2))
                 case "add":
                     y = self.node("Add", y, y)
+                case "gate":
+                    squeezed = self.reduce(str(self.some("ReduceMean", "ReduceMax")), y, range(1, self.rank + 1), keep=True)
+                    y = self.node("Mul", y, self.node("Sigmoid", squeezed))
+                case "normalize":
+                    y = self.node("Softmax", y, attributes="axis = -1")
+                case "halves":
+                    axis, size = self.rank + 1, self.shapes[y][-1]
+                    cuts = (size // 2, size, axis), (0, size // 2 + 1, axis)
+                    parts = [self.node("Slice", y, *map(self.numbers, cut)) for cut in cuts]
+                    y = self.node("Concat", *parts, attributes="axis = -1")
+                case "first":
+                    y = self.node("Transpose", self.activation(self.node("Transpose", y, attributes=to_first)), attributes=to_last)
                 case _:
                     y = self.node("Concat", y, y, attributes="axis = -1")
-        return self.node("Transpose", y, attributes=f"perm = [{','.join(map(str, back))}]")
+        return self.node("Transpose", y, attributes=to_first)
 
     def slice(self, x: str) -> str:
         """A Slice of a spatial axis or the channels."""
