@@ -36,6 +36,7 @@ from sepwise.passes.equivalence import (
     compare_execution,
     compare_graph,
     compare_kernel,
+    compare_parts,
     execution_sigma,
     extract,
     run_with_bounds,
@@ -165,6 +166,7 @@ def verify_model(
         kernel_checks = [check for index in range(len(program.calls)) for check in checker.check(index)]
         executed = model if converted is None else converted
         model_check, answers = _check_model(runner, model, executed, feeds, name or program.name)
+        notes = () if converted is None else _tell_conversion(runner, model, feeds[0])
         checks = (*graph_checks, *kernel_checks, model_check)
         found = Verification(
             name or program.name,
@@ -174,6 +176,7 @@ def verify_model(
             inputs=described,
             kernel_inputs=KERNEL_INPUTS,
             agreement=() if inputs is None else answers,
+            notes=notes,
         )
         if not bisect or all(check.status != "failed" for check in checks):
             return found
@@ -208,7 +211,25 @@ def _check_passes(
             found = compare_graph(reference, stage)
         checks += [replace(check, name=f"{name}: {check.name}", pass_name=name) for check in found]
         before = stage
-    return checks
+    return checks if any(check.status == "failed" for check in checks) else [*checks, *_check_parts(original, stages, feeds[0])]
+
+
+def _check_parts(original: ir.Model, stages: Sequence[tuple[str, ir.Model]], feed: Mapping[str, np.ndarray]) -> list[Check]:
+    """Compares what the passes left with what they were given part by part, behind a conversion to float16 where there is one.
+
+    Where a part is wrong, the first pass behind which one is wrong is named.
+    """
+    converted = next((place for place, (name, _) in enumerate(stages) if name == CONVERSION), None)
+    if converted is not None:
+        original, stages = stages[converted][1], stages[converted + 1 :]
+    checks = compare_parts(original, stages[-1][1], feed) if stages else []
+    if all(check.status != "failed" for check in checks):
+        return [replace(check, name=f"all passes: {check.name}") for check in checks]
+    for name, stage in stages:
+        checks = compare_parts(original, stage, feed)
+        if any(check.status == "failed" for check in checks):
+            return [replace(check, name=f"{name}: {check.name}", pass_name=name) for check in checks]
+    return []
 
 
 class KernelChecker:
@@ -393,6 +414,18 @@ def _check_model(
     check = settle(lambda seeds: compare_execution(outputs, expected, sigma(seeds), name=name))
     answers = expected[0] if executed is model else Oracle(model).run(feeds[0])
     return check, compare_answers(outputs[0], answers, sigma(SEEDS)[0])
+
+
+def _tell_conversion(runner: Runner, model: ir.Model, feed: Tensors) -> tuple[str, ...]:
+    """Says how far the outputs are from those of the model before it was converted, which no tolerance limits."""
+    outputs, expected = runner.run(feed), Oracle(model).run(feed)
+    notes = []
+    for name, right in expected.items():
+        with np.errstate(invalid="ignore", over="ignore"):
+            error, size = (float(np.sqrt(np.mean(np.square(each)))) for each in (outputs[name] - right, right))
+        if right.dtype.kind == "f" and size and math.isfinite(error):
+            notes.append(f"{name}: float16, weights and arithmetic, moves it by {error / size:.2g} of its root mean square.")
+    return tuple(notes)
 
 
 def onnx_name(program: Program, name: str) -> str:

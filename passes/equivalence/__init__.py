@@ -3,11 +3,11 @@
 Needs neither TVM nor torch, and imports in a fraction of a second.
 
     Oracle                   what a model means, in float64
-    constant_rounding_sigma  tolerance between two graphs            -> compare_graph
+    constant_rounding_sigma  tolerance between two graphs            -> compare_graph, and part by part compare_parts
     execution_sigma          tolerance of a whole execution          -> compare_execution
     run_with_bounds          rigorous bound of one kernel's result   -> compare_kernel
     extract, sample_inputs   a part of a model as a model, and what to feed it
-    Stress                   what to feed a kernel by itself
+    Stress                   what to feed a kernel or a part by itself
     bisect_graphs            the operators that two graphs differ in   -> Reproducer
 """
 
@@ -26,6 +26,7 @@ from sepwise.passes.equivalence.compare import (
 )
 from sepwise.passes.equivalence.extract import extract
 from sepwise.passes.equivalence.oracle import Oracle
+from sepwise.passes.equivalence.parts import compare_parts
 from sepwise.passes.equivalence.reproducer import Reproducer
 from sepwise.passes.equivalence.running_error import run_with_bounds
 from sepwise.passes.equivalence.sample import EMULATED_NETWORK_KINDS, KINDS, NETWORK_KINDS, sample_inputs
@@ -52,6 +53,7 @@ __all__ = [
     "compare_execution",
     "compare_graph",
     "compare_kernel",
+    "compare_parts",
     "constant_rounding_sigma",
     "execution_sigma",
     "extract",

@@ -17,7 +17,7 @@ again, and if without the replacement it is not.
 
 import hashlib
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from sepwise.passes.equivalence.operators import evaluate
 from sepwise.passes.equivalence.oracle import Oracle
 from sepwise.passes.errors import InputError, SepwiseError
 
-__all__ = ["Fault", "find_faults", "spell_operation"]
+__all__ = ["Fault", "Search", "Side", "find_faults", "part_of", "run_part", "spell_operation"]
 
 SCREEN_UNITS = 2.0**14
 """A value further than so many units of rounding from another is not worth the six runs that measure a tolerance."""
@@ -55,6 +55,7 @@ class Fault:
         original: operations of the original between `inputs` and `output`.
         rewritten: operations of the rewritten graph in their place.
         check: error and tolerance of the part.
+        drawn: what the part was fed, by name of the value in the original; empty where that was the original's tensors.
     """
 
     inputs: tuple[str, ...]
@@ -64,6 +65,7 @@ class Fault:
     original: tuple[Operation, ...]
     rewritten: tuple[Operation, ...]
     check: Check
+    drawn: Mapping[str, Array] = field(default_factory=dict)
 
 
 def find_faults(
@@ -89,14 +91,29 @@ def find_faults(
     Raises:
         InputError: if the inputs do not fit the original.
     """
-    search = _Search(_Side(original, named), _Side(rewritten, rewritten_named), inputs)
+    search = Search(Side(original, named), Side(rewritten, rewritten_named), inputs)
     return search.run()
 
 
-class _Side:
-    """A graph with what the search looks up in it."""
+class Side:
+    """A graph with what a search looks up in it.
 
-    def __init__(self, graph: Graph, named: Collection[str] | None) -> None:
+    Attributes:
+        graph: the graph.
+        producer: place of the operation that computes each value.
+        inputs: names of the graph's inputs.
+        outputs: names of its outputs.
+        values: names of the values that are computed whoever reads them, in order.
+        cuttable: those at which a part may be cut.
+    """
+
+    def __init__(self, graph: Graph, named: Collection[str] | None = None) -> None:
+        """Looks values up.
+
+        Args:
+            graph: the graph.
+            named: values at which a part may be cut; all where None.
+        """
         self.graph = graph
         self.producer = {name: index for index, op in enumerate(graph.operations) for name in op.outputs if name}
         self.inputs = [port.name for port in graph.inputs]
@@ -138,14 +155,24 @@ class _Side:
         return found - {value}
 
 
-class _Search:
+class Search:
     """Walks the rewritten graph beside the original.
 
     `_twin` says which value of the original each value of the rewritten graph equals, or was replaced by; `_own` holds the
     others as computed (None where an operation cannot be computed, as after a change of shape).
     """
 
-    def __init__(self, original: _Side, rewritten: _Side, inputs: Sequence[Mapping[str, Array]]) -> None:
+    def __init__(self, original: Side, rewritten: Side, inputs: Sequence[Mapping[str, Array]]) -> None:
+        """Runs the original.
+
+        Args:
+            original: the graph as it came in.
+            rewritten: the graph to judge.
+            inputs: sets of tensors by input name.
+
+        Raises:
+            InputError: if the inputs do not fit the original.
+        """
         self._original = original
         self._rewritten = rewritten
         oracle = Oracle(original.graph)
@@ -183,18 +210,18 @@ class _Search:
         that place of the rewritten graph would heal it in any place behind the wrong part, too.) A part far beyond a tolerance
         that is next to nothing may well be innocent.
         """
-        part = _part_of(self._rewritten, fault.rewritten, tuple(fault.rewritten_inputs), fault.rewritten_output)
+        part = part_of(self._rewritten, fault.rewritten, tuple(fault.rewritten_inputs), fault.rewritten_output)
         behind = self._original.after(fault.output)
         operations = [op for op in self._original.graph.operations if behind.intersection(op.outputs)]
         moved = [name for name in self._original.outputs if name == fault.output or name in behind]
         outputs = tuple(Port(name, 0, None) for name in moved)
-        rest = replace(_part_of(self._original, operations, (), fault.output), outputs=outputs)
+        rest = replace(part_of(self._original, operations, (), fault.output), outputs=outputs)
         effect = 0.0
         for place in range(self._sets):
             scope = {name: arrays[place] for name, arrays in self._values.items()}
             try:
-                wrong = _interpret(part, {b: scope[a] for b, a in fault.rewritten_inputs.items()})[fault.rewritten_output]
-                found = _interpret(rest, {**scope, fault.output: wrong})
+                wrong = run_part(part, {b: scope[a] for b, a in fault.rewritten_inputs.items()})[fault.rewritten_output]
+                found = run_part(rest, {**scope, fault.output: wrong})
             except SepwiseError:
                 return np.inf
             for name in moved:
@@ -212,19 +239,20 @@ class _Search:
 
     # One operation --------------------------------------------------------------------------------------------------------
 
-    def _visit(self, op: Operation, *, force: bool) -> None:
-        """Finds the twins of an operation's outputs; replaces one that is wrong, where `force` and a name say by what."""
+    def _enter(self, op: Operation) -> list[str]:
+        """Finds the twins of an operation that the original has too; computes another, and lists its outputs."""
         same = self._same.get(self._key(op, self._rewritten, self._twin))
         if same is not None and len(same.outputs) >= len(op.outputs):
             self._twin.update((b, a) for b, a in zip(op.outputs, same.outputs, strict=False) if b and a in self._values)
-            return
+            return []
         results = self._compute(op)
-        for name in op.outputs:
-            if name not in self._rewritten.values:
-                continue
-            self._own[name] = None if results is None else [result[name] for result in results]
-            if name not in self._rewritten.cuttable:
-                continue
+        made = [name for name in op.outputs if name in self._rewritten.values]
+        self._own.update((name, None if results is None else [result[name] for result in results]) for name in made)
+        return [name for name in made if name in self._rewritten.cuttable]
+
+    def _visit(self, op: Operation, *, force: bool) -> None:
+        """Finds the twins of an operation's outputs; replaces one that is wrong, where `force` and a name say by what."""
+        for name in self._enter(op):
             twin = next((a for a in self._candidates(name) if self._agrees(name, a)), None)
             if twin is not None:
                 self._twin[name] = twin
@@ -256,7 +284,7 @@ class _Search:
                     scope[name] = own[place]
             outputs = tuple(Port(name, 0, None) for name in op.outputs if name in self._rewritten.values)
             try:
-                results.append(_interpret(Graph((), outputs, {}, (op,)), scope))
+                results.append(run_part(Graph((), outputs, {}, (op,)), scope))
             except SepwiseError:
                 return None
         return results
@@ -270,9 +298,7 @@ class _Search:
         if name in self._original.cuttable:
             yield name
         own = self._own[name]
-        nearest = None if own is None else self._nearest.find(own)
-        if nearest is not None and nearest != name:
-            yield nearest
+        yield from (nearest for nearest in self._nearest.find(own) if nearest != name) if own is not None else ()
 
     def _agrees(self, name: str, twin: str) -> bool:
         """Tells whether a value, as computed, equals one of the original up to the rounding of constants in between."""
@@ -291,7 +317,7 @@ class _Search:
             return False  # behind a wrong value the parts grow; they are judged at powers of two, not at each operation
         return self._part(name, twin, self._twin).check.status != "failed"
 
-    def _key(self, op: Operation, side: _Side, twins: Mapping[str, str]) -> Hashable | None:
+    def _key(self, op: Operation, side: Side, twins: Mapping[str, str]) -> Hashable | None:
         """Spells an operation in terms of values of the original; None where it reads something else."""
         operands: list[Token] = []
         for name in op.inputs:
@@ -326,10 +352,10 @@ class _Search:
         fed = {source: twins[source] for source in own_sources}
         inputs = tuple(dict.fromkeys([*sources, *fed.values()])) or tuple(self._original.inputs)
         feeds = [{source: self._values[source][place] for source in inputs} for place in range(self._sets)]
-        reference = GraphReference(_part_of(self._original, before, inputs, twin), feeds)
-        part = _part_of(self._rewritten, after, tuple(fed), name)
+        reference = GraphReference(part_of(self._original, before, inputs, twin), feeds)
+        part = part_of(self._rewritten, after, tuple(fed), name)
         try:
-            results = [_interpret(part, {b: feed[a] for b, a in fed.items()}) for feed in feeds]
+            results = [run_part(part, {b: feed[a] for b, a in fed.items()}) for feed in feeds]
             (check,) = reference.judge([{twin: result[name]} for result in results])
         except InputError as error:
             check = Check("graph", twin, (), "failed", np.inf, 0.0, None, None, reason=str(error))
@@ -352,10 +378,10 @@ class _Search:
         behind = self._rewritten.after(undone)
         without = self._cuts({b: a for b, a in self._twin.items() if b != undone and b not in behind})
         operations, sources = self._rewritten.behind(name, without)
-        part = _part_of(self._rewritten, operations, sources, name)
+        part = part_of(self._rewritten, operations, sources, name)
         try:
             own = [
-                _interpret(part, {source: self._values[without[source]][place] for source in sources})[name]
+                run_part(part, {source: self._values[without[source]][place] for source in sources})[name]
                 for place in range(self._sets)
             ]
         except InputError:
@@ -421,7 +447,7 @@ class _Search:
 
 
 class _Nearest:
-    """Looks up, among values of the original, the one that is nearest to a given tensor."""
+    """Looks up, among values of the original, those that are nearest to a given tensor."""
 
     def __init__(self, values: Mapping[str, list[Array]]) -> None:
         self._places: dict[tuple[int, ...], Array] = {}
@@ -432,15 +458,17 @@ class _Nearest:
                 groups.setdefault(first.shape, []).append((name, sample))
         self._groups = {shape: ([n for n, _ in group], np.stack([s for _, s in group])) for shape, group in groups.items()}
 
-    def find(self, arrays: list[Array]) -> str | None:
-        """Gives the nearest value of the same shape, None where there is none that varies."""
+    def find(self, arrays: list[Array]) -> list[str]:
+        """Gives the nearest value of the same shape that varies, and those that are as near up to rounding; the nearest first."""
         group = self._groups.get(arrays[0].shape)
         if group is None or arrays[0].dtype.kind != "f":
-            return None
+            return []
         names, samples = group
+        own = self._sample(arrays)
         with np.errstate(all="ignore"):
-            distances = np.nan_to_num(np.abs(samples - self._sample(arrays)).sum(axis=1), nan=np.inf)
-        return names[int(distances.argmin())]
+            distances = np.nan_to_num(np.abs(samples - own).sum(axis=1), nan=np.inf)
+            reach = distances.min() + SCREEN_UNITS * BINARY32.unit * np.abs(own).sum()
+        return [names[place] for place in distances.argsort(kind="stable") if not distances[place] > reach]
 
     def _sample(self, arrays: list[Array]) -> Array:
         shape = arrays[0].shape
@@ -456,8 +484,18 @@ def _reads(op: Operation) -> Iterator[str]:
         yield from subgraph.captured()
 
 
-def _part_of(side: _Side, operations: Iterable[Operation], inputs: Sequence[str], output: str) -> Graph:
-    """Makes a graph of some operations and the constants that they read."""
+def part_of(side: Side, operations: Iterable[Operation], inputs: Sequence[str], output: str) -> Graph:
+    """Makes a graph of some operations and the constants that they read.
+
+    Args:
+        side: where they are from.
+        operations: in execution order.
+        inputs: values that it is fed.
+        output: the value that it computes.
+
+    Returns:
+        The graph.
+    """
     chosen = tuple(operations)
     constants = side.graph.constants
     used = {name: constants[name] for op in chosen for name in _reads(op) if name in constants}
@@ -465,7 +503,20 @@ def _part_of(side: _Side, operations: Iterable[Operation], inputs: Sequence[str]
     return Graph(ports, (Port(output, 0, None),), used, chosen, side.graph.formats)
 
 
-def _interpret(part: Graph, scope: Mapping[str, Array]) -> dict[str, Array]:
+def run_part(part: Graph, scope: Mapping[str, Array]) -> dict[str, Array]:
+    """Computes a part in float64.
+
+    Args:
+        part: a graph.
+        scope: tensors by input name, in float64 where they are floating-point.
+
+    Returns:
+        Its outputs by name.
+
+    Raises:
+        InputError: if the tensors do not fit.
+        UnsupportedError: if an operator is not known.
+    """
     with np.errstate(all="ignore"):
         return interpret(part, scope, constant=lambda _, array, __: array, step=evaluate, truth=lambda value: bool(value.all()))
 

@@ -15,11 +15,12 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from sepwise.passes.equivalence.alignment import Fault, find_faults, spell_operation
+from sepwise.passes.equivalence.alignment import Fault, Side, find_faults, spell_operation
 from sepwise.passes.equivalence.compare import Check, compare_graph
 from sepwise.passes.equivalence.extract import declared_types, extract, extract_like
 from sepwise.passes.equivalence.graph import Array, Graph, Model, Operation, as_proto, read_graph
 from sepwise.passes.equivalence.oracle import Oracle
+from sepwise.passes.equivalence.parts import find_unseen_faults
 from sepwise.passes.equivalence.reproducer import Reproducer
 from sepwise.passes.errors import SepwiseError
 
@@ -38,10 +39,11 @@ def bisect_graphs(original: Model, rewritten: Model, inputs: Sequence[Mapping[st
     Args:
         original: the model as it came in.
         rewritten: a model that computes something else, with inputs and outputs of the same names.
-        inputs: sets of tensors by input name on which they differ.
+        inputs: sets of tensors by input name, on which they differ or which at least tell values apart.
 
     Returns:
-        The part beyond its own tolerance that moves the outputs most, or both models whole where each part is within its own.
+        The part beyond its own tolerance that moves the outputs most, on what is drawn for it where it moves none; or both models
+        whole where each part is within its own.
 
     Raises:
         InputError: if the inputs do not fit.
@@ -50,6 +52,8 @@ def bisect_graphs(original: Model, rewritten: Model, inputs: Sequence[Mapping[st
     graphs = [read_graph(side) for side in sides]
     named = [{name for node in side.graph.node for name in node.output} for side in sides]
     faults = find_faults(graphs[0], graphs[1], inputs, named=named[0], rewritten_named=named[1])
+    if not faults:
+        faults = find_unseen_faults(Side(graphs[0], named[0]), Side(graphs[1], named[1]), inputs[0])
     for fault in faults:
         found = _isolate(fault, sides, graphs, as_proto(rewritten), inputs)
         if found is not None:
@@ -83,7 +87,7 @@ def _isolate(
     """Makes files of a fault and the smallest input that shows it; None where they do not show it by themselves."""
     oracle = Oracle(graphs[0])
     keep = {*fault.inputs, fault.output} - {port.name for port in graphs[0].inputs}
-    runs = [{**feeds, **oracle.run(feeds, keep=keep)} for feeds in inputs]
+    runs = [{**feeds, **oracle.run(feeds, keep=keep), **fault.drawn} for feeds in (inputs[:1] if fault.drawn else inputs)]
     known = declared_types(sides[0], [*fault.inputs, fault.output])
     types = {name: _described(name, runs[0][name], known.get(name), graphs[0]) for name in (*fault.inputs, fault.output)}
     try:

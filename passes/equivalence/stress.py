@@ -9,6 +9,9 @@ what is drawn for it as well:
                of two that reach the bends; the rest is large, or below the normal range
     nonfinite  as `knees`, with NaN and infinities at single places; with NaN alone where a gate such as that of SiLU may make
                0 times infinity, which one kernel computes and another takes to the limit
+    levels     as `knees`, each channel around a mean of its own, each draw at another scale: what is pooled over all pixels
+               still differs from draw to draw, so that several of them reach both sides of bends that are applied to few
+               numbers. For parts of graphs
 
 Inputs that are no data are left as they are: whole numbers, booleans, and what says where things are or what limits them.
 """
@@ -27,13 +30,15 @@ from sepwise.passes.equivalence.tolerances import STRUCTURE
 __all__ = ["STRESSES", "Stress"]
 
 STRESSES = ("knees", "impulses", "nonfinite")
-"""What can be drawn."""
+"""What is drawn for kernels."""
 
 SMOOTH_BEND = 4.0  # where sigmoid, tanh, erf and what is made of them have come close to their asymptotes
 SPREAD_OCTAVES = 2
 FEWEST_POSITIONS = 4  # fewer positions would all be off to one side where each has its own factor
 FEWEST_ELEMENTS = 16  # of fewer in a channel there is no deviation to speak of: then all channels are taken for one
 REACHING_CHANNELS = 0.9  # share of the channels that have to reach a bend; a few may be all but constant
+LEVEL_OCTAVES = -5, 1  # a scale that reaches one bend saturates another
+LEVEL_SPREAD = 0, 2  # octaves: up to so heavy a tail that a few channels decide the sign of a sum over all
 ROUNDS = 2  # what is behind a bend follows a change of scale only so far, so it is looked at again
 SCALES = (2.0**-20, 2.0**30)
 SHARES = (0.7, 0.85)  # up to here impulses of a power of two, up to here large ones, then those below the normal range
@@ -60,6 +65,7 @@ class Stress:
     Attributes:
         drawn: names of the inputs that are drawn.
         scale: standard deviation of what reaches the bends, 1 where nothing bends.
+        few: whether a bend is applied to so few numbers of a channel that one draw may leave all of them on one side.
     """
 
     def __init__(self, part: Graph, tensors: Tensors, types: Mapping[str, np.dtype], seed: int) -> None:
@@ -78,6 +84,7 @@ class Stress:
         fixed = {name for op in part.operations for name in _settings(op)}
         self.drawn = tuple(name for name, array in tensors.items() if array.dtype.kind == "f" and name not in fixed)
         self.scale = 1.0
+        self.few = False
         self._part = part
         self._tensors = tensors
         self._types = types
@@ -89,7 +96,7 @@ class Stress:
         """Draws one tensor for every input.
 
         Args:
-            kind: one of `STRESSES`.
+            kind: one of `STRESSES`, or `levels`.
 
         Returns:
             Tensors by input name, of the shapes of the examples.
@@ -113,7 +120,10 @@ class Stress:
                 yield op.inputs[0], bends
 
     def _find_scale(self) -> float:
-        """Scales what is drawn until each bend lies within one standard deviation of what most channels compute."""
+        """Scales what is drawn until each bend lies within one standard deviation of what most channels compute.
+
+        Not so close that all else is far beyond the outermost, but a single bend has no other to be set against.
+        """
         rng = np.random.default_rng(self._seed)
         normal = {name: _spread(rng, self._tensors[name].shape) for name in self.drawn}
         bending = list(self._bending())
@@ -122,7 +132,9 @@ class Stress:
         for _ in range(ROUNDS):
             feeds = {name: scale * normal[name] if name in normal else array for name, array in self._tensors.items()}
             values = {**feeds, **oracle.run(feeds, keep={name for name, _ in bending} - set(feeds))}
-            needed = max(_distance(values[name], bends) for name, bends in bending)
+            away = [(_distance(values[name], bends), bends) for name, bends in bending]
+            needed = max((distance for distance, bends in away if len(bends) > 1 or distance > 1), default=0.0)
+            self.few = any(np.prod(_positions(values[name].shape)) < FEWEST_POSITIONS for name, _ in bending)
             if needed:
                 scale = float(np.clip(scale * needed, *SCALES))
         return scale
@@ -216,6 +228,14 @@ def _knees(stress: Stress, rng: np.random.Generator, name: str, shape: tuple[int
     return stress.scale * _spread(rng, shape)
 
 
+def _levels(stress: Stress, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Array:
+    channels = tuple(extent if axis == 1 else 1 for axis, extent in enumerate(shape))
+    scale = stress.scale * np.exp2(rng.uniform(*LEVEL_OCTAVES))
+    heavy = np.exp2(rng.uniform(*LEVEL_SPREAD) * rng.standard_normal(channels))
+    drawn: Array = scale * (_spread(rng, shape) + rng.standard_normal(channels) * heavy)
+    return drawn
+
+
 def _impulses(stress: Stress, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Array:
     terms = stress._terms(name)
     there = rng.random(shape) < 1 / terms
@@ -245,4 +265,5 @@ DRAWS: Mapping[str, Callable[[Stress, np.random.Generator, str, tuple[int, ...]]
     "knees": _knees,
     "impulses": _impulses,
     "nonfinite": _nonfinite,
+    "levels": _levels,
 }

@@ -156,7 +156,7 @@ def compare_files(
         bisect: Whether to narrow a difference down to operators.
 
     Returns:
-        One graph check for each output, and one model check for each file that ONNX Runtime runs; a note for one that it cannot
+        One graph check for each output, and where all are right one for the parts that differ, by themselves; one model check for each file that ONNX Runtime runs; a note for one that it cannot
         run for lack of a kernel, or not even as the reference is spelled. One that it does not run though it runs the
         reference is skipped.
 
@@ -176,6 +176,7 @@ def compare_files(
         bisect_graphs,
         compare_answers,
         compare_graph,
+        compare_parts,
         sample_inputs,
         settle,
     )
@@ -193,6 +194,8 @@ def compare_files(
         feeds, described = [sample_inputs(models[0], seed, kind) for seed, kind in enumerate(NETWORK_KINDS)], NETWORK_KINDS
     reference = GraphReference(models[0], feeds)
     checks = compare_graph(reference, models[1])
+    if all(check.status != "failed" for check in checks):
+        checks += compare_parts(models[0], models[1], feeds[0])
     wrong = tuple(check for check in checks if check.status == "failed")
     agreement: tuple[Agreement, ...] = ()
     runs = 0

@@ -1,0 +1,116 @@
+"""What is wrong where a network's own tensors do not show it, and what is right though it looks otherwise on others."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+
+from sepwise.passes import fuse
+from sepwise.passes.equivalence import bisect_graphs, compare_graph, compare_parts, sample_inputs
+
+HEAD = '<ir_version: 9, opset_import: ["" : 18]> g (float[1,4,6,6] x) => (float y)'
+CONSTANTS = """float[4,4,1,1] w, float[4,4,1,1] u, float[4,4,1,1] v, float[4] b, float[4] dead = {0.5, -1e4, 0.25, 0.125},
+    float[4] open = {1e3, 1e3, 1e3, 1e3}, float zero = {0}, float six = {6}, float one = {1}, int64[2] axes = {2, 3}"""
+
+UNSEEN = {
+    "a dead channel": ("{ a = Conv (x, w, dead) r = Relu (a) y = Conv (r, u) }", "u"),
+    "a gate that is always open": (
+        "{ p = GlobalAveragePool (x) e = Conv (p, v) r = Relu (e) c = Conv (r, u, open) s = HardSigmoid (c) y = Mul (x, s) }",
+        "u",
+    ),
+    "in front of such a gate": (
+        "{ t = Conv (x, w) p = ReduceMean (t, axes) e = Conv (p, v, b) r = Relu (e) c = Conv (r, u, open) s = HardSigmoid (c)"
+        " m = Mul (t, s) y = Relu (m) }",
+        "v",
+    ),
+    "a limit that nothing reaches": ("{ a = Conv (x, w) t = Clip (a, zero, far) y = Conv (t, u) }", "far"),
+}
+
+RIGHT = {
+    "a rectifier behind a sigmoid": (
+        "{ a = Conv (x, w) s = Sigmoid (a) r = Relu (s) y = Conv (r, u) }",
+        "{ a = Conv (x, w) s = Sigmoid (a) y = Conv (s, u) }",
+    ),
+    "limits behind smaller ones": (
+        "{ a = Conv (x, w) c = Clip (a, zero, one) m = MaxPool <kernel_shape = [2,2]> (c) d = Clip (m, zero, six) y = Conv (d, u) }",
+        "{ a = Conv (x, w) c = Clip (a, zero, one) d = MaxPool <kernel_shape = [2,2]> (c) y = Conv (d, u) }",
+    ),
+    "a mean read by one side only": (
+        "{ a = Conv (x, w) m = ReduceMean (a, axes) n = Sub (a, m) s = Add (n, m) t = Conv (s, u) y = Add (t, m) }",
+        "{ a = Conv (x, w) m = ReduceMean (a, axes) t = Conv (a, u) y = Add (t, m) }",
+    ),
+    "a rectifier behind a mean of what is positive": (
+        "{ a = Conv (x, w) r = Relu (a) p = Conv <pads = [1,1,1,1], group = 4> (r, k) q = Relu (p) y = Conv (q, u) }",
+        "{ a = Conv (x, w) r = Relu (a) p = Conv <pads = [1,1,1,1], group = 4> (r, k) y = Conv (p, u) }",
+    ),
+    "a name that survives with another meaning": (
+        "{ a = Conv (x, w) t = Transpose <perm = [0,2,3,1]> (a) r = Relu (t) s = Transpose <perm = [0,3,1,2]> (r) y = Conv (s, u) }",
+        "{ a = Conv (x, w) r = Relu (a) y = Conv (r, u) }",
+    ),
+    "nothing bends, nothing is drawn": ("{ y = Relu (x) }", "{ r = Relu (x) y = Relu (r) }"),
+}
+
+
+def model(parse: Callable[..., onnx.ModelProto], body: str) -> onnx.ModelProto:
+    constants = CONSTANTS
+    constants += ", float far = {1e6}" if "far" in body else ""
+    constants += ", float[4,1,3,3] k" if " k)" in body else ""
+    proto = parse(f"{HEAD} <{constants}> {body}")
+    for tensor in proto.graph.initializer:
+        if tensor.name == "k":
+            tensor.CopyFrom(numpy_helper.from_array(np.full((4, 1, 3, 3), 1 / 9, np.float32), "k"))
+    return proto
+
+
+def with_one_percent(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The weight changes that reads the second channel, which is the dead one."""
+    changed = onnx.ModelProto.FromString(proto.SerializeToString())
+    tensor = next(each for each in changed.graph.initializer if each.name == name)
+    array = numpy_helper.to_array(tensor).copy()
+    array[(slice(None), 1) if array.ndim > 1 else ...] *= np.float32(1.01)
+    tensor.CopyFrom(numpy_helper.from_array(array, name))
+    return changed
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_no_output_shows_is_found_and_reproduced(name: str, parse: Callable[..., onnx.ModelProto]) -> None:
+    body, constant = UNSEEN[name]
+    original = model(parse, body)
+    wrong = with_one_percent(original, constant)
+    feed = sample_inputs(original, 0)
+    assert all(check.passed for check in compare_graph(original, wrong, feed))
+    (check,) = compare_parts(original, wrong, feed)
+    assert check.status == "failed"
+    assert check.worst_ratio is None or check.worst_ratio > 1
+    assert "drawn" in check.reason
+    found = bisect_graphs(original, wrong, [feed])
+    assert found.reproduces
+    (again, *_) = compare_graph(found.models["before.onnx"], found.models["after.onnx"], found.inputs)
+    assert again.status == "failed"
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_holds_for_all_that_the_network_makes_is_no_fault(name: str, parse: Callable[..., onnx.ModelProto]) -> None:
+    original, rewritten = (model(parse, body) for body in RIGHT[name])
+    feed = sample_inputs(original, 0)
+    assert all(check.passed for check in compare_graph(original, rewritten, feed))
+    checks = compare_parts(original, rewritten, feed)
+    assert all(check.passed for check in checks), checks
+    assert all(check.name == "parts" for check in checks)
+
+
+def test_each_part_that_is_fused_is_judged(parse: Callable[..., onnx.ModelProto]) -> None:
+    original = parse(
+        """<ir_version: 9, opset_import: ["" : 18]> g (float[1,4,6,6] x) => (float y)
+        <float[4,1,3,3] w, float[4] g, float[4] h, float[4] m, float[4] var, float[8,4,1,1] u> {
+        c = Conv <group = 4> (x, w) n = BatchNormalization (c, g, h, m, var) r = Relu (n) y = Conv (r, u) }"""
+    )
+    feed = sample_inputs(original, 0)
+    (check,) = compare_parts(original, ir.to_proto(fuse(ir.from_proto(original)).model), feed)
+    assert (check.name, check.status) == ("parts", "passed")
+    assert check.worst_ratio is not None
+    assert 0 < check.worst_ratio < 1
+    assert compare_parts(original, original, feed) == []
