@@ -132,7 +132,7 @@ class _Assignment:
         self._packed = Layout(max((each.output_lanes for each in convolutions), default=selector.device.lanes))
         self._packed_types = {"float32", *(each.dtypes.output for each in convolutions)}
         self._plain_names = set(graph.inputs) | set(graph.outputs) | set(views) | set(views.values())
-        self._generic: dict[str, _GenericCycles] = {}
+        self._generic: dict[tuple[str, int], _GenericCycles] = {}
         producers = {name: kernel for kernel in graph.kernels for name in kernel.outputs}
         self._options = {name: self._possible(name, producers.get(name)) for name in graph.values}
         self._held: dict[str, Held] = {}
@@ -274,9 +274,10 @@ class _Assignment:
 
     def _cycles_of(self, workload: GenericWorkload) -> _GenericCycles:
         """The costs of equal functions, found once."""
-        if workload.signature not in self._generic:
-            self._generic[workload.signature] = _GenericCycles(workload, self._selector)
-        return self._generic[workload.signature]
+        key = (workload.signature, workload.constant_count)  # one function may be fed a constant here and a tensor there
+        if key not in self._generic:
+            self._generic[key] = _GenericCycles(workload, self._selector)
+        return self._generic[key]
 
     # --- what follows ---------------------------------------------------------------------------------------
 

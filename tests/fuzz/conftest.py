@@ -481,12 +481,18 @@ class Network:
             return self.node(operator, x, self.numbers(*axes), attributes=keepdims)
         return self.node(operator, x, attributes=f"axes = [{','.join(map(str, axes))}], {keepdims}")
 
+    @staticmethod
+    def ends_inside(size: int, window: int, stride: int) -> bool:
+        """Whether the last window begins inside when their number is rounded up: where not, releases of ONNX differ."""
+        return -(-(size - window) // stride) * stride < size
+
     def pool(self, x: str) -> str:
         """Pooling over windows."""
         operator = str(self.some("MaxPool", "AveragePool"))
         window = [int(self.some(2, 3, 1)) for _ in range(self.rank)]
         attributes = [f"kernel_shape = [{','.join(map(str, window))}]"]
-        attributes += self.spelled("strides", [int(self.some(2, 1, 3)) for _ in window])
+        strides = [int(self.some(2, 1, 3)) for _ in window]
+        attributes += self.spelled("strides", strides)
         mode = self.some("none", "pads", "SAME_UPPER", "SAME_LOWER", "ceil")
         pads = [self.draw(st.integers(0, extent - 1)) if mode == "pads" else 0 for extent in (*window, *window)]
         if mode not in ("SAME_UPPER", "SAME_LOWER"):
@@ -495,7 +501,7 @@ class Network:
             attributes.append(f"pads = [{','.join(map(str, pads))}]")
         elif mode in ("SAME_UPPER", "SAME_LOWER"):
             attributes.append(f'auto_pad = "{mode}"')
-        elif mode == "ceil":
+        elif mode == "ceil" and all(self.ends_inside(*each) for each in zip(self.shapes[x][2:], window, strides, strict=True)):
             attributes.append("ceil_mode = 1")
         if operator == "AveragePool" and self.maybe(1, 3):
             attributes.append("count_include_pad = 1")
