@@ -246,7 +246,7 @@ def _by_streams(
     extent = loop.extent
     if isinstance(extent, tirx.IntImm):  # LLVM would unroll a short loop, and load what all of it reads first
         extent = Var("extent", PrimType("int32"))
-        before.append(tirx.Bind(extent, tirx.Cast("int32", _opaque(tirx.IntImm("int64", int(loop.extent))))))
+        before.append(tirx.Bind(extent, tirx.call_extern("int32", "sepwise_extent", loop.extent)))
 
     def on_load(load: TensorLoad) -> Expr:
         found = _vector_place(load, analyzer)
@@ -335,6 +335,15 @@ define i64 @sepwise_place(ptr %address) {
 define i64 @sepwise_opaque(i64 %value) {
   %same = call i64 asm "", "=r,0"(i64 %value) memory(none)
   ret i64 %same
+}
+
+declare void @llvm.assume(i1)
+
+define i32 @sepwise_extent(i32 %value) {
+  %same = call i32 asm "", "=r,0"(i32 %value) memory(none)
+  %positive = icmp sgt i32 %same, 0
+  call void @llvm.assume(i1 %positive)
+  ret i32 %same
 }
 """
 

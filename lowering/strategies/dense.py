@@ -8,7 +8,7 @@
 #     unrolled oc_i, ow_i: epilogue, store    [n, oc_o, oh, ow, oc_v]
 
 Also for pointwise convolutions with a stride or with padding. The first layer reads its few channels from the
-plain input as it is.
+plain input as it is; where inputs are lanes its order is `kh, ic, kw`, as the taps of a row read the same vectors.
 """
 
 from __future__ import annotations
@@ -119,17 +119,21 @@ class DenseStrategy:
         *loops, t_oc_v = sch.get_loops(total)[: -rank - 1]
         t_oc_i, t_ow_i = loops[-1 - rank], loops[-1]
         *taps, ic = sch.get_loops(total)[-rank - 1 :]
-        steps = [*taps, *split_reduction(sch, ic, stage.in_channels_per_group, workload.input_lanes)]
+        channels = split_reduction(sch, ic, stage.in_channels_per_group, workload.input_lanes)
+        taps_by_lane = device.multiplies_by_lane and workload.input_lanes == 0 and stage.kernel[-1] > 1
+        steps = [*taps[:-1], *channels, taps[-1]] if taps_by_lane else [*taps, *channels]
         accumulate_in_registers(
             sch, total, output, steps, unrolled=[t_oc_i, t_ow_i], vector=t_oc_v, output_loops=[oc_i, ow_i, oc_v]
         )
-        fmas = tile.pixels * tile.oc_vectors * stage.in_channels_per_group
-        few = not device.multiplies_by_lane or stage.in_channels_per_group <= device.lanes
-        if few and fmas * stage.kernel[-1] <= MOST_UNROLLED_FMAS:
+        accumulators = tile.pixels * tile.oc_vectors
+        if taps_by_lane:  # the taps of a row read lanes of the same vectors
+            if accumulators * stage.kernel[-1] <= MOST_UNROLLED_FMAS:
+                sch.unroll(taps[-1])
+        elif device.multiplies_by_lane:
+            unroll_lanes(sch, device, steps[-1], accumulators)
+        elif accumulators * stage.in_channels_per_group * stage.kernel[-1] <= MOST_UNROLLED_FMAS:
             for loop in steps[-2:]:  # of the taps too, LLVM would keep the pixels that they share, and spill them
                 sch.unroll(loop)
-        else:
-            unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
         for loop in (n, *depth, oh_o):
             mark_task(sch, loop)
         mark_clamp(sch, oc_t, blocks, tile.oc_vectors)
