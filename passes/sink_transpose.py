@@ -31,7 +31,7 @@ from sepwise.passes.rewriting import (
     unique_value_name,
 )
 
-__all__ = ["SinkTransposePass"]
+__all__ = ["ReorderedRegion", "SinkTransposePass"]
 
 UNIT = 1 << 20
 """More nodes than a network has: what one element weighs over one node, and one node over the direction of a Transpose."""
@@ -113,14 +113,15 @@ class SinkTransposePass(RewritePass[SunkTranspose]):
         transpose(transpose(x, p), q)          = transpose(x, r),  r[i] = p[q[i]],  which is x where r[i] = i
         transpose(x, p)                        = reshape(x)        where its axes of more than one element stay in line
 
-    and alike for operators that name axes (`axis_order.py`). The first line holds from right to left as well, and a value that
-    nothing transposes is `transpose(transpose(x, inverse p), p)`, so any connected nodes of that kind may be on either side of
-    their Transposes. From one Transpose, the region is found of all nodes that it could be moved past, those that these are
-    connected with, and the Transposes at its borders. Each node of the region takes one of two sides, as written or
-    reordered; a value that is made on one side and read on the other costs a Transpose, which all its readers share. What
-    stands at the border is on a given side. The cheapest division is a minimum cut (`minimum_cut.py`); of several, the one
-    in which Transposes stand nearest to the outputs. So the pairs around every convolution of a network that keeps its
-    tensors as `(n, h, w, c)` cancel, past squeeze-and-excitation and residuals, and those at its inputs and outputs are left.
+    and alike for operators that name axes (`axis_order.py`). The first line holds from right to left as well, and a value
+    that nothing transposes is `transpose(transpose(x, inverse p), p)`, so any connected nodes of that kind may be on either
+    side of their Transposes. From one Transpose, the region is found of all nodes that it could be moved past, those that
+    these are connected with, and the Transposes at its borders. Each node of the region takes one of two sides, as written or
+    reordered; a value that is made on one side and read on the other costs a Transpose, which all its readers share; a
+    Transpose in the region costs what it moves on its side. What stands at the border is on a given side. The cheapest
+    division is a minimum cut (`minimum_cut.py`); of several, the one in which Transposes stand nearest to the outputs. So the
+    pairs around every convolution of a network that keeps its tensors as `(n, h, w, c)` cancel, past squeeze-and-excitation
+    and residuals, and those at its inputs and outputs are left.
 
     Class of the rewrite: `exact`, but for sums over several axes, which may be added up in another order.
 
@@ -278,6 +279,16 @@ def _elements(region: Region, value: ir.Value) -> int:
     return 0 if moves_nothing(region.orders[value], shape) else math.prod(shape)
 
 
+def _moved(found: ReorderedNode, *, reordered: bool) -> int:
+    """Elements that a Transpose within a region moves, on either side."""
+    perm, shape = permutation(found.node), static_shape(found.node.inputs[0])
+    assert perm is not None, "the rank of its input is known"
+    assert shape is not None, "shapes in a region are known"
+    if reordered:
+        perm, shape = found.attributes["perm"].as_ints(), tuple(shape[axis] for axis in found.inputs[0])
+    return 0 if moves_nothing(perm, shape) else math.prod(shape)
+
+
 def _ends(region: Region, value: ir.Value) -> tuple[ir.Node | str, set[ir.Node | str]]:
     """Where a value is made and read: nodes of the region, or the side on which it is given."""
     producer = value.producer()
@@ -312,6 +323,10 @@ def _divide(region: Region, *, forward: bool) -> frozenset[ir.Node]:
             division.part(behind, made, weight)
             for reader in read - {REORDERED}:
                 division.part(reader, behind, math.inf)
+    for node, found in region.nodes.items():
+        if is_operator(node, "Transpose"):
+            division.part(node, REORDERED, _moved(found, reordered=False) * UNIT**2)
+            division.part(AS_WRITTEN, node, _moved(found, reordered=True) * UNIT**2)
     _, reordered = division.solve()
     return frozenset(node for node in region.nodes if node in reordered)
 
@@ -321,7 +336,8 @@ def _cost(region: Region, reordered: Collection[ir.Node]) -> int:
     def side(end: ir.Node | str) -> bool:
         return end == REORDERED if isinstance(end, str) else end in reordered
 
-    total = 0
+    within = (found for node, found in region.nodes.items() if is_operator(node, "Transpose"))
+    total = sum(_moved(found, reordered=found.node in reordered) * UNIT**2 for found in within)
     for value, order in region.orders.items():
         made, read = _ends(region, value)
         if _differs(order) and any(side(reader) != side(made) for reader in read):

@@ -12,7 +12,7 @@ from sepwise.passes import canonicalize
 from sepwise.passes.axis_order import moves_nothing, permutation
 from sepwise.passes.pipeline import fuse
 from sepwise.passes.rewriting import original_nodes
-from sepwise.passes.sink_transpose import SinkTransposePass
+from sepwise.passes.sink_transpose import ReorderedRegion, SinkTransposePass
 
 Build = Callable[..., ir.Model]
 Equivalent = Callable[..., None]
@@ -221,6 +221,23 @@ def test_what_is_not_transposed_is_where_that_is_cheaper(build: Build, equivalen
     assert fired == 2
     assert operators(sunk) == ["Reshape", "Mul", "Conv"]
     equivalent(model, sunk, exact=True)
+
+
+def test_what_another_moves_on_either_side_counts(build: Build, equivalent: Equivalent) -> None:
+    """The second Transpose moves nothing where it is, and all before the first."""
+    model = build(HEAD + """
+    g (float[1,4,5,6] x) => (float y) <float[4] k>
+    { [first] a = Transpose <perm = [0,2,3,1]> (x) [relu] b = Relu (a)
+      [second] c = Transpose <perm = [1,0,2,3]> (b) y = LayerNormalization (c, k) }
+    """)
+    found = SinkTransposePass().match(model, model.graph.node("first"))
+    assert isinstance(found, ReorderedRegion)
+    assert {node.name for node in found.region.nodes} == {"relu", "second"}
+    assert {node.name for node in found.nodes} == {"relu"}
+    sunk, fired, _ = sink(model)
+    assert fired == 2
+    assert operators(sunk) == ["Relu", "Transpose", "LayerNormalization"]
+    equivalent(model, sunk)
 
 
 def test_all_that_read_it_move_together(build: Build, equivalent: Equivalent) -> None:
