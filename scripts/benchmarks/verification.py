@@ -44,7 +44,14 @@ from sepwise.lowering.runner import open_runner
 from sepwise.lowering.verify import GROUPING, KernelChecker
 from sepwise.models.catalogue import ENTRIES, Entry
 from sepwise.passes import canonicalize, fuse, load_model
-from sepwise.passes.equivalence import NETWORK_KINDS, GraphReference, compare_execution, compare_graph, sample_inputs
+from sepwise.passes.equivalence import (
+    NETWORK_KINDS,
+    GraphReference,
+    compare_execution,
+    compare_graph,
+    compare_parts,
+    sample_inputs,
+)
 from sepwise.passes.errors import CheckFailed, SepwiseError
 from sepwise.passes.saving import save_model
 from sepwise.report.provenance import collect
@@ -122,7 +129,7 @@ RULES: Final[Mapping[str, Rule]] = {
 
 # Results ---------------------------------------------------------------------------------------------------------------
 
-RIGHT: Final = ("runtime", "rewrite", "kernel")
+RIGHT: Final = ("runtime", "rewrite", "part", "kernel")
 WRONG: Final = ("wrong runtime", "wrong rewrite", "wrong kernel")
 
 
@@ -134,8 +141,8 @@ class Result:
         group: One of `RIGHT` or `WRONG`.
         name: The runtime, the optimiser, the kernel or the mutant.
         network: What it computes.
-        ratio: Error over tolerance in its own scope (runtimes model, rewrites graph, kernels kernel); infinite where
-            nothing finite measures it. None where it was not judged, as `note` says.
+        ratio: Error over tolerance in its own scope (runtimes model, rewrites and their worst part graph, kernels kernel);
+            infinite where nothing finite measures it. None where it was not judged, as `note` says.
         model_ratio: Error over tolerance of the whole network's outputs, in float32. None where there are none.
         rms_ratio: RMS(e) / RMS(sigma_x) of the worst output of 100 elements and more.
         element_ratio: Largest |e| / (16 sigma_x).
@@ -385,9 +392,11 @@ def measure(network: Network) -> Iterator[Result]:
         result = judge(Result(group, name, network.name), outputs, reference.outputs, sigma, usual)
         return replace(result, ratio=result.model_ratio if ratio is None else ratio)
 
-    def rewritten(name: str, models: Sequence[ir.Model]) -> Result:
+    def rewritten(name: str, models: Sequence[ir.Model]) -> Iterator[Result]:
         ratio = max(ratio_of(check) for each in models for check in compare_graph(reference, each))
-        return judged("rewrite", name, run_onnxruntime(models[-1], feeds), ratio)
+        yield judged("rewrite", name, run_onnxruntime(models[-1], feeds), ratio)
+        parts = max(map(ratio_of, compare_parts(model, models[-1], feeds[0])), default=0.0)
+        yield Result("part", name, network.name, parts)
 
     for group, runtimes in (("runtime", RUNTIMES), ("wrong runtime", WRONG_RUNTIMES)):
         for name, run in installed(runtimes).items():
@@ -397,12 +406,12 @@ def measure(network: Network) -> Iterator[Result]:
                 yield Result(group, name, network.name, note=" ".join(str(error).split()))
     for name, optimise in installed(OPTIMISERS).items():
         try:
-            yield rewritten(name, [reload(optimise(ir.to_proto(model)))])
+            yield from rewritten(name, [reload(optimise(ir.to_proto(model)))])
         except Exception as error:  # as above
             yield Result("rewrite", name, network.name, note=" ".join(str(error).split()))
 
     report = fuse(model, keep_stages=True)
-    yield rewritten(OURS, [stage for _, stage in report.stages])
+    yield from rewritten(OURS, [stage for _, stage in report.stages])
 
     program, _ = build_program(model, device.get("host"))
     with open_runner(program) as runner:
@@ -539,7 +548,7 @@ def rows_by(results: Sequence[Result], key: Callable[[Result], str]) -> dict[str
 def right_table(results: Sequence[Result]) -> list[str]:
     """A row for each right runtime and optimiser, and one for our kernels."""
     right = [result for result in results if result.group in RIGHT]
-    scopes = {"runtime": "model", "rewrite": "graph", "kernel": "kernel"}
+    scopes = {"runtime": "model", "rewrite": "graph", "part": "graph, part by part", "kernel": "kernel"}
     groups = rows_by(right, lambda result: f"{scopes[result.group]} | {OURS if result.group == 'kernel' else result.name}")
     header = ["scope", "right result", "cases", "smallest", "median", "largest ratio", "above 1"]
     rows = []

@@ -124,7 +124,9 @@ def test_a_network_is_measured(
         ("runtime", "ONNX Runtime"),
         ("runtime", "ONNX Runtime, not optimised"),
         ("rewrite", "basic"),
+        ("part", "basic"),
         ("rewrite", "sepwise"),
+        ("part", "sepwise"),
         ("runtime", "sepwise"),
     ]
     assert any(result.group == "kernel" and result.ratio for result in results)
