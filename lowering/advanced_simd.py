@@ -204,7 +204,7 @@ def _by_streams(
     loop: tirx.For, run: Sequence[tirx.Stmt], registers: int, analyzer: Any, kinds: set[tuple[str, int]]
 ) -> tirx.Stmt:
     """A loop over `run` with the loads of its streams; `kinds` gets the types and counts of vectors that are loaded together."""
-    streams = _streams(loop, run, analyzer)
+    streams, places = _streams(loop, run, analyzer)
     totals = {(statement.buffer, str(statement.indices[0])) for statement in run}
     inputs = sum(max(map(len, stream.rows)) for stream in streams if stream.by_lane)
     together = min(MOST_TOGETHER, registers - SPARE_REGISTERS - len(totals) - inputs)
@@ -249,12 +249,7 @@ def _by_streams(
         before.append(tirx.Bind(extent, tirx.call_extern("int32", "sepwise_extent", loop.extent)))
 
     def on_load(load: TensorLoad) -> Expr:
-        found = _vector_place(load, analyzer)
-        if found is None:
-            return load
-        base, offset = found
-        numbers = [number for number, stream in enumerate(streams) if _is_of(stream, load.source, base)]
-        vectors, first = loaded.get((numbers[0], offset), (None, 0)) if numbers else (None, 0)
+        vectors, first = loaded.get(places.get(load, (-1, 0)), (None, 0))
         if vectors is None:
             return load
         return tirx.Shuffle([vectors], [tirx.IntImm("int32", first + lane) for lane in range(_register_lanes(load.source))])
@@ -268,9 +263,15 @@ def _by_streams(
     )
 
 
-def _streams(loop: tirx.For, run: Sequence[tirx.Stmt], analyzer: Any) -> list[_Stream]:
-    """What the statements of a loop load in any case and from another place in each iteration, by tensor and base."""
+def _streams(
+    loop: tirx.For, run: Sequence[tirx.Stmt], analyzer: Any
+) -> tuple[list[_Stream], dict[TensorLoad, tuple[int, int]]]:
+    """What the statements of a loop load in any case and from another place in each iteration, by tensor and base.
+
+    With it, for each load, the number of its stream and its offset there.
+    """
     streams: list[_Stream] = []
+    places: dict[TensorLoad, tuple[int, int]] = {}
     by_lane: list[TensorLoad] = []
 
     def note_lanes(shuffle: tirx.Shuffle) -> None:
@@ -281,14 +282,14 @@ def _streams(loop: tirx.For, run: Sequence[tirx.Stmt], analyzer: Any) -> list[_S
         if found is None:
             return
         base, offset = found
-        stream = next((stream for stream in streams if _is_of(stream, load.source, base)), None)
-        if stream is None:
+        at = next((at for at, stream in enumerate(streams) if _is_of(stream, load.source, base)), len(streams))
+        if at == len(streams):
             step = analyzer.simplify(_with(base, loop.loop_var, loop.loop_var + 1) - base)
             if not isinstance(step, tirx.IntImm) or int(step) == 0:
                 return
-            stream = _Stream(load.source, base, int(step), any(load.same_as(lanes) for lanes in by_lane), {})
-            streams.append(stream)
-        stream.readers.setdefault(offset, number)
+            streams.append(_Stream(load.source, base, int(step), any(load.same_as(lanes) for lanes in by_lane), {}))
+        streams[at].readers.setdefault(offset, number)
+        places[load] = at, offset
 
     for number, statement in enumerate(run):
         by_lane.clear()
@@ -298,7 +299,7 @@ def _streams(loop: tirx.For, run: Sequence[tirx.Stmt], analyzer: Any) -> list[_S
         )
         for load in loads:
             note(load, number)
-    return streams
+    return streams, places
 
 
 def _vector_place(load: TensorLoad, analyzer: Any) -> tuple[Expr, int] | None:

@@ -151,3 +151,18 @@ def test_inputs_of_float16_by_lane_lie_in_few_registers() -> None:
     assert not cost.register_tile_fits(half, 14, 1)
     assert cost.register_tile_fits(half, 14, 1, adjacent=True)
     assert cost.register_tile_fits(half, cost.FLOAT16_FACTORS, 2)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "vectors", "adjacent", "together"),
+    [(8, 2, False, 4), (4, 5, False, 4), (5, 4, False, 3), (6, 4, False, -2), (8, 3, True, 2), (16, 1, True, 4)],
+)
+def test_accumulators_and_inputs_leave_registers_for_weights(pixels: int, vectors: int, adjacent: bool, together: int) -> None:
+    assert cost.vectors_together(device.get("cortex-a72"), pixels, vectors, adjacent=adjacent) == together
+
+
+def test_vectors_that_are_loaded_together_cost_less() -> None:
+    a72 = device.get("cortex-a72")
+    together, pairs = (cost.micro_kernel_cycles(a72, p, v, 128) / (p * v) for p, v in ((4, 4), (9, 2)))
+    assert together < pairs  # though 9 x 2 loads fewer vectors for each multiply-add
+    assert cost.micro_kernel_cycles(a72, 8, 2, 128) < cost.micro_kernel_cycles(a72, 8, 2, 128, weights_together=False)
