@@ -358,22 +358,22 @@ def _load_code(dtype: str, vectors: int) -> str:
     """LLVM's intermediate code of a function that loads vectors together; TVM lets LLVM inline what it imports."""
     bits = int(dtype.removeprefix("float"))
     lanes = REGISTER_BITS // bits
-    part, whole = (f"<{count} x {'half' if bits == 16 else 'float'}>" for count in (lanes, vectors * lanes))
-    every = range(vectors * lanes)
+    part, pair, whole = (f"<{count * lanes} x {'half' if bits == 16 else 'float'}>" for count in (1, 2, vectors))
     parts = f"{{{', '.join([part] * vectors)}}}"
     intrinsic = f"@llvm.aarch64.neon.ld1x{vectors}.v{lanes}f{bits}.p0"
+
+    def join(kind: str, first: str, second: str, count: int) -> str:
+        """The first lanes of two vectors of a kind, one behind the other."""
+        order = ", ".join(f"i32 {lane}" for lane in range(count))
+        return f"shufflevector {kind} {first}, {kind} {second}, <{count} x i32> <{order}>"
+
     lines = ["%address = inttoptr i64 %place to ptr", f"%loaded = call {parts} {intrinsic}(ptr %address)"]
-    joined = "poison"
-    for number in range(vectors):
-        wide = ", ".join(f"i32 {lane}" if lane < lanes else "i32 poison" for lane in every)
-        order = ", ".join(f"i32 {lane + (len(every) - number * lanes) * (lane // lanes == number)}" for lane in every)
-        lines += [
-            f"%part{number} = extractvalue {parts} %loaded, {number}",
-            f"%wide{number} = shufflevector {part} %part{number}, {part} poison, <{len(every)} x i32> <{wide}>",
-            f"%joined{number} = shufflevector {whole} {joined}, {whole} %wide{number}, <{len(every)} x i32> <{order}>",
-        ]
-        joined = f"%joined{number}"
-    code = "\n  ".join([*lines, f"ret {whole} {joined}"])
+    lines += [f"%part{number} = extractvalue {parts} %loaded, {number}" for number in range(vectors)]
+    for number in range(0, vectors, 2):
+        other = f"%part{number + 1}" if number + 1 < vectors else "poison"
+        lines.append(f"%pair{number} = {join(part, f'%part{number}', other, 2 * lanes)}")
+    lines.append(f"%joined = {join(pair, '%pair0', '%pair2' if vectors > 2 else 'poison', vectors * lanes)}")
+    code = "\n  ".join([*lines, f"ret {whole} %joined"])
     return f"\ndeclare {parts} {intrinsic}(ptr)\n\ndefine {whole} @{_load_name(dtype, vectors)}(i64 %place) {{\n  {code}\n}}\n"
 
 
