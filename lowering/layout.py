@@ -130,6 +130,11 @@ class _Assignment:
         self._selector = selector
         convolutions = [kernel.workload for kernel in graph.kernels if isinstance(kernel.workload, ConvWorkload)]
         self._packed = Layout(max((each.output_lanes for each in convolutions), default=selector.device.lanes))
+        self._read_lanes: dict[str, set[int]] = {}  # by value, those of the convolutions that read it
+        for kernel in graph.kernels:
+            if isinstance(kernel.workload, ConvWorkload):
+                for name in kernel.inputs:
+                    self._read_lanes.setdefault(name, set()).add(kernel.workload.output_lanes)
         self._packed_types = {"float32", *(each.dtypes.output for each in convolutions)}
         self._plain_names = set(graph.inputs) | set(graph.outputs) | set(views) | set(views.values())
         self._generic: dict[tuple[str, int], _GenericCycles] = {}
@@ -148,9 +153,10 @@ class _Assignment:
             return [(packed, PLAIN)] if name in self._plain_names else [(packed,), (packed, PLAIN)]
         if not self._can_be_packed(self._graph.values[name]):
             return [(PLAIN,)]
+        others = [(PLAIN, Layout(lanes)) for lanes in self._read_lanes.get(name, ()) if lanes != packed.lanes]
         if producer is None or isinstance(producer.workload, LinearWorkload):
-            return [(PLAIN,), (PLAIN, packed)]
-        return [(PLAIN,), *both] if name in self._plain_names else [(packed,), (PLAIN,), *both]
+            return [(PLAIN,), (PLAIN, packed), *others]
+        return [(PLAIN,), *both, *others] if name in self._plain_names else [(packed,), (PLAIN,), *both, *others]
 
     def _can_be_packed(self, value: TensorType) -> bool:
         """Whether strategies and generic kernels take a packed tensor of that type."""

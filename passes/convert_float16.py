@@ -17,7 +17,7 @@ PRODUCTS = ("Conv", "Gemm", "MatMul")
 """What is worth being converted to by itself, where its weights are constant: sums of products."""
 
 FOLLOWERS = (
-    *("Abs", "Add", "Clip", "Div", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Max", "Min", "Mish", "Mul", "Neg"),
+    *("Abs", "Add", "Clip", "Div", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Max", "Min", "Mish", "Mul", "Neg"),
     *("PRelu", "Relu", "Sigmoid", "Softplus", "Sub", "Swish", "Tanh"),
     *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalMaxPool", "MaxPool", "Pad", "Reshape", "Slice"),
     *("SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
@@ -87,7 +87,7 @@ class ConvertFloat16Pass(RewritePass[Narrowed]):
                 if weight is not None and (node.op_type != "MatMul" or len(weight.shape) == MATRIX_RANK):
                     yield node
             elif any(_widened(value) is not None for value in node.inputs) and (
-                is_operator(node, *FOLLOWERS) or read_activation(model, node) is not None
+                is_operator(node, *FOLLOWERS) or (node.domain == DOMAIN and read_activation(model, node) is not None)
             ):
                 yield node
 

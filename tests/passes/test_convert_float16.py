@@ -72,6 +72,7 @@ def test_constants_are_rounded_to_nearest(build: Build) -> None:
         ("m = GlobalAveragePool (c) y = Mul (m, c)", ["GlobalAveragePool"]),
         ("s = Softmax <axis = 1> (c) y = Conv (s, w)", ["Softmax"]),
         ("e = Exp (c) l = Log (e) r = Relu (l) y = Conv (r, w)", ["Exp", "Log", "Relu"]),
+        ("e = Elu (c) y = Conv (e, w)", ["Elu"]),
         ("m = ReduceMean <axes = [2,3]> (c) y = Flatten (m)", ["ReduceMean", "Flatten"]),
     ],
 )
