@@ -287,6 +287,25 @@ def test_float16_instructions_trap_on_cores_without_them(network: Callable[..., 
         runner.run(feed)
 
 
+MIXED = HEAD + """
+mixed (float[1,8,6,6] x) => (float[1,8,12,12] y) <float[8,8,3,3] w, float[8,1,4,4] u>
+{
+  [half] a = Conv <pads = [1,1,1,1]> (x, w)
+  [act] b = Relu (a)
+  [single] y = ConvTranspose <group = 8, strides = [2,2], pads = [1,1,1,1]> (b, u)
+}
+"""
+
+
+def test_convolutions_of_both_types_have_their_own_lanes(network: Callable[..., ir.Model]) -> None:
+    device_ = device.get("cortex-a76")
+    program, report = build_program(network(MIXED), device_, float16=True)
+    assert report.generic_convolutions == ()
+    assert 0 < report.float16_mac_share < report.strategy_mac_share == 1
+    packed = {(value.type.dtype, value.type.layout.lanes) for value in program.values if value.type.layout.packed}
+    assert packed >= {("float16", 2 * device_.lanes), ("float32", device_.lanes)}
+
+
 RANKED = HEAD + """
 ranked (float[1,8,5,5] x) => (float[1,3] y) <float[8,8,1,1] w, int64[1] k = {3}>
 {
