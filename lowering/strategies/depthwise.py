@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.strategies.tiles import RowTile
     from sepwise.lowering.workload import ConvWorkload, Stage
 
-__all__ = ["DepthwiseStrategy", "depthwise_cycles", "unrolled_taps"]
+__all__ = ["DepthwiseStrategy", "depthwise_cycles", "refuse_shared_lanes", "unrolled_taps"]
 
 
 class DepthwiseStrategy:
@@ -50,14 +50,7 @@ class DepthwiseStrategy:
     def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
         """Refuses lanes that share a channel, and plain inputs."""
         del device
-        if len(workload.stages) != 1:
-            return Refusal("one convolution at a time")
-        source = compute.lane_source(workload.stages[0], workload.output_lanes)
-        if source is not compute.LaneSource.LANE:
-            return Refusal(f"a lane reads {source.value}")
-        if workload.input_lanes != workload.output_lanes:
-            return Refusal("input and output are packed differently")
-        return None
+        return refuse_shared_lanes(workload)
 
     def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[RowTile]:
         """Register tiles of one vector, times row counts whose copied input fits the second-level cache."""
@@ -131,6 +124,25 @@ def unrolled_taps(taps: Sequence[LoopRV], stage: Stage, pixels: int) -> Sequence
         first -= 1
         fmas *= extents[first]
     return taps[first:]
+
+
+def refuse_shared_lanes(workload: ConvWorkload) -> Refusal | None:
+    """Refuses what is no single convolution in which each lane of the output reads its own lane of the input.
+
+    Args:
+        workload: The convolutions of one kernel.
+
+    Returns:
+        Why, or None.
+    """
+    if len(workload.stages) != 1:
+        return Refusal("one convolution at a time")
+    source = compute.lane_source(workload.stages[0], workload.output_lanes)
+    if source is not compute.LaneSource.LANE:
+        return Refusal(f"a lane reads {source.value}")
+    if workload.input_lanes != workload.output_lanes:
+        return Refusal("input and output are packed differently")
+    return None
 
 
 def depthwise_cycles(stage: Stage, device: Device, rows: int, width: int, pixels: int, *, staged: bool) -> float:

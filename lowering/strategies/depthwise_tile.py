@@ -22,9 +22,10 @@ from sepwise.lowering import compute
 from sepwise.lowering.borders import mark_border
 from sepwise.lowering.cost import EPILOGUE_CYCLES, LOST_SHARE, TILE_OVERHEAD_CYCLES, parallel_cycles
 from sepwise.lowering.strategies.base import Implementation, Refusal
+from sepwise.lowering.strategies.depthwise import refuse_shared_lanes
 from sepwise.lowering.strategies.packing import conv_packer, true_shapes
 from sepwise.lowering.strategies.steps import accumulate_in_registers, start_from_bias
-from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS
+from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, grains
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
 if TYPE_CHECKING:
@@ -75,16 +76,10 @@ class DepthwiseTileStrategy:
 
     def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
         """Refuses lanes that share a channel, plain inputs, and kernels of so many taps that no tile is written out."""
-        if len(workload.stages) != 1:
-            return Refusal("one convolution at a time")
-        source = compute.lane_source(workload.stages[0], workload.output_lanes)
-        if source is not compute.LaneSource.LANE:
-            return Refusal(f"a lane reads {source.value}")
-        if workload.input_lanes != workload.output_lanes:
-            return Refusal("input and output are packed differently")
-        if not self.tiles(workload, device, 1):
+        refusal = refuse_shared_lanes(workload)
+        if refusal is None and not self.tiles(workload, device, 1):
             return Refusal("the taps of a tile are too many to be written out")
-        return None
+        return refusal
 
     def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[DepthwiseTile]:
         """Rectangles that fit registers and code, each with the rows of an image in one task or shared out."""
@@ -92,12 +87,10 @@ class DepthwiseTileStrategy:
         *outer, height, width = workload.spatials[-1]
         found = []
         for rows in range(1, min(height, device.vector_registers) + 1):
-            row_tiles = math.ceil(height / rows)
-            grains = {math.ceil(row_tiles / share) for share in (1, threads, 2 * threads, 4 * threads) if share <= row_tiles}
             for pixels in range(1, min(width, device.vector_registers) + 1):
                 if code_fits(stage, workload.spatial, workload.spatials[-1], (*(1 for _ in outer), rows, pixels)):
                     beside = _beside(stage, rows, pixels)
-                    found += [DepthwiseTile(rows, pixels, beside, grain) for grain in sorted(grains)]
+                    found += [DepthwiseTile(rows, pixels, beside, grain) for grain in grains(math.ceil(height / rows), threads)]
         fitting = [tile for tile in found if tile.fits(device)]
         return sorted(fitting, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
 

@@ -28,6 +28,7 @@ from sepwise.lowering.cost import (
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
 from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, start_from_bias, unroll_lanes
+from sepwise.lowering.strategies.tiles import grains
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
 if TYPE_CHECKING:
@@ -83,10 +84,8 @@ class PointwiseStrategy:
         found: list[PointwiseTile] = []
         adjacent = workload.input_lanes == 0
         for tile_pixels, oc_vectors in register_tiles(device, pixels, blocks, adjacent=adjacent):
-            tiles = math.ceil(pixels / tile_pixels)
-            shares = {1, threads, 2 * threads, 4 * threads}
-            grains = {math.ceil(tiles / share) for share in shares if share <= tiles}
-            found += [PointwiseTile(tile_pixels, oc_vectors, grain, adjacent) for grain in sorted(grains)]
+            shares = grains(math.ceil(pixels / tile_pixels), threads)
+            found += [PointwiseTile(tile_pixels, oc_vectors, grain, adjacent) for grain in shares]
         return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
 
     def predicted_cycles(

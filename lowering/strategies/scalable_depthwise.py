@@ -23,10 +23,11 @@ from sepwise.lowering.borders import mark_border
 from sepwise.lowering.cost import EPILOGUE_CYCLES, LOST_SHARE, TILE_OVERHEAD_CYCLES, parallel_cycles
 from sepwise.lowering.scalable import QUAD_BYTES, mark_scalable
 from sepwise.lowering.strategies.base import Implementation, Refusal
+from sepwise.lowering.strategies.depthwise import refuse_shared_lanes
 from sepwise.lowering.strategies.depthwise_tile import MOST_PEELED_FMAS, border_tiles
 from sepwise.lowering.strategies.packing import conv_packer, true_shapes
 from sepwise.lowering.strategies.steps import accumulate_in_registers
-from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS
+from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, grains
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 from sepwise.lowering.workload import DTypes
 
@@ -77,15 +78,10 @@ class ScalableDepthwiseStrategy:
             return Refusal("the device has no scalable vectors")
         if workload.dtypes != DTypes():
             return Refusal(f"elements are {workload.dtypes}")
-        if len(workload.stages) != 1:
-            return Refusal("one convolution at a time")
-        stage = workload.stages[0]
-        source = compute.lane_source(stage, workload.output_lanes)
-        if source is not compute.LaneSource.LANE:
-            return Refusal(f"a lane reads {source.value}")
-        if workload.input_lanes != workload.output_lanes:
-            return Refusal("input and output are packed differently")
-        if stage.strides[-1] > 1:
+        refusal = refuse_shared_lanes(workload)
+        if refusal is not None:
+            return refusal
+        if workload.stages[0].strides[-1] > 1:
             return Refusal("the pixels that neighbours read do not lie side by side")
         if not self._code_fits(workload, 1, 1):
             return Refusal("a tile would be too long to write out")
@@ -96,12 +92,11 @@ class ScalableDepthwiseStrategy:
         height = workload.spatials[-1][-2]
         found = []
         for rows in range(1, min(height, device.vector_registers) + 1):
-            row_tiles = math.ceil(height / rows)
-            grains = {math.ceil(row_tiles / share) for share in (1, threads, 2 * threads, 4 * threads) if share <= row_tiles}
+            shares = grains(math.ceil(height / rows), threads)
             weights = _weights(workload.stages[0], rows)
             for vectors in range(1, device.vector_registers + 1):
                 if self._code_fits(workload, rows, vectors):
-                    found += [ScalableDepthwiseTile(rows, vectors, weights, grain) for grain in sorted(grains)]
+                    found += [ScalableDepthwiseTile(rows, vectors, weights, grain) for grain in shares]
         # A kernel of many taps fits no tile whole: then its weights are loaded again for each row.
         fitting = [tile for tile in found if tile.fits(device)] or [ScalableDepthwiseTile(1, 1, 1, 1)]
         return sorted(fitting, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))

@@ -31,6 +31,7 @@ from sepwise.lowering.scalable import QUAD_BYTES, mark_scalable
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
 from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction
+from sepwise.lowering.strategies.tiles import grains
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 from sepwise.lowering.workload import DTypes
 
@@ -95,12 +96,11 @@ class ScalablePointwiseStrategy:
     def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[ScalablePointwiseTile]:
         """All register tiles that fit, each with the pixels of an image in one task or shared out."""
         pixels, blocks = _pixels(workload), _blocks(workload)
-        shares = {math.ceil(pixels / share) for share in (1, threads, 2 * threads, 4 * threads) if share <= pixels}
         found = [
             ScalablePointwiseTile(vectors, oc_vectors, share)
             for vectors in range(1, MOST_VECTORS + 1)
             for oc_vectors in range(1, min(blocks, device.vector_registers) + 1)
-            for share in sorted(shares)
+            for share in grains(pixels, threads)
         ]
         fitting = [tile for tile in found if tile.fits(device)]
         return sorted(fitting, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))

@@ -11,7 +11,7 @@ from sepwise.lowering.cost import CACHE_SHARE, register_tile_fits, register_tile
 if TYPE_CHECKING:
     from sepwise.lowering.device import Device
 
-__all__ = ["MOST_UNROLLED_FMAS", "RowTile", "row_shares", "row_tiles"]
+__all__ = ["MOST_UNROLLED_FMAS", "RowTile", "grains", "row_shares", "row_tiles"]
 
 MOST_UNROLLED_FMAS = 256
 """Multiply-adds of one tile that are written out one by one: beyond, its taps or channels stay a loop."""
@@ -79,3 +79,16 @@ def row_shares(device: Device, height: int, *, staged_row_bytes: float) -> list[
     most_rows = CACHE_SHARE * device.l2_bytes / staged_row_bytes if staged_row_bytes else height
     shares = {math.ceil(height / tasks) for tasks in range(1, height + 1)}
     return [rows for rows in sorted(shares) if rows <= max(most_rows, 1)]
+
+
+def grains(count: int, threads: int) -> list[int]:
+    """Lists how many of a kernel's tiles one task may have: all of an image, or so few that each worker has up to four tasks.
+
+    Args:
+        count: Tiles of an image.
+        threads: Workers.
+
+    Returns:
+        Tiles of a task, fewest first.
+    """
+    return sorted({math.ceil(count / share) for share in (1, threads, 2 * threads, 4 * threads) if share <= count})

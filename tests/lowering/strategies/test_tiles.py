@@ -6,7 +6,7 @@ import pytest
 
 from sepwise.lowering.cost import register_tiles
 from sepwise.lowering.device import Device
-from sepwise.lowering.strategies.tiles import RowTile, row_tiles
+from sepwise.lowering.strategies.tiles import RowTile, grains, row_tiles
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (-1, 1, 1)])
@@ -39,3 +39,8 @@ def test_staged_rows_stay_in_the_second_level_cache(every_device: Mapping[str, D
         assert max(tile.rows for tile in quarter) < 4
         huge = row_tiles(device, 8, 4, 1, staged_row_bytes=2 * device.l2_bytes)
         assert {tile.rows for tile in huge} == {1}, "a single row is always allowed"
+
+
+@pytest.mark.parametrize(("count", "threads", "expected"), [(7, 1, [2, 4, 7]), (7, 2, [1, 2, 4, 7]), (3, 4, [3]), (1, 1, [1])])
+def test_tasks_have_all_tiles_or_an_even_share(count: int, threads: int, expected: list[int]) -> None:
+    assert grains(count, threads) == expected
