@@ -29,7 +29,7 @@ from sepwise.passes.equivalence.operators import evaluate
 from sepwise.passes.equivalence.oracle import Oracle
 from sepwise.passes.errors import InputError, SepwiseError
 
-__all__ = ["Fault", "Search", "Side", "find_faults", "part_of", "run_part", "spell_operation"]
+__all__ = ["LOOKAHEAD", "Fault", "Search", "Side", "distance_between", "find_faults", "part_of", "run_part", "spell_operation"]
 
 SCREEN_UNITS = 2.0**14
 """A value further than so many units of rounding from another is not worth the six runs that measure a tolerance."""
@@ -227,7 +227,7 @@ class Search:
             for name in moved:
                 if found[name].shape != scope[name].shape:
                     return np.inf
-                effect = max(effect, _distance([found[name].astype(np.float64)], [scope[name].astype(np.float64)]))
+                effect = max(effect, distance_between([found[name].astype(np.float64)], [scope[name].astype(np.float64)]))
         return effect
 
     def _is_right(self, output: str) -> bool:
@@ -310,7 +310,7 @@ class Search:
             return False
         if all(map(_equal, own, right)):
             return True
-        if right[0].dtype.kind != "f" or _distance(own, right) > self._screen:
+        if right[0].dtype.kind != "f" or distance_between(own, right) > self._screen:
             return False
         length = self._length(name)
         if length > LOOKAHEAD and length & (length - 1) and name not in self._rewritten.outputs:
@@ -387,7 +387,7 @@ class Search:
         except InputError:
             return False
         right = self._values[twin]
-        if any(a.shape != b.shape for a, b in zip(own, right, strict=True)) or _distance(own, right) > self._screen:
+        if any(a.shape != b.shape for a, b in zip(own, right, strict=True)) or distance_between(own, right) > self._screen:
             return False
         return self._part(name, twin, without).check.status != "failed"
 
@@ -554,8 +554,16 @@ def _equal(a: Array, b: Array) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
 
 
-def _distance(own: Sequence[Array], right: Sequence[Array]) -> float:
-    """Returns the RMS difference of tensors of one shape in units of their size; infinite where NaN is misplaced."""
+def distance_between(own: Sequence[Array], right: Sequence[Array]) -> float:
+    """Measures how far tensors are from others of their shapes.
+
+    Args:
+        own: one for each input set.
+        right: what they are compared with.
+
+    Returns:
+        RMS of the difference in units of that of `right`; infinite where NaN is misplaced.
+    """
     error = size = 0.0
     with np.errstate(all="ignore"):
         for a, b in zip(own, right, strict=True):

@@ -252,7 +252,7 @@ class _Reader:
             attributes = _resolve(node.attribute, arguments)
             function = self.functions.get((node.domain, node.op_type, node.overload))
             if function is not None:
-                yield from self.call(function, node, inputs, outputs, attributes, formats)
+                yield from self.call(function, node, inputs, outputs, attributes, formats, prefix)
                 continue
             if node.domain not in STANDARD_DOMAINS:
                 raise UnsupportedError(
@@ -274,13 +274,14 @@ class _Reader:
         outputs: Sequence[str],
         attributes: Sequence[onnx.AttributeProto],
         formats: dict[str, Format],
+        outer: str,
     ) -> Iterator[Operation]:
-        """Yields the operations of a function call, under the caller's names."""
+        """Yields the operations of a function call, under the caller's names; its own begin with `outer` and the call's."""
         given = {a.name: a for a in attributes}
         arguments = {a.name: a for a in function.attribute_proto} | given
         actual = dict.fromkeys(function.input, "") | dict(zip(function.input, inputs, strict=False))
         results = {inner: outer for inner, outer in zip(function.output, outputs, strict=False) if outer}
-        prefix = f"{node.name or next(filter(None, outputs))}/"
+        prefix = f"{outer}{node.name or next(filter(None, node.output))}/"
         passed_on = [name for name in results if name in actual]
         for name in passed_on:  # an input that is also an output: the body needs no node for it, we do
             yield _with_formats(Operation("Identity", 13, node.name, (actual[name],), (results.pop(name),)), (), formats)

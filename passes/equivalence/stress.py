@@ -117,7 +117,7 @@ class Stress:
             known = {**self._part.constants, **{name: self._tensors[name] for name in self._tensors if name not in self.drawn}}
             bends = _bends(op, known)
             if bends:
-                yield op.inputs[0], bends
+                yield next((name for name in op.inputs if name not in known), op.inputs[0]), bends
 
     def _find_scale(self) -> float:
         """Scales what is drawn until each bend lies within one standard deviation of what most channels compute.
@@ -169,6 +169,7 @@ def _settings(op: Operation) -> Iterator[str]:
 
 GATED = frozenset(("Gelu", "HardSwish", "Mish", "Swish"))
 ONE_BEND = frozenset(("Abs", "Celu", "Elu", "LeakyRelu", "PRelu", "Relu", "Selu"))
+LIMITING = frozenset(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min"))
 SATURATING = frozenset(("Erf", "Gelu", "Mish", "Sigmoid", "Softplus", "Softsign", "Swish", "Tanh"))
 
 
@@ -188,8 +189,9 @@ def _bends(op: Operation, known: Tensors) -> list[float]:
     if op.operator == "Clip" and all(name in known for name in op.inputs[1:] if name):
         limits = clip_limits(op, *(known[name] if name else None for name in op.inputs[1:]))
         return [limit for limit in limits if limit is not None and np.isfinite(limit)]
-    if op.operator in ("Max", "Min"):
-        return [float(known[name].item()) for name in op.inputs[1:] if name in known and known[name].size == 1]
+    if op.operator in LIMITING:
+        limits = [known[name] for name in op.inputs if name in known and known[name].size and known[name].dtype.kind == "f"]
+        return [float(edge) for limit in limits for edge in {limit.min(), limit.max()}]
     return []
 
 

@@ -156,9 +156,9 @@ def compare_files(
         bisect: Whether to narrow a difference down to operators.
 
     Returns:
-        One graph check for each output, and where all are right one for the parts that differ, by themselves; one model check for each file that ONNX Runtime runs; a note for one that it cannot
-        run for lack of a kernel, or not even as the reference is spelled. One that it does not run though it runs the
-        reference is skipped.
+        One graph check for each output, and where all are right one for the parts that differ, by themselves; one model check
+        for each file that ONNX Runtime runs; a note for one that it cannot run for lack of a kernel, or not even as the
+        reference is spelled. One that it does not run though it runs the reference is skipped.
 
     Raises:
         InputError: A file cannot be used, or they differ in inputs or outputs.

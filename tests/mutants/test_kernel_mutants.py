@@ -175,10 +175,9 @@ def shorten(*axes: str, skip: int = 0) -> Rewrite:
 
 
 def start_at_one(store: tirx.BufferStore) -> tirx.BufferStore:
-    """The accumulator begins with something else than 0."""
-    if not isinstance(store.value, tirx.FloatImm):
-        return store
-    return tirx.BufferStore(store.buffer, tirx.const(1.0, "float32"), store.indices)
+    """The accumulator begins with something else than 0 or the bias."""
+    starts = isinstance(store.value, tirx.FloatImm | TensorLoad)
+    return tirx.BufferStore(store.buffer, store.value + 1.0, store.indices) if starts else store
 
 
 def on_data(change: Callable[[TensorLoad, list[Any]], list[Any]]) -> Rewrite:
@@ -259,12 +258,12 @@ def part_groups_a_lane_early(comparison: tirx.LT) -> Any:
 
 
 def without(buffer: str) -> Rewrite:
-    """An epilogue takes an operand for 0."""
+    """An epilogue, or the start of a sum, takes an operand for 0."""
 
     def on_load(load: TensorLoad) -> Any:
         return tirx.const(0.0, "float32") if load.source.name.startswith(buffer) else load
 
-    return on_values("output", TensorLoad, on_load)
+    return on_values(("conv", "output"), TensorLoad, on_load)
 
 
 def is_activation(call: Call, *kinds: str) -> bool:
@@ -313,13 +312,13 @@ def outermost(change: Callable[[Call], Any]) -> Rewrite:
 
 
 def add_before_activating(store: tirx.BufferStore) -> tirx.BufferStore:
-    """`activation(total + bias) + residual` -> `activation(total + bias + residual)`."""
+    """`activation(total) + residual` -> `activation(total + residual)`."""
     residual = loads(store.value, "residual")
     if not residual:
         return store
 
     def on_load(load: TensorLoad) -> Any:
-        if load.source.name.startswith("bias"):
+        if load.source.name.startswith("conv"):
             return load + residual[0]
         return tirx.const(0.0, "float32") if load.source.name.startswith("residual") else load
 

@@ -65,6 +65,17 @@ def test_values_inside_a_function_are_named_after_the_call(nested: onnx.ModelPro
     np.testing.assert_array_equal(np.clip(kept["first/t"], 0, 0.5), kept["y"])
 
 
+def test_values_of_calls_in_calls_have_names_of_their_own() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18, "f" : 1]>
+        g (float[2] x) => (float[2] y) { [first] t = f.outer (x) [second] y = f.outer (t) }
+        <opset_import: ["" : 18], domain: "f"> inner (a) => (b) { c = Neg (a) b = Abs (c) }
+        <opset_import: ["" : 18, "f" : 1], domain: "f"> outer (a) => (b) { [call] c = f.inner (a) b = Neg (c) }
+    """)
+    made = [name for op in read_graph(model).operations for name in op.outputs]
+    assert made == ["first/call/c", "first/c", "t", "second/call/c", "second/c", "y"]
+
+
 def test_onnx_ir_models_are_taken_too(nested: onnx.ModelProto) -> None:
     from_ir = Oracle(ir.from_proto(nested)).run(feeds())
     for name, value in Oracle(nested).run(feeds()).items():
