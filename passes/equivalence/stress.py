@@ -190,8 +190,8 @@ def _bends(op: Operation, known: Tensors) -> list[float]:
         limits = clip_limits(op, *(known[name] if name else None for name in op.inputs[1:]))
         return [limit for limit in limits if limit is not None and np.isfinite(limit)]
     if op.operator in LIMITING:
-        limits = [known[name] for name in op.inputs if name in known and known[name].size and known[name].dtype.kind == "f"]
-        return [float(edge) for limit in limits for edge in {limit.min(), limit.max()}]
+        constants = [known[name] for name in op.inputs if name in known and known[name].size]
+        return [float(edge) for constant in constants for edge in {constant.min(), constant.max()} if np.isfinite(edge)]
     return []
 
 
