@@ -231,8 +231,9 @@ class _Widening:
         if step == 0 and not conditions:
             everywhere = tirx.Broadcast(tirx.const(1, "bool"), _lanes())
             return _call("ld1rq", everywhere, tirx.address_of(tirx.BufferLoad(load.source, [index.base])))
-        assert step == _LANES, "pixels are read side by side"
-        return _call("ld1", self._predicate(conditions, j), self._address(load.source, index.base, j))
+        base = index.base + self._only(conditions) * _LANES if step == 0 else index.base
+        assert self._step(base) == _LANES, "pixels are read side by side"
+        return _call("ld1", self._predicate(conditions, j), self._address(load.source, base, j))
 
     def _lane(self, factor: Expr, j: int) -> tuple[Expr, Expr] | None:
         """The vector and the lane of each of its segments that a broadcast element of the pixel is; None for other factors."""
@@ -282,8 +283,18 @@ class _Widening:
         """The predicate of the lanes of a vector whose pixels are before one."""
         return tirx.get_active_lane_mask(_MASK, self._firsts[j] * _LANES, end * _LANES)
 
-    def _predicate(self, conditions: Sequence[Expr], j: int) -> Expr:
-        """The predicate of the pixels that there are and that meet conditions."""
+    def _only(self, conditions: Sequence[Expr]) -> Expr:
+        """How far a pixel is from the only one that meets conditions.
+
+        A row of one pixel is read at the same place for each. With this added, the only reader reads that place, and its
+        neighbours, which are off, what would lie beside it.
+        """
+        begin, end, _ = self._interval(conditions)
+        assert self._analyzer.can_prove(end - begin <= 1), "all pixels read one place"
+        return self._loop.loop_var - begin
+
+    def _interval(self, conditions: Sequence[Expr]) -> tuple[Expr, Expr, list[Expr]]:
+        """The first pixel that meets conditions, the one behind the last, and the conditions that are none on the pixel."""
         begin, end, others = _int(0), self._loop.extent, []
         for condition in conditions:
             bounds = self._bounds(condition)
@@ -291,6 +302,11 @@ class _Widening:
                 others.append(condition)
             else:
                 begin, end = tirx.max(begin, bounds[0]), tirx.min(end, bounds[1])
+        return begin, end, others
+
+    def _predicate(self, conditions: Sequence[Expr], j: int) -> Expr:
+        """The predicate of the pixels that there are and that meet conditions."""
+        begin, end, others = self._interval(conditions)
         if len(others) < len(conditions):
             inside = (begin, end) if self._inside is None else self._inside
             self._inside = tirx.max(inside[0], begin), tirx.min(inside[1], end)

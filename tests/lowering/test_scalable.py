@@ -127,6 +127,16 @@ def test_a_vector_behind_the_first_needs_no_predicate_for_the_first_pixel() -> N
     assert [isinstance(load.args[1], tirx.And) for load in calls(body, "ld1")] == [True, False, False]
 
 
+def test_the_only_pixel_of_a_row_is_read_where_its_reader_is() -> None:
+    body = widened(add(guarded(tirx.all(P >= 7, P < 8), 40)), vectors=1)
+    assert isinstance(body.body, tirx.IfThenElse)
+    load = calls(body.body.else_case, "ld1")[0]
+    assert str(load.args[1].a.args[1]) == "32"
+    assert str(load.args[1].b.a.args[1]) == "28"
+    place = calls(body.body.else_case, "tirx.handle_add_byte_offset")[0]
+    assert int(place.args[1]) == 4 * (40 - 4 * 7)
+
+
 def test_registers_are_one_a_quad_and_vector() -> None:
     registers: list[tirx.AllocBuffer] = []
     tvm_ffi.structural_walk(widened(add(quad(X, P * 4)), vectors=3), (tirx.AllocBuffer, registers.append))
@@ -175,6 +185,7 @@ def test_other_loops_and_single_pixels_stay() -> None:
     [
         (add(quad(X, P * 8)), "pixels are read side by side"),
         (add(ZERO + tirx.Broadcast(tirx.BufferLoad(X, [P * 4]), 4)), "what differs between pixels is a factor"),
+        (add(guarded(P >= 7, 40)), "all pixels read one place"),
         (add(guarded(P * P > 4, P * 4)), "a condition is linear in the pixel"),
         (add(guarded(tirx.NE(P, 4), P * 4)), "a condition is a bound of the pixel"),
         (tirx.BufferStore(Y, ZERO, [ramp(P * 8)]), "pixels are written side by side"),

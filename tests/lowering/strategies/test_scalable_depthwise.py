@@ -45,6 +45,8 @@ def test_one_object_at_three_lengths(
         depthwise((9, 6), 5, **uneven),
         depthwise((3, 4, 6), 4, activation=Activation("silu")),
         depthwise((1, 2), 4, pads_begin=(3, 2), pads_end=(2, 3), dilations=(2, 2)),  # only the middle reads the input
+        depthwise((6, 1), 4, kernel=(1, 1), pads_begin=(0, 1), pads_end=(0, 1)),  # one pixel a row, which one place reads
+        depthwise((4, 1), 5, kernel=(3, 1), strides=(2, 1), pads_begin=(1, 9), pads_end=(2, 4), dilations=(2, 1)),
         row(33, 6, 9),
         row(33, 6, 9, pads=(32, 0), dilation=4, activation=None),
         row(40, 4, 5, pads=(0, 0)),
@@ -52,7 +54,8 @@ def test_one_object_at_three_lengths(
     for workload in others:
         tiles = STRATEGY.tiles(workload, neoverse_v1, 1)
         cases += [make_case(workload, STRATEGY, tile) for tile in (tiles[0], tiles[len(tiles) // 2])]
-    cases.append(make_case(others[3], STRATEGY, STRATEGY.tiles(others[3], neoverse_v1, 1)[0], "nonfinite"))
+    for workload in others[3:6]:
+        cases.append(make_case(workload, STRATEGY, STRATEGY.tiles(workload, neoverse_v1, 1)[0], "nonfinite"))
     counts = check_emulated(cases, neoverse_v1, lengths=LENGTHS)
     assert counts[0] > counts[1] > counts[2]
 
