@@ -24,7 +24,8 @@ foresees one: it asks for a line and waits for nothing (Arm DDI 0487, PRFM; Inte
 over, so as many misses of its block count as foreseen as it asks for lines. On ARM a stream of stores that fills whole lines
 does not read them first.
 
-**Known limits.** One thread; no TLB, no branch misses, no instruction cache, no conflict of other cores for memory. A loop is
+**Known limits.** One thread; no TLB, no branch misses, no instruction cache, no conflict of other cores for memory. Every
+prefetch is taken to hide one miss of its own block, however early it comes and whichever line it asks for. A loop is
 timed as if it went on: what a large reorder buffer overlaps of its end with the next loop's start is missed. LLVM times
 Cortex-A72, A76 and A78 by its model of the A57, so the A76 takes the Neoverse-N1's; it lets the A53 wait 10 cycles for
 the accumulator of a chained multiply-add, so the A53 takes the A55's, which forwards it; the N1's own is 3 wide, so the
@@ -67,7 +68,7 @@ _NEWEST, _OLDEST = 22, 14
 _FACTS_FILE = Path(__file__).parent / "devices.toml"
 _MULTIPLY_ADD = re.compile(r"fml[as]\b|vml[as]|vfm[as]|vfn?m(?:add|sub)")
 _VECTOR_OPERAND = re.compile(r"\b(?:v\d+\.|z\d+\.|q\d+\b)|%[xyz]mm")
-_PREFETCH = re.compile(r"prfm\s+pld|pld\b|prefetch(?!w)")
+_PREFETCH = re.compile(r"prfu?m\s+pld|pld\b|prefetch(?!w)")
 _CALL = re.compile(r"(?:blx?|blr|call[lq]?)\b")
 _STRING_OPERATION = re.compile(r"\s*rep\b")
 _SENTINELS = {

@@ -18,6 +18,7 @@ SUBS = bytes.fromhex("210400f1")  # subs x1, x1, #1
 BRANCH = bytes.fromhex("c1ffff54")  # b.ne
 LOAD = bytes.fromhex("0400c03d")  # ldr q4, [x0]
 PREFETCH = bytes.fromhex("000080f9")  # prfm pldl1keep, [x0]
+UNSCALED_PREFETCH = bytes.fromhex("00f09ff8")  # prfum pldl1keep, [x0, #-1]
 PREFETCH_TO_STORE = bytes.fromhex("100080f9")  # prfm pstl1keep, [x0]
 CALL = bytes.fromhex("20013fd6")  # blr x9
 UNKNOWN = bytes.fromhex("00000000")  # udf #0
@@ -123,9 +124,10 @@ def test_only_a_reorder_buffer_hides_what_no_prefetcher_foresees() -> None:
 
 
 @needs_mca
-def test_a_line_that_is_asked_for_is_not_waited_for() -> None:
+@pytest.mark.parametrize("prefetch", [PREFETCH, UNSCALED_PREFETCH])
+def test_a_line_that_is_asked_for_is_not_waited_for(prefetch: bytes) -> None:
     device = devices.get("cortex-a53")
-    plain, asking = (b"".join(FMLAS) + code + SUBS + BRANCH for code in (PREFETCH_TO_STORE, PREFETCH))
+    plain, asking = (b"".join(FMLAS) + code + SUBS + BRANCH for code in (PREFETCH_TO_STORE, prefetch))
     for misses, waited in ((COUNT // 2, 0.0), (COUNT, 0.0), (2 * COUNT, 0.5)):
         demanded, streamed = Misses(l1_demanded=misses), Misses(l1_streamed=misses)
         costs = [cycles(device, run(code, misses=demanded)) - cycles(device, run(code, misses=streamed)) for code in (plain, asking)]
