@@ -237,9 +237,11 @@ def _compare(outputs: Mapping[str, Mapping[str, np.ndarray]], oracle: Oracle, in
 
 
 def _peak_macs_per_us(device: Device, threads: int) -> float | None:
+    """What the cores multiply and add at most, with vectors of whichever kind do more of it."""
     if not device.clock_hz:
         return None
-    return device.lanes * device.fma_ports * device.clock_hz * min(threads, device.cores) / 1e6
+    macs = max(device.lanes * device.fma_ports, device.scalable_bytes / device.lane_bytes * device.scalable_ports)
+    return macs * device.clock_hz * min(threads, device.cores) / 1e6
 
 
 def _kernel_times(program: Program, times_us: Sequence[Sequence[float]], peak: float | None) -> tuple[KernelTime, ...]:

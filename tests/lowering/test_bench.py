@@ -1,6 +1,7 @@
 """Benchmarks: what is compared within a round, and the report."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -154,3 +155,13 @@ def test_cores_beside_a_native_target_are_refused(tmp_path: Path) -> None:
 def test_cores_of_another_machine_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Core 'x86-64-v3': does not run code for cortex-a72"):
         bench(tmp_path / "m.onnx", target="cortex-a72", cores=("x86-64-v3",))
+
+
+def test_the_roofline_is_that_of_the_widest_vectors() -> None:
+    v1, a72 = (replace(get_device(name), clock_hz=10**9, cores=2) for name in ("neoverse-v1", "cortex-a72"))
+    assert v1.scalable_bytes // 4 * v1.scalable_ports == v1.lanes * v1.fma_ports  # two vectors of 256 bits, or four of 128
+    assert benchmark._peak_macs_per_us(v1, 1) == 16e3
+    assert benchmark._peak_macs_per_us(replace(v1, scalable_bytes=64), 1) == 32e3
+    assert benchmark._peak_macs_per_us(replace(v1, scalable_bytes=64).holding("float16"), 4) == 128e3
+    assert benchmark._peak_macs_per_us(a72, 1) == a72.lanes * a72.fma_ports * 1e3
+    assert benchmark._peak_macs_per_us(replace(a72, clock_hz=None), 1) is None
