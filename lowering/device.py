@@ -100,6 +100,13 @@ class Device:
         """Bytes of one vector register."""
         return self.lanes * self.lane_bytes
 
+    @property
+    def emulator_option(self) -> str | None:
+        """What `-cpu` of the emulator takes: the cpu, with the length of its scalable vectors; None where there is none."""
+        if self.emulator_cpu is None or not self.scalable_bytes:
+            return self.emulator_cpu
+        return f"{self.emulator_cpu},sve-default-vector-length={self.scalable_bytes}"
+
     def holding(self, dtype: str) -> Device:
         """The same device as kernels of a floating-point type see it: its vector registers hold lanes of that type."""
         size = int(dtype.removeprefix("float")) // 8

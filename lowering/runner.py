@@ -668,10 +668,7 @@ class EmulatedRunner(Runner):
 
     def _command(self, *options: str) -> list[str]:
         """Writes the emulator's command line."""
-        cpu = str(self.device.emulator_cpu)
-        if self.device.scalable_bytes:
-            cpu += f",sve-default-vector-length={self.device.scalable_bytes}"
-        return [self._emulator, "-cpu", cpu, *options, str(self._executable)]
+        return [self._emulator, "-cpu", str(self.device.emulator_option), *options, str(self._executable)]
 
     def _open_guest(self) -> _Guest:
         """Gives the running emulator, started anew where it has died."""

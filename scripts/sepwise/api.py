@@ -49,7 +49,7 @@ class TargetFacts:
         name: What `--target` takes.
         method: How programs for it run here: `native` or `emulated`.
         emulator: The emulator's program, None where there is none.
-        emulator_cpu: The cpu that it emulates: the target's, or the relative of it that it knows.
+        emulator_cpu: What its `-cpu` takes: the target's, or the relative of it that it knows, with the length of scalable vectors.
         missing: What this machine lacks to run them: programs to install, extensions of the processor, or another machine.
         install: The command that installs what is missing, None where nothing is or no command does.
         triple: LLVM's target triple.
@@ -58,6 +58,7 @@ class TargetFacts:
         isa: Instruction set family.
         lanes: float32 lanes of a vector register.
         vector_registers: Architectural vector registers.
+        scalable_bytes: Scalable vector of the machine that stands for the target, 0 for none.
         flushes_subnormals: Whether vector arithmetic takes and gives 0 for numbers below the normal range.
         cores: Physical cores of the machine that stands for the target.
         clock_hz: Its clock, None where it is not known or varies.
@@ -79,6 +80,7 @@ class TargetFacts:
     isa: str
     lanes: int
     vector_registers: int
+    scalable_bytes: int
     flushes_subnormals: bool
     cores: int
     clock_hz: int | None
@@ -152,7 +154,8 @@ def targets() -> list[TargetFacts]:
         facts = device.get(name)
         reach = device.reach(facts)
         same = {field.name: getattr(facts, field.name) for field in fields(TargetFacts) if hasattr(facts, field.name)}
-        found.append(TargetFacts(**same | asdict(reach) | {"sources": dict(facts.sources)}))
+        own = {"emulator_cpu": facts.emulator_option, "sources": dict(facts.sources)}
+        found.append(TargetFacts(**same | asdict(reach) | own))
     return found
 
 

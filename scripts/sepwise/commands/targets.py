@@ -32,6 +32,12 @@ def targets(as_json: AsJson = False) -> None:
         print(f"Missing here for {', '.join(names)}: {missing}; {remedy}.")
 
 
+def _vectors(target: TargetFacts) -> str:
+    """Registers and their bits; behind them those of a scalable vector, on the machine that stands for the target."""
+    fixed = f"{target.vector_registers} x {32 * target.lanes} bit"
+    return f"{fixed}, SVE {8 * target.scalable_bytes}" if target.scalable_bytes else fixed
+
+
 def _runs(target: TargetFacts) -> str:
     """How programs for a target run on this machine, under its emulator with the cpu that this knows."""
     if target.missing:
@@ -43,7 +49,7 @@ _COLUMNS: Final[dict[str, Callable[[TargetFacts], str]]] = {
     "name": lambda t: t.name,
     "cpu": lambda t: t.cpu,
     "isa": lambda t: t.isa,
-    "vectors": lambda t: f"{t.vector_registers} x {32 * t.lanes} bit",
+    "vectors": _vectors,
     "cores": lambda t: number(t.cores),
     "GHz": lambda t: "-" if t.clock_hz is None else f"{t.clock_hz / 1e9:.3g}",
     "L1d KiB": lambda t: number(t.l1d_bytes >> 10),

@@ -18,8 +18,12 @@ def test_targets(command: Callable[..., Any]) -> None:
     for target, row in zip(facts, rows, strict=True):
         words = (target.name, target.cpu, target.isa, f"{target.vector_registers} x {32 * target.lanes} bit")
         assert all(word in row for word in (*words, f"{target.l2_bytes >> 10:,}", f"{target.cores:,}"))
+        assert (f"SVE {8 * target.scalable_bytes}" in row) == bool(target.scalable_bytes)
         if not target.missing:
             assert target.method == "native" or f"{target.emulator} -cpu {target.emulator_cpu}" in row
+    (v1,) = (target for target in facts if target.name == "neoverse-v1")
+    assert v1.scalable_bytes == 32
+    assert str(v1.emulator_cpu).endswith(",sve-default-vector-length=32")
     status, out, _ = command("targets", "--json")
     assert (status, json.loads(out)) == (0, json.loads(json.dumps({"targets": [target.to_json() for target in facts]})))
 
