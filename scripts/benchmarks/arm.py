@@ -9,8 +9,8 @@ The last holds the estimate itself against those times and writes boards.json, a
 Each runtime is its project's own arm64 build, run whole in an emulated arm64 Python under qemu-user with the core's `-cpu`,
 and is shown the core's own /proc/cpuinfo, by which libraries pick their kernels. It runs float32 on one thread, once to settle
 and once counted; its output is first set against the float64 oracle, in units of what float32 arithmetic explains. Counts
-are exact and the same at every run to within a few instructions in a million; cycles are estimates (lowering/estimate.py). All
-numbers are written as JSON first.
+are exact and the same at every run to within a few instructions in a million; cycles are estimates (lowering/estimate.py), and
+left out where a core has scalable vectors, whose loads qemu does not show. All numbers are written as JSON first.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -117,7 +118,7 @@ class Board:
     """A board on which ncnn was timed, by one thread.
 
     Attributes:
-        device: Its name here.
+        device: Its name here, or that of a device with the same core.
         name: Its name.
         clocks_hz: The clock that the source states; others at which its times are looked at, too.
         times_ms: Mean times by network.
@@ -147,6 +148,24 @@ PUBLISHED: Final = (
         source="ncnn, benchmark/README.md of 2023-06-15 (commit cc37c1099)",
     ),
 )
+
+ALSO_PUBLISHED: Final = (
+    Board(
+        device="rpi4",
+        name="Raspberry Pi 4, before",
+        clocks_hz=(1_500_000_000,),
+        times_ms={"mobilenet_v1": 145.94, "mobilenet_v2": 110.10},
+        source="ncnn, benchmark/README.md before 2023-06-15 (the parent of commit cc37c1099)",
+    ),
+    Board(
+        device="cortex-a72",
+        name="Rockchip RK3399",
+        clocks_hz=(1_800_000_000,),
+        times_ms={"mobilenet_v1": 111.99, "mobilenet_v2": 79.18},
+        source="ncnn, benchmark/README.md of 2022-01-03 (commit 7b222a19a)",
+    ),
+)
+"""Times beside which the published ones are put: the same cores at another clock or with another memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -260,7 +279,7 @@ def convert(runtime: str, source: Path, tools: Path) -> Path:
 
 
 def describe_core(device: Device, sysroot: Path) -> None:
-    """Writes what the emulated libraries read of the processor: /proc/cpuinfo, and its caches in /sys.
+    """Writes what the emulated libraries read of the processor: /proc/cpuinfo, and its caches in /sys, in place of another's.
 
     A level 2 with no other behind it is what all cores share.
 
@@ -281,8 +300,11 @@ def describe_core(device: Device, sysroot: Path) -> None:
     text = "".join(f"{key}\t: {value}\n" for key, value in lines.items())
     _write(sysroot / "proc/cpuinfo", "".join(f"processor\t: {number}\n{text}\n" for number in range(device.cores)))
     everyone = (1 << device.cores) - 1
+    cpus = sysroot / "sys/devices/system/cpu"
+    if cpus.exists():
+        shutil.rmtree(cpus)
     for number in range(device.cores):
-        folder, itself = sysroot / f"sys/devices/system/cpu/cpu{number}", 1 << number
+        folder, itself = cpus / f"cpu{number}", 1 << number
         _write(folder / "topology/thread_siblings", f"{itself:x}\n")
         levels = [
             ("Data", device.l1d_bytes, itself),
@@ -290,6 +312,8 @@ def describe_core(device: Device, sysroot: Path) -> None:
             ("Unified", device.l3_bytes, everyone),
         ]
         for index, (kind, nbytes, sharers) in enumerate(levels):
+            if not nbytes:
+                continue
             facts = {"level": index + 1, "type": kind, "size": f"{nbytes // 1024}K", "shared_cpu_map": f"{sharers:x}"}
             for name, fact in facts.items():
                 _write(folder / f"cache/index{index}" / name, f"{fact}\n")
@@ -321,13 +345,13 @@ def run_guest(runtime: str, model: Path, device: Device, folder: Path, inputs: P
     for file in (counts, output):
         file.unlink(missing_ok=True)
     assert device.emulator is not None
-    assert device.emulator_cpu is not None
+    assert device.emulator_option is not None
     reported = subprocess.run([device.emulator, "--version"], capture_output=True, text=True, check=True).stdout
     plugin = count_plugin(int(reported.split("version ")[1].split(".")[0]))
     geometry = estimate.cache_geometry(device)
     assert geometry is not None, "the caches of ARM cores are known"
     options = f"{plugin},counts={counts},skip=1,core={geometry}"
-    command = [device.emulator, "-cpu", device.emulator_cpu, "-L", sysroot, "-plugin", options]
+    command = [device.emulator, "-cpu", device.emulator_option, "-L", sysroot, "-plugin", options]
     guest = [sysroot / "usr/bin/python3", GUEST, runtime, model, inputs, output]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     words = [str(word) for word in (*command, *guest)]
@@ -393,7 +417,8 @@ def count_peer(runtime: str, network: PreparedNetwork, device: Device, folder: P
     if not judged.passed:
         failure = f"computed wrongly: {judged.reason}"
         return None, Count(runtime, release, None, None, None, judged.worst_ratio, failure)
-    cycles = None if estimate.missing(device) else sum(estimate.estimate_cycles(executed, device, device))
+    unknown = device.scalable_bytes or estimate.missing(device)  # qemu does not show what scalable vectors load
+    cycles = None if unknown else sum(estimate.estimate_cycles(executed, device, device))
     return executed, Count(runtime, release, executed.instructions, None, cycles, judged.worst_ratio)
 
 
@@ -484,7 +509,24 @@ def count_boards(folder: Path) -> dict[str, Any]:
                         "estimated_ms": 1e3 * cycles / clock_hz,
                     }
                 )
-    return {"date": date.today().isoformat(), "ncnn": release, "llvm": estimate.llvm_version(), "rows": rows}
+    facts = {"date": date.today().isoformat(), "ncnn": release, "llvm": estimate.llvm_version()}
+    return {**facts, "rows": rows, "also_published": also_published()}
+
+
+def also_published() -> list[dict[str, Any]]:
+    """Lists the times of `ALSO_PUBLISHED` as boards.json has them."""
+    return [
+        {
+            "board": board.name,
+            "core": get_device(board.device).cpu,
+            "source": board.source,
+            "clock_hz": board.clocks_hz[0],
+            "network": name,
+            "published_ms": published_ms,
+        }
+        for board in ALSO_PUBLISHED
+        for name, published_ms in board.times_ms.items()
+    ]
 
 
 # The table -------------------------------------------------------------------------------------------------------------
@@ -553,31 +595,34 @@ def _geometric_mean(values: Sequence[float]) -> float | None:
 def main() -> None:
     """Counts, adds to the JSON file, makes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", default=NETWORKS, help=f"zoo names, ONNX files, or of {', '.join(NETWORKS)}")
+    parser.add_argument("networks", nargs="*", help=f"zoo names, ONNX files, or of {', '.join(NETWORKS)}")
     parser.add_argument("--folder", type=Path, required=True, help="what arm.sh prepared")
-    parser.add_argument("--core", default="cortex-a72", help="a device that is emulated here")
-    parser.add_argument("--runtimes", nargs="*", default=RUNTIMES, help="peers; all if left out")
-    parser.add_argument("-o", "--output", type=Path, default=JSON, help="the JSON file; the table goes beside it, as .md")
+    parser.add_argument("--core", help="a device that is emulated here, cortex-a72 if left out")
+    parser.add_argument("--runtimes", nargs="*", help="peers; all if left out")
+    parser.add_argument("-o", "--output", type=Path, help="the JSON file, arm.json in docs if left out; its table goes beside it")
     parser.add_argument("--published", action="store_true", help="hold the estimate against published times of ncnn instead")
     options = parser.parse_args()
-    device = get_device(options.core)
     folder = options.folder.absolute()
     if options.published:
+        if options.networks or any(given is not None for given in (options.core, options.runtimes, options.output)):
+            parser.error("--published takes no networks, --core, --runtimes or --output: all is as published.")
         boards = count_boards(folder)
         with new_file(BOARDS) as partial:
             partial.write_text(json.dumps(boards, indent=2) + "\n")
         subprocess.run([sys.executable, Path(__file__).with_name("estimate.py"), "--page"], check=True)
         return
+    device, output = get_device(options.core or "cortex-a72"), options.output or JSON
+    runtimes = RUNTIMES if options.runtimes is None else options.runtimes
     describe_core(device, folder / "sysroot")
-    known = json.loads(options.output.read_text())["networks"] if options.output.exists() else []
+    known = json.loads(output.read_text())["networks"] if output.exists() else []
     networks = {(network["core"], network["network"]): network for network in known}
-    for name in options.networks:
-        network = count_network(name, device, folder, options.runtimes)
+    for name in options.networks or NETWORKS:
+        network = count_network(name, device, folder, runtimes)
         networks[network["core"], network["network"]] = network
     results = {"networks": list(networks.values())}
-    with new_file(options.output) as partial:
+    with new_file(output) as partial:
         partial.write_text(json.dumps(results, indent=2) + "\n")
-    with new_file(options.output.with_suffix(".md")) as partial:
+    with new_file(output.with_suffix(".md")) as partial:
         partial.write_text(make_table(results))
 
 

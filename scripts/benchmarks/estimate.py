@@ -297,7 +297,15 @@ def write_boards(boards: dict[str, Any]) -> str:
         f"{row['published_ms']:.0f} | {row['estimated_ms'] / row['published_ms']:.2f} |"
         for row in boards["rows"]
     ]
-    sources = "; ".join(f"{row['board']}: {row['source']}" for row in {row["board"]: row for row in boards["rows"]}.values())
+    above = {(row["core"], row["network"]): row["published_ms"] * row["clock_hz"] for row in published}
+    others = [
+        f"| {row['board']} | {row['core']} | {row['clock_hz'] / 1e9:.1f} | {row['network']} | {row['published_ms']:.0f} | "
+        f"{row['published_ms'] * row['clock_hz'] / 1e9:.1f} | "
+        f"{row['published_ms'] * row['clock_hz'] / above[row['core'], row['network']]:.2f} |"
+        for row in boards["also_published"]
+    ]
+    named = {row["board"]: row["source"] for row in (*boards["rows"], *boards["also_published"])}
+    sources = "; ".join(f"{board}: {source}" for board, source in named.items())
     return f"""## Beside boards
 
 ncnn {boards["ncnn"]}, float32, one thread, one image of 224 x 224, run whole under qemu and estimated with LLVM {boards["llvm"]},
@@ -311,14 +319,17 @@ beside the times that its project publishes. {boards["date"]}, `scripts/benchmar
 At the published clocks the rank correlation over these {len(published)} is {rank:.3f}, and the ratios go from
 {min(ratios):.2f} to {max(ratios):.2f}. No constant is fitted to the times. Sources: {sources}.
 
-The same table gave the Raspberry Pi 4 a clock of 1.5 GHz before, with 145.94 and 110.10 ms: as many cycles as those
-times at 1.8 GHz, so the clock has changed as it says. The times are those of the ncnn of 2023; its release 1.0.20230517
-executes as many instructions as the one here to within 1 % (the same command, with that wheel in `PYTHONPATH`).
+The same source has other times for these cores, at another clock or with another memory. The last column is their cycles over
+those of the board above with that core: near 1 at another clock, it says that the clocks are as published.
 
-ncnn's kernels for the Cortex-A53 ask for lines ahead of their loads. An emulator passes such instructions over; were all
-those lines waited for, the two estimates for that core would be 1.13 and 1.20 of the published times. What the Cortex-A72 is
-short of is not known: the estimate hides whatever moves behind the arithmetic of the same block, and has no TLB. The
-same core at the same clock with another memory (Rockchip RK3399, the same source) takes 112 and 79 ms.
+| board | core | clock, GHz | network | published ms | published Mcycles | over those above |
+|---|---|---|---|---|---|---|
+{chr(10).join(others)}
+
+The times are those of the ncnn of their day, the estimates those of the release named here. ncnn's kernels for the
+Cortex-A53 ask for lines ahead of their loads; each such instruction is taken to hide one miss, however early it comes, so
+that core may wait longer than is estimated. What the Cortex-A72 is short of is not known: the estimate hides whatever moves
+behind the arithmetic of the same block, and has no TLB.
 """
 
 

@@ -49,7 +49,7 @@ class TargetFacts:
         name: What `--target` takes.
         method: How programs for it run here: `native` or `emulated`.
         emulator: The emulator's program, None where there is none.
-        emulator_cpu: What its `-cpu` takes: the target's, or the relative of it that it knows, with the length of scalable vectors.
+        emulator_cpu: What its `-cpu` takes: the target's cpu, or a relative that it knows, with the length of scalable vectors.
         missing: What this machine lacks to run them: programs to install, extensions of the processor, or another machine.
         install: The command that installs what is missing, None where nothing is or no command does.
         triple: LLVM's target triple.

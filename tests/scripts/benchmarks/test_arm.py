@@ -1,8 +1,9 @@
 """The page is made from the counts, and says which of them are missing."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import onnx
@@ -10,6 +11,7 @@ import pytest
 
 from sepwise.lowering.device import get
 from sepwise.passes import load_model
+from sepwise.passes.errors import SepwiseError
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +66,54 @@ def test_libraries_are_shown_the_core_they_run_on(arm: ModuleType, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("name", "sharers"), [("cortex-a72", "f"), ("cortex-a76", "1")])
-def test_libraries_are_shown_its_caches(name: str, sharers: str, arm: ModuleType, tmp_path: Path) -> None:
+def test_libraries_are_shown_its_caches_and_no_others(name: str, sharers: str, arm: ModuleType, tmp_path: Path) -> None:
     device = get(name)
+    arm.describe_core(get("neoverse-v1"), tmp_path)  # 64 cores with three levels
     arm.describe_core(device, tmp_path)
-    cache = tmp_path / "sys/devices/system/cpu/cpu0/cache"
-    levels = [(cache / f"index{index}") for index in range(3)]
-    assert [(level / "level").read_text() for level in levels] == ["1\n", "2\n", "3\n"]
-    sizes = [device.l1d_bytes, device.l2_bytes, device.l3_bytes]
+    cpus = tmp_path / "sys/devices/system/cpu"
+    assert sorted(cpu.name for cpu in cpus.iterdir()) == [f"cpu{number}" for number in range(device.cores)]
+    cache = cpus / "cpu0/cache"
+    sizes = [nbytes for nbytes in (device.l1d_bytes, device.l2_bytes, device.l3_bytes) if nbytes]
+    levels = [cache / f"index{index}" for index in range(len(sizes))]
+    assert sorted(cache.iterdir()) == levels
+    assert [(level / "level").read_text() for level in levels] == [f"{index + 1}\n" for index in range(len(sizes))]
     assert [(level / "size").read_text() for level in levels] == [f"{nbytes // 1024}K\n" for nbytes in sizes]
     assert (levels[1] / "shared_cpu_map").read_text().strip() == sharers
+
+
+@pytest.mark.parametrize("name", ["neoverse-v1", "a64fx", "cortex-a72"])
+def test_peers_run_with_the_vectors_that_ours_do(
+    name: str, arm: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, commands = get(name), []
+
+    def run(command: list[str], **_: Any) -> Any:
+        commands.append(command)
+        if "--version" in command:
+            return SimpleNamespace(stdout="qemu-aarch64 version 7.2.1")
+        return SimpleNamespace(returncode=1, stderr="refused")
+
+    monkeypatch.setattr(arm.subprocess, "run", run)
+    monkeypatch.setattr(arm, "count_plugin", lambda version: Path("plugin.so"))
+    with pytest.raises(SepwiseError, match="did not run: refused"):
+        arm.run_guest("ncnn", tmp_path / "model", device, tmp_path, tmp_path / "x.npy")
+    option = commands[-1][commands[-1].index("-cpu") + 1]
+    assert option == device.emulator_option
+    assert (f"sve-default-vector-length={device.scalable_bytes}" in option) == bool(device.scalable_bytes)
+
+
+@pytest.mark.parametrize(("name", "known"), [("neoverse-v1", False), ("a64fx", False), ("cortex-a72", True)])
+def test_no_cycles_are_estimated_of_loads_that_are_not_seen(
+    name: str, known: bool, arm: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executed = SimpleNamespace(instructions=7)
+    monkeypatch.setattr(arm, "convert", lambda *_: tmp_path)
+    monkeypatch.setattr(arm, "run_guest", lambda *_: (executed, None, "1.2"))
+    monkeypatch.setattr(arm.estimate, "missing", lambda _: None)
+    monkeypatch.setattr(arm.estimate, "estimate_cycles", lambda *_: (3.0, 4.0))
+    network = SimpleNamespace(source=tmp_path / "n.onnx", check=lambda _: SimpleNamespace(passed=True, worst_ratio=0.5))
+    _, count = arm.count_peer("ncnn", network, get(name), tmp_path)
+    assert (count.instructions, count.estimated_cycles) == (7, 7.0 if known else None)
 
 
 def test_another_clock_brings_as_many_bytes_in_a_second(arm: ModuleType) -> None:
@@ -82,7 +123,21 @@ def test_another_clock_brings_as_many_bytes_in_a_second(arm: ModuleType) -> None
 
 
 def test_boards_are_devices_with_the_clock_that_their_source_states(arm: ModuleType) -> None:
-    for board in arm.PUBLISHED:
+    for board in (*arm.PUBLISHED, *arm.ALSO_PUBLISHED):
         assert get(board.device).emulated
         assert set(board.times_ms) <= set(arm.NETWORKS)
         assert "ncnn, benchmark/README.md" in board.source
+
+
+def test_other_times_of_the_source_are_in_the_file(arm: ModuleType) -> None:
+    assert json.loads(arm.BOARDS.read_text())["also_published"] == arm.also_published()
+
+
+@pytest.mark.parametrize("more", [["--core", "cortex-a53"], ["--runtimes", "ncnn"], ["-o", "x.json"], ["mobilenet_v1"]])
+def test_published_boards_take_no_other_choice(
+    more: list[str], arm: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["arm.py", "--folder", "none", "--published", *more])
+    with pytest.raises(SystemExit):
+        arm.main()
+    assert "--published takes no networks, --core, --runtimes or --output" in capsys.readouterr().err

@@ -82,11 +82,15 @@ def test_boards_are_ranked_at_the_published_clock(script: ModuleType) -> None:
         board_row("second", 2 * 10**9, 50.0, 60.0),
         board_row("second", 10**9, 50.0, 120.0, published=False),
     ]
-    page = script.write_boards({"ncnn": "1.2", "llvm": 14, "date": "2026-01-01", "rows": rows})
-    assert "| first | cortex-a0 | 1.0 | net | 12.3 | 90.0 | 90 | 100 | 0.90 |" in page
+    other = {"board": "third", "core": "cortex-a0", "source": "where third is", "clock_hz": 10**9, "network": "net"}
+    facts = {"ncnn": "1.2", "llvm": 14, "date": "2026-01-01"}
+    rows[0]["core"] = "cortex-a1"
+    page = script.write_boards({**facts, "rows": rows, "also_published": [{**other, "published_ms": 80.0}]})
+    assert "| third | cortex-a0 | 1.0 | net | 80 | 80.0 | 0.80 |" in page
+    assert "| first | cortex-a1 | 1.0 | net | 12.3 | 90.0 | 90 | 100 | 0.90 |" in page
     assert "| second | cortex-a0 | 1.0, not as published | net | 12.3 | 120.0 | 120 | 50 | 2.40 |" in page
     assert "over these 2 is 1.000, and the ratios go from\n0.90 to 1.20. No constant" in page
-    assert "Sources: first: where first is; second: where second is." in page
+    assert "Sources: first: where first is; second: where second is; third: where third is." in page
 
 
 def test_the_page_is_made_from_the_json(script: ModuleType, repository: Path) -> None:
