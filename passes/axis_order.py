@@ -159,7 +159,7 @@ def _elementwise(node: ir.Node, order: Order) -> ReorderedNode | str:
         if value is None or shape is None:
             continue
         tensor = constant_tensor(value)
-        if math.prod(shape) == 1 and (tensor is not None or len(shape) < rank):
+        if len(shape) <= rank and math.prod(shape) == 1 and (tensor is not None or len(shape) < rank):
             continue
         if len(shape) > rank or (tensor is None and len(shape) < rank):
             return f"has '{value.name}' of {len(shape)} axes among its inputs of {rank}"
@@ -273,7 +273,7 @@ def _pads(node: ir.Node, order: Order) -> Constants | str:
     if amounts is None or (axes is None and len(node.inputs) > 3 and node.inputs[3] is not None):
         return "has amounts or axes that are not constant"
     if axes is not None:
-        return {3: np.asarray([inverse(order)[axis] for axis in axes.numpy()], np.int64)}
+        return {3: np.asarray([inverse(order)[axis] for axis in axes.numpy()], axes.numpy().dtype)}
     return {1: amounts.numpy().reshape(2, rank)[:, list(order)].reshape(-1)}
 
 
@@ -285,15 +285,17 @@ def _amounts(node: ir.Node, order: Order) -> Constants | str:
 
 
 def _slices(node: ir.Node, order: Order) -> Constants | str:
+    """Axes that were not named are of the type of the starts, as the operator wants them."""
+    named: npt.NDArray[np.generic] | None = None
+    starts, shape = node.inputs[1], static_shape(node.inputs[1])
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         axes = constant_tensor(node.inputs[3])
         named = None if axes is None else axes.numpy()
-    else:
-        starts = static_shape(node.inputs[1])
-        named = None if starts is None else np.arange(starts[0])
+    elif starts is not None and starts.dtype is not None and shape is not None:
+        named = np.arange(shape[0], dtype=starts.dtype.numpy())
     if named is None:
         return "has axes that are not constant"
-    return {3: np.asarray([inverse(order)[axis] for axis in named], np.int64)}
+    return {3: np.asarray([inverse(order)[int(axis)] for axis in named], named.dtype)}
 
 
 BY_AXIS: dict[str, Callable[[ir.Node, Order], Constants | str]] = {

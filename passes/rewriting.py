@@ -261,7 +261,7 @@ def set_constant_input(model: ir.Model, node: ir.Node, index: int, array: npt.ND
     old = node.inputs[index] if index < len(node.inputs) else None
     if old is not None and old.is_initializer() and not old.is_graph_input() and only_consumer(old) is node:
         old.const_value = ir.tensor(array, name=old.name)
-        old.shape = ir.Shape(array.shape)
+        old.type, old.shape = ir.TensorType(old.const_value.dtype), ir.Shape(array.shape)
         return
     name = unique_value_name(model, wanted_name)
     tensor = ir.tensor(array, name=name)

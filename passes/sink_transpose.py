@@ -1,6 +1,5 @@
 """Takes Transposes away where what stands between them can be computed in another order of axes, and moves the others on."""
 
-import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -34,7 +33,11 @@ from sepwise.passes.rewriting import (
 __all__ = ["ReorderedRegion", "SinkTransposePass"]
 
 UNIT = 1 << 20
-"""More nodes than a network has: what one element weighs over one node, and one node over the direction of a Transpose."""
+"""More nodes than a network has."""
+STANDING = UNIT**2
+"""What a Transpose costs: more than where all of them stand."""
+MOVING = UNIT**3
+"""What an element costs that a Transpose moves: more than all Transposes."""
 
 AS_WRITTEN, REORDERED = Division.SIDES
 
@@ -80,10 +83,12 @@ class Region:
         entries: Transposes that make one of the values out of the reordered one.
         exits: Transposes that make the reordered value out of one.
         kept: Nodes beside these that have no other order, and why.
+        depths: For each value of the graph, how many nodes but Transposes are on the longest way to it.
     """
 
     seed: ir.Node
     orders: dict[ir.Value, Order]
+    depths: dict[ir.Value, int]
     nodes: dict[ir.Node, ReorderedNode] = field(default_factory=dict)
     entries: set[ir.Node] = field(default_factory=set)
     exits: set[ir.Node] = field(default_factory=set)
@@ -119,20 +124,22 @@ class SinkTransposePass(RewritePass[SunkTranspose]):
     these are connected with, and the Transposes at its borders. Each node of the region takes one of two sides, as written or
     reordered; a value that is made on one side and read on the other costs a Transpose, which all its readers share; a
     Transpose in the region costs what it moves on its side. What stands at the border is on a given side. The cheapest
-    division is a minimum cut (`minimum_cut.py`); of several, the one in which Transposes stand nearest to the outputs. So the
+    division is a minimum cut (`minimum_cut.py`); of several, the one in which Transposes stand farthest from the inputs. So the
     pairs around every convolution of a network that keeps its tensors as `(n, h, w, c)` cancel, past squeeze-and-excitation
     and residuals, and those at its inputs and outputs are left.
 
     Class of the rewrite: `exact`, but for sums over several axes, which may be added up in another order.
 
-    Every rewrite lowers, in this order, the elements that Transposes move, how many Transposes and Reshapes in place of one
-    there are, and how many of them stand before what is reordered; or it leaves these as they are and moves a Transpose from
-    the inputs of nodes to their outputs. So none is doubled or enlarged, and the pass ends.
+    Every rewrite lowers, in this order: how many Transposes there are of tensors of unknown shape; the elements that the
+    others move; how many Transposes there are; how far they stand from the depth of the graph, in sum; and how many Transposes
+    are in front of each without anything between. The depth of a value counts nodes but Transposes, so it is the same from
+    whichever Transpose a region is found, and no rewrite of a region changes it: what one region has lowered, another one, of
+    the opposite order, cannot raise. So none is doubled or enlarged, and the pass ends.
 
     Fires when:
-        1. a Transpose reads a Transpose;
-        2. a division of its region costs less than what is written, or the same with a Transpose moved towards the outputs;
-        3. else, a Transpose moves no element, and becomes a Reshape.
+        1. a Transpose reads a Transpose, unless both together move elements that it does not, and others need the first;
+        2. a division of its region costs less than what is written: in elements, else in Transposes, else in depth;
+        3. else, a Transpose of some elements moves none, and becomes a Reshape.
 
     Refuses when:
         1. what reads the Transpose works on its axes as they stand, or it is a graph output;
@@ -163,14 +170,14 @@ class SinkTransposePass(RewritePass[SunkTranspose]):
             return Refusal("a Transpose reads it, into which it is merged", name)
         if perm == tuple(range(len(perm))) and _removable(node, source):
             return MergedTranspose(node, perm, source)
-        regions = [_grow(model, node, perm, with_next=with_next) for with_next in (True, False)]
-        for forward, region in itertools.product((False, True), regions):
-            nodes = _divide(region, forward=forward)
-            cost, written = _cost(region, nodes), _cost(region, ())
-            if cost < written or (forward and cost == written and nodes):
+        depths = _depths(node.graph)
+        regions = [_grow(model, node, perm, depths, with_next=with_next) for with_next in (True, False)]
+        for region in regions:
+            nodes = _divide(region)
+            if _cost(region, nodes) < _cost(region, ()):
                 return ReorderedRegion(region, nodes)
         region = regions[0]
-        if moves_nothing(inverse(perm), shape) and perm != tuple(range(len(perm))):
+        if 0 not in shape and moves_nothing(inverse(perm), shape) and perm != tuple(range(len(perm))):
             return StandingTranspose(node, _before_reshapes(source), shape)
         if region.nodes:
             return Refusal(f"to move it past {' or '.join(_shown(region.nodes)[:3])} would transpose no fewer elements", name)
@@ -201,7 +208,7 @@ class SinkTransposePass(RewritePass[SunkTranspose]):
 
 
 def _merge(node: ir.Node) -> MergedTranspose | None:
-    """What two Transposes in a row are together."""
+    """What two Transposes in a row are together, if they move no more than they do apart."""
     first = node.inputs[0].producer() if node.inputs[0] is not None else None
     if first is None or not is_operator(first, "Transpose") or first.inputs[0] is None:
         return None
@@ -211,7 +218,11 @@ def _merge(node: ir.Node) -> MergedTranspose | None:
     own, before = (permutation(each, rank=ranks[0]) for each in (node, first))
     assert own is not None, "the rank is known"
     assert before is not None, "the rank is known"
-    return MergedTranspose(node, tuple(before[axis] for axis in own), first.inputs[0])
+    perm, shape, between = tuple(before[axis] for axis in own), static_shape(node.outputs[0]), first.outputs[0]
+    stays = between.is_graph_output() or len(between.uses()) > 1
+    if stays and shape is not None and moves_nothing(inverse(own), shape) and not moves_nothing(inverse(perm), shape):
+        return None
+    return MergedTranspose(node, perm, first.inputs[0])
 
 
 def _before_reshapes(value: ir.Value) -> ir.Value:
@@ -225,10 +236,19 @@ def _before_reshapes(value: ir.Value) -> ir.Value:
 # The region and its division --------------------------------------------------------------------------------------------
 
 
-def _grow(model: ir.Model, seed: ir.Node, perm: Order, *, with_next: bool) -> Region:
+def _depths(graph: ir.Graph | None) -> dict[ir.Value, int]:
+    """For each value that nodes of a graph make, how many nodes but Transposes are on the longest way to it."""
+    depths: dict[ir.Value, int] = {}
+    for node in graph or ():
+        before = max((depths.get(value, 0) for value in node.inputs if value is not None), default=0)
+        depths.update(dict.fromkeys(node.outputs, before + (not is_operator(node, "Transpose"))))
+    return depths
+
+
+def _grow(model: ir.Model, seed: ir.Node, perm: Order, depths: dict[ir.Value, int], *, with_next: bool) -> Region:
     """Finds what a Transpose could be moved past, and what that is connected with; `with_next` as `reorder` takes it."""
     opset, graph = model.opset_imports.get("", 0), seed.graph
-    region = Region(seed, {seed.outputs[0]: inverse(perm)}, entries={seed})
+    region = Region(seed, {seed.outputs[0]: inverse(perm)}, depths, entries={seed})
     queue = [seed.outputs[0]]
     while queue:
         value = queue.pop()
@@ -279,6 +299,11 @@ def _elements(region: Region, value: ir.Value) -> int:
     return 0 if moves_nothing(region.orders[value], shape) else math.prod(shape)
 
 
+def _price(region: Region, value: ir.Value) -> int:
+    """What a Transpose of a value costs: the elements that it moves, itself, and how far it stands from the greatest depth."""
+    return _elements(region, value) * MOVING + STANDING + UNIT - region.depths.get(value, 0)
+
+
 def _moved(found: ReorderedNode, *, reordered: bool) -> int:
     """Elements that a Transpose within a region moves, on either side."""
     perm, shape = permutation(found.node), static_shape(found.node.inputs[0])
@@ -290,7 +315,10 @@ def _moved(found: ReorderedNode, *, reordered: bool) -> int:
 
 
 def _ends(region: Region, value: ir.Value) -> tuple[ir.Node | str, set[ir.Node | str]]:
-    """Where a value is made and read: nodes of the region, or the side on which it is given."""
+    """Where a value is made and read: nodes of the region, or the side on which it is given.
+
+    A Transpose of a Transpose reads it as written: it keeps the first one until both are merged.
+    """
     producer = value.producer()
     made: ir.Node | str = REORDERED if producer in region.entries else AS_WRITTEN
     if producer in region.nodes and producer is not None:
@@ -301,47 +329,47 @@ def _ends(region: Region, value: ir.Value) -> tuple[ir.Node | str, set[ir.Node |
         if found is not None:
             read.add(use.node if use.idx in found.inputs else AS_WRITTEN)
         else:
-            read.add(REORDERED if use.node in region.exits else AS_WRITTEN)
+            read.add(REORDERED if use.node in region.exits and made != REORDERED else AS_WRITTEN)
     return made, read
 
 
-def _divide(region: Region, *, forward: bool) -> frozenset[ir.Node]:
-    """Finds the nodes that are cheapest reordered; `forward`, only what no Transpose has to be put before."""
+def _divide(region: Region) -> frozenset[ir.Node]:
+    """Finds the nodes that are cheapest reordered."""
     division = Division()
     for value, order in region.orders.items():
         if not _differs(order):
             continue
         made, read = _ends(region, value)
-        weight = _elements(region, value) * UNIT**2 + UNIT
+        price = _price(region, value)
         if made != REORDERED:
             before = "before", value
-            division.part(made, before, weight + 1)
+            division.part(made, before, price)
             for reader in read - {AS_WRITTEN}:
-                division.part(made if forward and reader != REORDERED else before, reader, math.inf)
+                division.part(before, reader, math.inf)
         if made != AS_WRITTEN:
             behind = "behind", value
-            division.part(behind, made, weight)
+            division.part(behind, made, price)
             for reader in read - {REORDERED}:
                 division.part(reader, behind, math.inf)
     for node, found in region.nodes.items():
         if is_operator(node, "Transpose"):
-            division.part(node, REORDERED, _moved(found, reordered=False) * UNIT**2)
-            division.part(AS_WRITTEN, node, _moved(found, reordered=True) * UNIT**2)
+            division.part(node, REORDERED, _moved(found, reordered=False) * MOVING)
+            division.part(AS_WRITTEN, node, _moved(found, reordered=True) * MOVING)
     _, reordered = division.solve()
     return frozenset(node for node in region.nodes if node in reordered)
 
 
 def _cost(region: Region, reordered: Collection[ir.Node]) -> int:
-    """What Transposes cost where some nodes are reordered: elements, then nodes, then those before what is reordered."""
+    """What Transposes cost where some nodes are reordered."""
     def side(end: ir.Node | str) -> bool:
         return end == REORDERED if isinstance(end, str) else end in reordered
 
     within = (found for node, found in region.nodes.items() if is_operator(node, "Transpose"))
-    total = sum(_moved(found, reordered=found.node in reordered) * UNIT**2 for found in within)
+    total = sum(_moved(found, reordered=found.node in reordered) * MOVING for found in within)
     for value, order in region.orders.items():
         made, read = _ends(region, value)
         if _differs(order) and any(side(reader) != side(made) for reader in read):
-            total += _elements(region, value) * UNIT**2 + UNIT + (not side(made))
+            total += _price(region, value)
     return total
 
 

@@ -158,6 +158,28 @@ def test_numbers_for_axes_are_constants(operator: str, build: Build) -> None:
     assert "not constant" in found
 
 
+@pytest.mark.parametrize("operator", ["y = Mul (x, c)", "y = Mul (c, x)", "y = Where (t, x, c)"])
+def test_a_constant_of_one_element_adds_no_axis(operator: str, build: Build) -> None:
+    model = build(f"""<ir_version: 8, opset_import: ["" : 18]> g (float[3,2] x) => (float y)
+    <float[1,1,1] c = {{2}}, bool t = {{1}}> {{ [n] {operator} }}""")
+    assert reorder(model.graph.node("n"), model.graph.inputs[0], (1, 0), 18) == "has 'c' of 3 axes among its inputs of 2"
+
+
+@pytest.mark.parametrize("axes", ["", ", axes"])
+def test_the_axes_of_a_slice_are_of_the_type_of_its_starts(axes: str, build: Build, onnxruntime_outputs: Run) -> None:
+    model = build(f"""<ir_version: 8, opset_import: ["" : 18]> g (float[{",".join(map(str, SHAPE))}] x) => (float y)
+    <int32[2] starts = {{0,1}}, int32[2] ends = {{1,3}}, int32[2] axes = {{0,1}}> {{ [n] y = Slice (x, starts, ends{axes}) }}""")
+    array = sample_inputs(model, 0)["x"].astype(np.float32)
+    (expected,) = onnxruntime_outputs(model, {"x": array})
+    found = reorder(model.graph.node("n"), model.graph.inputs[0], (3, 1, 0, 2), 18)
+    assert isinstance(found, ReorderedNode)
+    (actual,) = onnxruntime_outputs(reordered(model, found), {"x": array.transpose(3, 1, 0, 2)})
+    np.testing.assert_array_equal(actual, expected.transpose(3, 1, 0, 2))
+    named = model.graph.node("n").inputs[3]
+    assert named is not None
+    assert named.dtype == ir.DataType.INT32
+
+
 def test_shapes_have_to_be_known(build: Build) -> None:
     model = node_model("Relu", build)
     model.graph.outputs[0].shape = None

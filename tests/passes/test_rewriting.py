@@ -142,6 +142,9 @@ def test_new_constants(model: ir.Model) -> None:
     add = node(model, "a")
     set_constant_input(model, add, 1, np.zeros((2, 1), np.float32), "fresh")
     assert add.inputs[1] is model.graph.initializers["k"]
+    set_constant_input(model, add, 1, np.zeros((2, 1), np.float64), "fresh")
+    assert model.graph.initializers["k"].dtype == ir.DataType.DOUBLE
+    set_constant_input(model, add, 1, np.zeros((2, 1), np.float32), "fresh")
     assert constant_array(add.inputs[1]) is not None
     node(model, "e").replace_input_with(1, model.graph.initializers["k"])
     set_constant_input(model, add, 1, np.ones((2, 1), np.float32), "fresh")

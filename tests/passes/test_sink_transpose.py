@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from sepwise.passes import canonicalize
 from sepwise.passes.axis_order import moves_nothing, permutation
 from sepwise.passes.pipeline import fuse
-from sepwise.passes.rewriting import original_nodes
+from sepwise.passes.rewriting import Refusal, original_nodes
 from sepwise.passes.sink_transpose import ReorderedRegion, SinkTransposePass
 
 Build = Callable[..., ir.Model]
@@ -50,6 +50,34 @@ def moved_elements(model: ir.Model) -> int:
         elif not moves_nothing(perm, source.shape.numpy()):
             total += math.prod(source.shape.numpy())
     return total
+
+
+def measure(model: ir.Model) -> tuple[int, int, int, int]:
+    """What every rewrite lowers, of a model whose shapes are known."""
+    depths: dict[ir.Value | None, int] = {}
+    rows: dict[ir.Value | None, int] = {}
+    for node in model.graph:
+        before = max(depths.get(value, 0) for value in node.inputs)
+        depths.update(dict.fromkeys(node.outputs, before + (node.op_type != "Transpose")))
+        if node.op_type == "Transpose":
+            rows[node.outputs[0]] = rows.get(node.inputs[0], -1) + 1
+    return moved_elements(model), len(rows), -sum(depths[value] for value in rows), sum(rows.values())
+
+
+def sink_step_by_step(model: ir.Model) -> ir.Model:
+    """The pass, with the measure that has to fall looked at behind each rewrite."""
+    sunk, sinking = model.clone(), SinkTransposePass()
+    last, lowered = measure(sunk), True
+    while lowered:
+        lowered = False
+        for node in transposes(sunk):
+            if node.graph is None or isinstance(found := sinking.match(sunk, node), Refusal):
+                continue
+            sinking.rewrite(sunk, found)
+            now = measure(sunk)
+            assert now < last
+            last, lowered = now, True
+    return sunk
 
 
 def test_inverse_permutations_cancel(build: Build, equivalent: Equivalent) -> None:
@@ -287,6 +315,71 @@ def test_any_permutations(build: Build, equivalent: Equivalent, first: list[int]
     assert fired >= 1
     assert operators(sunk).count("Transpose") <= 1
     equivalent(model, sunk)
+
+
+def test_regions_of_opposite_orders_do_not_undo_each_other(build: Build, equivalent: Equivalent) -> None:
+    """One Transpose makes `(n, h, w, c)` of the values of the Add, the next one `(n, c, h, w)`, at the same cost."""
+    model = build(HEAD + f"""
+    g (float[1,4,6,6] x) => (float c, float a, float o) <float[4] s, float[4,4,1,1] w>
+    {{ t = {OUT} (x) l = LayerNormalization (t, s) u = {IN} (l) c = Conv (u, w)
+       a = Add (u, x) t2 = {OUT} (a) l2 = LayerNormalization (t2, s) o = {IN} (l2) }}
+    """)
+    sunk = sink_step_by_step(model)
+    assert len(transposes(sunk)) == 4
+    equivalent(model, sunk)
+    assert operators(sink(model)[0]) == operators(sunk)
+
+
+MIXED = {
+    "normalised": f"t# = {OUT} (A) l# = LayerNormalization (t#, s) v# = {IN} (l#)",
+    "convolved": "v# = Conv (A, w)",
+    "added": "v# = Add (A, B)",
+    "scaled": f"t# = {OUT} (A) m# = Mul (t#, s) v# = {IN} (m#)",
+    "of one axis": f"t# = {OUT} (A) r# = ReduceMax <keepdims = 1> (t#, last) q# = Transpose <perm = [0,3,2,1]> (r#) v# = Mul (A, q#)",
+    "there and back": "t# = Transpose <perm = [0,1,3,2]> (A) n# = Neg (t#) q# = Transpose <perm = [0,1,3,2]> (n#) v# = Add (B, q#)",
+    "by rows": "t# = Transpose <perm = [0,2,1,3]> (A) n# = Softmax (t#) q# = Transpose <perm = [0,2,1,3]> (n#) v# = Add (B, q#)",
+    "in halves": f"t# = {OUT} (A) p#, q# = Split <axis = 3, num_outputs = 2> (t#) c# = Concat <axis = 3> (q#, p#) v# = {IN} (c#)",
+}
+"""Layers of images `(n, c, h, w)` that work in one order or another, each on values A and B."""
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(MIXED)), st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=14))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_every_rewrite_lowers_one_measure(build: Build, equivalent: Equivalent, layers: list[tuple[str, int, int]]) -> None:
+    values, lines = ["x"], []
+    for number, (kind, *back) in enumerate(layers):
+        first, second = (values[-1 - min(steps, len(values) - 1)] for steps in back)
+        lines.append(MIXED[kind].replace("#", str(number)).replace("A)", f"{first})").replace("(A", f"({first}").replace("B", second))
+        values.append(f"v{number}")
+    text = HEAD + f"""
+    g (float[1,4,4,4] x) => ({", ".join(f"float {value}" for value in values[-4:] if value != "x")})
+    <float[4] s, float[4,4,1,1] w, int64[1] last = {{3}}> {{ {" ".join(lines)} }}
+    """
+    model = canonicalize(build(text))
+    equivalent(model, sink_step_by_step(model))
+
+
+def test_two_that_move_more_together_stay_apart(build: Build, equivalent: Equivalent) -> None:
+    """The second Transpose moves nothing, and others read the first one."""
+    model = build(HEAD + f"""
+    g (float[1,4,5,6] x) => (float y, float z) <float[6] k, float[4] m>
+    {{ a = {OUT} (x) y = LayerNormalization (a, m) b = Transpose <perm = [1,0,2,3]> (a) z = LayerNormalization (b, m) }}
+    """)
+    sunk, fired, _ = sink(model)
+    assert fired == 1
+    assert sorted(operators(sunk)) == ["LayerNormalization", "LayerNormalization", "Reshape", "Transpose"]
+    equivalent(model, sunk)
+
+
+def test_one_of_no_elements_is_no_reshape(build: Build) -> None:
+    """A 0 in the shape of a Reshape stands for an axis of what it reads."""
+    model = build(HEAD + """
+    g (float[2,3] x) => (float y) <int64[1] none = {0}, int64[1] axis = {1}>
+    { [cut] a = Slice (x, none, none, axis) [t] b = Transpose (a) y = MatMul (b, x) }
+    """)
+    sunk, fired, _ = sink(model)
+    assert fired == 0
+    assert operators(sunk) == ["Slice", "Transpose", "MatMul"]
 
 
 # Networks as TensorFlow's exporter writes them: every tensor channels-last, Transposes around what ONNX has channels-first ---
