@@ -8,7 +8,16 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from sepwise.passes.chains import read_activation
-from sepwise.passes.rewriting import Refusal, RewritePass, constant_tensor, is_operator, replace_with_input, unique_value_name
+from sepwise.passes.rewriting import (
+    Refusal,
+    RewritePass,
+    RewriteResult,
+    constant_tensor,
+    free_name,
+    is_operator,
+    replace_with_input,
+    value_names,
+)
 from sepwise.passes.vocabulary import DOMAIN
 
 __all__ = ["ConvertFloat16Pass"]
@@ -26,6 +35,10 @@ FOLLOWERS = (
 
 MATRIX_RANK = 2
 LARGEST = float(np.finfo(np.float16).max)
+SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
+LIMITS = {1: -np.inf, "min": -np.inf, 2: np.inf, "max": np.inf}
+"""What of a Clip's inputs and attributes may become infinite, and how it then limits nothing."""
+
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 SUFFIXES = {HALF: ".float16", SINGLE: ".float32"}
 
@@ -56,7 +69,7 @@ class ConvertFloat16Pass(RewritePass[Narrowed]):
     the inputs and outputs of the network, which stay float32, and around what stays in float32: sums over pixels and channels
     (means, average pools, norms, Softmax), powers, exponentials and roots, Resize, products of two tensors that are both
     computed, transposed convolutions, and operators within subgraphs. Weights of up to 2^-25 become 0, as the smallest
-    subnormal is 2^-24.
+    subnormal is 2^-24. A Cast to float16 that makes an output of the network stays, from float16 where that is what it reads.
 
     Class of the rewrite: `rounding`, of constants in float16.
 
@@ -65,10 +78,14 @@ class ConvertFloat16Pass(RewritePass[Narrowed]):
         2. an elementwise or moving operator, or a recognised activation, reads float32 that was widened from float16.
 
     Refuses when:
-        1. a constant is larger than the largest float16, 65504; a limit of a Clip then becomes infinite, which means the same;
-        2. a constant that is no weight would become 0, as an epsilon would;
-        3. a recognised activation has constants that float16 does not hold, so that it would no longer be that activation;
-        4. a tensor is multiplied by itself or divided by another one, as squares and quotients leave the range first.
+        1. a constant is larger than the largest float16, 65504; the maximum of a Clip may become infinite, and its minimum
+           minus infinite, which means the same;
+        2. a constant that is no weight or bias loses digits below 2^-14, where they get fewer, as an epsilon would;
+        3. all weights of a filter (an output channel) would become 0;
+        4. a recognised activation has constants that float16 does not hold, so that it would no longer be that activation;
+        5. a tensor is multiplied by itself or divided by another one, as squares and quotients leave the range first.
+
+    Constants are initializers and attributes: the value of a Pad, the factors of a Gemm.
 
     Visits the main graph, neither subgraphs nor function bodies. Values that were float32 keep their names in float16, the
     outputs of the network excepted.
@@ -76,6 +93,11 @@ class ConvertFloat16Pass(RewritePass[Narrowed]):
 
     name = "convert_float16"
     summary = "converted %d operators to float16"
+
+    def call(self, model: ir.Model) -> RewriteResult:
+        """Runs the pass with the names of the model at hand: to gather them for each Cast would take quadratic time."""
+        self._names = value_names(model)
+        return super().call(model)
 
     def anchors(self, model: ir.Model, graph: ir.Graph) -> Iterator[ir.Node]:
         """Yields every float32 node of the main graph that is worth converting, in order, as later ones follow earlier ones."""
@@ -103,10 +125,15 @@ class ConvertFloat16Pass(RewritePass[Narrowed]):
             if tensor is None:
                 data.append(index)
                 continue
-            rounded = _rounded(tensor.numpy(), limit=is_operator(node, "Clip"), weight=is_operator(node, *PRODUCTS))
+            rounded = _rounded(tensor.numpy(), node, index)
             if isinstance(rounded, str):
                 return Refusal(f"its constant '{value.name}' {rounded}", name)
             constants[index] = rounded
+        for key, attribute in node.attributes.items() if node.domain == "" else ():
+            if attribute.type == ir.AttributeType.FLOAT:
+                rounded = _rounded(np.array(attribute.as_float()), node, key)
+                if isinstance(rounded, str):
+                    return Refusal(f"its attribute '{key}' {rounded}", name)
         if is_operator(node, "Div") and 1 in data:
             return Refusal("a quotient of two tensors may leave the range of float16", name)
         if is_operator(node, "Mul") and len(data) > 1 and node.inputs[0] is node.inputs[1]:
@@ -124,11 +151,11 @@ class ConvertFloat16Pass(RewritePass[Narrowed]):
         """Narrows the inputs, and widens the outputs for whoever reads them."""
         node = match.node
         for index, array in match.constants.items():
-            node.replace_input_with(index, _constant(model, node.inputs[index], array))
+            node.replace_input_with(index, _constant(model, node.inputs[index], array, self._names))
         for index in match.data:
             value = node.inputs[index]
             assert value is not None, "a match holds inputs that are there"
-            node.replace_input_with(index, _widened(value) or _narrow(model, node, value))
+            node.replace_input_with(index, _widened(value) or _narrow(node, value, self._names))
             widening = value.producer()
             if _widened(value) is not None and not value.uses() and not value.is_graph_output():
                 assert widening is not None, "what was widened has a producer"
@@ -138,7 +165,7 @@ class ConvertFloat16Pass(RewritePass[Narrowed]):
             node.attributes[key] = ir.AttrTensor(key, ir.tensor(array))
         for output in node.outputs:
             if output.name:
-                _widen(model, node, output)
+                _widen(node, output, self._names)
 
 
 def _widened(value: ir.Value | None) -> ir.Value | None:
@@ -155,50 +182,65 @@ def _narrows(node: ir.Node) -> bool:
     return is_operator(node, "Cast") and node.attributes.get_int("to") == HALF.value
 
 
-def _rounded(array: npt.NDArray[np.generic], *, limit: bool, weight: bool) -> npt.NDArray[np.generic] | str:
-    """A constant in float16, or what is wrong with it there."""
+def _rounded(array: npt.NDArray[np.generic], node: ir.Node, place: int | str) -> npt.NDArray[np.generic] | str:
+    """A constant of a node in float16, or what is wrong with it there; its place is that of an input or an attribute."""
     exact = array.astype(np.float64)
     with np.errstate(over="ignore"):
         rounded = array.astype(np.float16)
     beyond = np.isinf(rounded) & np.isfinite(exact)
-    if beyond.any() and not limit:
+    if is_operator(node, "Clip") and place in LIMITS:
+        beyond &= rounded != LIMITS[place]
+    if beyond.any():
         return f"holds {exact[beyond].reshape(-1)[0]:g}, and float16 ends at {LARGEST:g}"
-    lost = (rounded == 0) & (exact != 0)
-    if lost.any() and not weight:
-        return f"holds {exact[lost].reshape(-1)[0]:g}, which float16 rounds to 0"
+    if not is_operator(node, *PRODUCTS) or isinstance(place, str):
+        lost = (np.abs(exact) < SMALLEST_NORMAL) & (rounded != exact)
+        if lost.any():
+            return f"holds {exact[lost].reshape(-1)[0]:g}, which float16 rounds to {rounded[lost].reshape(-1)[0]:g}"
+    elif place == 1:
+        rows = node.op_type == "Conv" or node.attributes.get_int("transB", 0) == 1
+        filters = tuple(range(1, exact.ndim)) if rows else 0
+        if (exact.any(filters) & ~rounded.any(filters)).any():
+            return "has a filter of which float16 rounds all weights to 0"
     return rounded
 
 
-def _constant(model: ir.Model, old: ir.Value | None, array: npt.NDArray[np.generic]) -> ir.Value:
+def _constant(model: ir.Model, old: ir.Value | None, array: npt.NDArray[np.generic], names: set[str]) -> ir.Value:
     """The initializer of a rounded constant, one for all that read it."""
     assert old is not None, "a match holds inputs that are there"
     assert old.name, "constants are initializers"
     name = old.name + SUFFIXES[HALF]
     known = model.graph.initializers.get(name)
-    if known is not None and known.const_value is not None and np.array_equal(known.const_value.numpy(), array):
+    tensor = constant_tensor(known)
+    if known is not None and tensor is not None and tensor.dtype == HALF and np.array_equal(tensor.numpy(), array):
         return known
-    name = unique_value_name(model, name)
+    name = free_name(names, name)
     tensor = ir.tensor(array, name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(HALF), const_value=tensor)
     model.graph.register_initializer(value)
     return value
 
 
-def _narrow(model: ir.Model, node: ir.Node, value: ir.Value) -> ir.Value:
-    """A float32 value in float16: by the Cast that is there, or by a new one before the node."""
-    for use in value.uses():
-        if _narrows(use.node) and use.node.graph is node.graph:
-            return use.node.outputs[0]
-    cast = _cast(value, HALF, unique_value_name(model, (value.name or "") + SUFFIXES[HALF]))
-    assert isinstance(node.graph, ir.Graph), "passes do not visit function bodies"
-    node.graph.insert_before(node, cast)
+def _narrow(node: ir.Node, value: ir.Value, names: set[str]) -> ir.Value:
+    """A float32 value in float16, by the Cast that is there or a new one; it then stands right behind what makes the value."""
+    graph, producer = node.graph, value.producer()
+    assert isinstance(graph, ir.Graph), "passes do not visit function bodies"
+    cast = next((use.node for use in value.uses() if _narrows(use.node) and use.node.graph is graph), None)
+    if cast is None:
+        cast = _cast(value, HALF, free_name(names, (value.name or "") + SUFFIXES[HALF]))
+    else:
+        graph.remove(cast)
+    if producer is None:
+        graph.insert_before(graph[0], cast)
+    else:
+        graph.insert_after(producer, cast)
     return cast.outputs[0]
 
 
-def _widen(model: ir.Model, node: ir.Node, output: ir.Value) -> None:
+def _widen(node: ir.Node, output: ir.Value, names: set[str]) -> None:
     """`node -> y` becomes `node -> y, Cast -> y.float32`; where y is an output of the network `node -> y.float16, Cast -> y`.
 
-    Who has narrowed y itself reads it as it is, and no Cast is made that nobody would read.
+    Who has narrowed y itself reads it as it is, and no Cast is made that nobody would read. Where the narrowed y is an output
+    of the network its Cast keeps its name, from float16 to float16.
     """
     graph, name, leaves = node.graph, output.name or "", output.is_graph_output()
     assert isinstance(graph, ir.Graph), "passes do not visit function bodies"
@@ -206,7 +248,7 @@ def _widen(model: ir.Model, node: ir.Node, output: ir.Value) -> None:
     narrowing = [use.node for use in uses if _narrows(use.node)]
     output.type = ir.TensorType(HALF)
     if leaves or len(narrowing) < len(uses):
-        other = unique_value_name(model, name + SUFFIXES[HALF if leaves else SINGLE])
+        other = free_name(names, name + SUFFIXES[HALF if leaves else SINGLE])
         cast = _cast(output, SINGLE, other)
         widened = cast.outputs[0]
         ir.convenience.replace_all_uses_with(output, widened, replace_graph_outputs=True)
@@ -215,7 +257,10 @@ def _widen(model: ir.Model, node: ir.Node, output: ir.Value) -> None:
         if leaves:
             output.name, widened.name = other, name
     for each in narrowing:
-        replace_with_input(each, output, keep_name=False)
+        if each.outputs[0].is_graph_output():
+            each.replace_input_with(0, output)
+        else:
+            replace_with_input(each, output, keep_name=False)
 
 
 def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:

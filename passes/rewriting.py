@@ -27,6 +27,7 @@ __all__ = [
     "RewriteResult",
     "constant_array",
     "constant_tensor",
+    "free_name",
     "is_operator",
     "only_consumer",
     "original_nodes",
@@ -37,6 +38,7 @@ __all__ = [
     "sole_use_refusal",
     "static_shape",
     "unique_value_name",
+    "value_names",
 ]
 
 logger = logging.getLogger(__name__)
@@ -223,19 +225,30 @@ def set_original_nodes(node: ir.Node, steps: Sequence[Sequence[str]]) -> None:
         node.metadata_props[NODES_KEY] = json.dumps([list(step) for step in steps])
 
 
-def unique_value_name(model: ir.Model, wanted: str) -> str:
-    """Returns `wanted`, or with a number behind it the first name that no value of the model has."""
+def value_names(model: ir.Model) -> set[str]:
+    """Returns the names that the values of a model have, in all of its graphs."""
     used: set[str] = set()
     for graph in model.graphs():
         used.update(graph.initializers)
         used.update(value.name or "" for value in graph.inputs)
         for node in graph:
             used.update(value.name or "" for value in node.outputs)
+    return used
+
+
+def free_name(used: set[str], wanted: str) -> str:
+    """Returns `wanted`, or with a number behind it the first name that is not used, and notes that it is used now."""
     name, number = wanted, 0
     while name in used:
         number += 1
         name = f"{wanted}_{number}"
+    used.add(name)
     return name
+
+
+def unique_value_name(model: ir.Model, wanted: str) -> str:
+    """Returns `wanted`, or with a number behind it the first name that no value of the model has."""
+    return free_name(value_names(model), wanted)
 
 
 def remove_unused_initializers(model: ir.Model) -> None:

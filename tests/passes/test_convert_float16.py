@@ -7,10 +7,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from sepwise.passes import fuse, read_activation
+from sepwise.passes import convert_float16, fuse, read_activation
 from sepwise.passes.convert_float16 import ConvertFloat16Pass
 from sepwise.passes.equivalence import GraphReference, compare_graph, sample_inputs
 from sepwise.passes.recognise_activation import RecogniseActivationPass
+from sepwise.passes.rewriting import value_names
 
 Build = Callable[..., ir.Model]
 
@@ -89,6 +90,20 @@ def test_what_stays_in_float32(build: Build, body: str, stays: list[str]) -> Non
     [
         ("y = Mul (c, h)", ", float h = {1e5}", "its constant 'h' holds 100000, and float16 ends at 65504"),
         ("y = Add (c, h)", ", float h = {1e-9}", "its constant 'h' holds 1e-09, which float16 rounds to 0"),
+        ("a = Abs (c) y = Div (a, h)", ", float h = {1e-7}", "its constant 'h' holds 1e-07, which float16 rounds to 1.19209e-07"),
+        ("y = LeakyRelu <alpha=1e-05> (c)", "", "its attribute 'alpha' holds 1e-05, which float16 rounds to 1.00136e-05"),
+        ("y = Clip (c, h)", ", float h = {1e5}", "its constant 'h' holds 100000, and float16 ends at 65504"),
+        ("y = Clip (c, , h)", ", float h = {-1e5}", "its constant 'h' holds -100000, and float16 ends at 65504"),
+        (
+            "f = Flatten (c) y = Gemm <alpha=100000.0> (f, g)",
+            ", float[288,4] g",
+            "its attribute 'alpha' holds 100000, and float16 ends at 65504",
+        ),
+        (
+            "f = Flatten (c) y = Gemm <beta=100000.0> (f, g, a)",
+            ", float[288,4] g, float[4] a",
+            "its attribute 'beta' holds 100000, and float16 ends at 65504",
+        ),
         ("y = Mul (c, c)", "", "a square may leave the range of float16"),
         ("r = Relu (c) y = Div (c, r)", "", "a quotient of two tensors may leave the range of float16"),
         ("y = Conv (c, v)", ", float[4,4,1,1] v", "its constant 'v' holds 70000, and float16 ends at 65504"),
@@ -99,6 +114,31 @@ def test_refuses(build: Build, body: str, more: str, reason: str) -> None:
     assert refused == (reason,)
     assert fired == len(body.split(" = ")) - 1
     assert converted.graph.outputs[0].dtype == ir.DataType.FLOAT
+
+
+def test_refuses_the_value_of_a_pad(build: Build) -> None:
+    body = 'y = Pad <mode = "constant", pads = [0,0,1,1,0,0,1,1], value = -340000.0> (c)'
+    _, fired, refused = convert(build(text(body).replace('"" : 17', '"" : 10').replace("ir_version: 8", "ir_version: 4")))
+    assert (fired, refused) == (1, ("its attribute 'value' holds -340000, and float16 ends at 65504",))
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "place"),
+    [
+        ("y = Conv (c, v)", (5, 4, 1, 1), (2,)),
+        ("f = Flatten (c) y = MatMul (f, v)", (288, 5), (slice(None), 2)),
+        ("f = Flatten (c) y = Gemm (f, v)", (288, 5), (slice(None), 2)),
+        ("f = Flatten (c) y = Gemm <transB = 1> (f, v)", (5, 288), (2,)),
+    ],
+)
+@pytest.mark.parametrize(("small", "kept"), [(1e-8, True), (0.0, False)])
+def test_refuses_weights_of_which_a_filter_vanishes(
+    build: Build, body: str, shape: tuple[int, ...], place: tuple[int | slice, ...], small: float, kept: bool
+) -> None:
+    weight = np.ones(shape)
+    weight[place] = small
+    _, _, refused = convert(build(text(body, f", float{list(shape)} v".replace(" ", "")), v=weight))
+    assert refused == (("its constant 'v' has a filter of which float16 rounds all weights to 0",) if kept else ())
 
 
 def test_a_limit_out_of_range_is_no_limit(build: Build) -> None:
@@ -151,6 +191,57 @@ def test_one_cast_serves_all_that_read_an_input(build: Build) -> None:
     converted, _, _ = convert(build(text("d = Conv (x, v) y = Concat <axis = 1> (c, d)", ", float[4,4,1,1] v")))
     casts = [node for node in converted.graph if node.op_type == "Cast" and node.outputs[0].dtype == ir.DataType.FLOAT16]
     assert len(casts) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "c = Conv (a, w) s = Add (x, c) y = Relu (s) z = Conv (x, w)",
+        "y = Conv (x, w) c = Cast <to = 10> (x) r = Relu (c) z = Cast <to = 1> (r)",
+        "y = Conv (x, w) e = Exp (x) q = Relu (e) c = Cast <to = 10> (e) r = Relu (c) z = Conv (e, w)",
+        "e = Exp (x) q = Relu (e) y = Conv (e, w) c = Cast <to = 10> (e) z = Relu (c)",
+    ],
+)
+def test_a_cast_stands_before_all_that_read_it(build: Build, body: str) -> None:
+    model = build(text("").replace(CONV, body).replace("x) => (float y)", "x, float[1,4,9,8] a) => (float y, float z)").replace("3,3]", "1,1]"))
+    assert_rounded(model, convert(model)[0])
+
+
+@pytest.mark.parametrize(
+    ("body", "inputs", "outputs"),
+    [
+        ("y = Cast <to = 10> (c)", "float", ("y",)),
+        ("y = Cast <to = 10> (c)", "float", ("c", "y")),
+        ("y = Cast <to = 10> (c) z = Cast <to = 10> (c)", "float", ("y", "z")),
+        ("y = Cast <to = 10> (c)", "float16", ("y",)),
+    ],
+)
+def test_outputs_that_are_casts_keep_names_and_types(build: Build, body: str, inputs: str, outputs: tuple[str, ...]) -> None:
+    wanted = text(body).replace("float y", ", ".join(f"float {name}" for name in outputs))
+    if inputs == "float16":
+        wanted = wanted.replace("float[1,4,9,8] x", "float16[1,4,9,8] h").replace("[conv]", "x = Cast <to = 1> (h) [conv]")
+    model = build(wanted)
+    types = [(value.name, value.dtype) for value in (*model.graph.inputs, *model.graph.outputs)]
+    converted, fired, refused = convert(model)
+    assert (fired, refused) == (1, ())
+    assert [(value.name, value.dtype) for value in (*converted.graph.inputs, *converted.graph.outputs)] == types
+    assert_rounded(model, converted)
+
+
+def test_a_constant_of_the_network_may_have_the_name_of_a_rounded_one(build: Build) -> None:
+    model = build(text("y = ConvTranspose (c, h)", ", float[4,4,3,3] h"), w=0.5, h=0.5)
+    model.graph.initializers["h"].name = "w.float16"
+    converted, fired, _ = convert(model)
+    assert fired == 1
+    assert converted.graph.initializers["w.float16"].dtype == ir.DataType.FLOAT
+
+
+def test_names_are_gathered_once(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered: list[ir.Model] = []
+    monkeypatch.setattr(convert_float16, "value_names", lambda model: gathered.append(model) or value_names(model))
+    converted = build(text("r = Relu (c) d = Conv (r, w) e = Exp (d) q = Conv (e, w) y = Exp (q)"))
+    ConvertFloat16Pass()(converted)
+    assert gathered == [converted]
 
 
 def test_a_network_in_float16_is_left_alone(build: Build) -> None:
