@@ -31,7 +31,7 @@ TILE_OVERHEAD_CYCLES = 12
 """Loop control and address arithmetic around one register tile."""
 
 EPILOGUE_CYCLES = 2.0
-"""Zeroing, bias, activation and store of one accumulator."""
+"""Start from zero or the bias, activation and store of one accumulator."""
 
 LOOP_INSTRUCTIONS = 4
 """Two pointers, a counter and a branch."""

@@ -339,27 +339,31 @@ class _Importer:
             return None
         linear = _Linear([node], node.outputs[0], weight.T)
         if node.op_type == "Gemm":
-            self._read_gemm(node, linear)
+            if not self._read_gemm(node, linear):
+                return None
             if linear.addend is not None and tensor_type(data).dtype != "float32":
                 return None
         self._absorb_bias(linear)
         self._absorb_activation(linear)
         return linear
 
-    def _read_gemm(self, node: ir.Node, linear: _Linear) -> None:
-        """`alpha * x * w + beta * c`: alpha goes into the weight; c is the bias where it is a constant row, else added apart."""
+    def _read_gemm(self, node: ir.Node, linear: _Linear) -> bool:
+        """`alpha * x * w + beta * c`: alpha goes into the weight; c is the bias where it is a constant row, else added apart.
+
+        Returns:
+            Whether what became of the constants is finite.
+        """
         if node.attributes.get_int("transB", 0):
             linear.weight = linear.weight.T
-        linear.weight = linear.weight * linear.weight.dtype.type(node.attributes.get_float("alpha", 1.0))
+        linear.weight = _scaled(linear.weight, node.attributes.get_float("alpha", 1.0))
         addend = node.inputs[GEMM_ADDEND] if len(node.inputs) > GEMM_ADDEND else None
-        if addend is None:
-            return
         beta = node.attributes.get_float("beta", 1.0)
-        row = self._array(addend.name)
+        row = self._array(addend.name) if addend is not None else None
         if row is not None and (row.size == 1 or row.shape[-1:] == (row.size,)):
-            linear.bias = np.broadcast_to(row.reshape(-1) * row.dtype.type(beta), linear.weight.shape[:1])
-        else:
+            linear.bias = np.broadcast_to(_scaled(row.reshape(-1), beta), linear.weight.shape[:1])
+        elif addend is not None:
             linear.addend, linear.factor = addend, beta
+        return bool(np.isfinite(linear.weight).all() and (linear.bias is None or np.isfinite(linear.bias).all()))
 
     def _absorb_bias(self, linear: _Linear) -> None:
         """`MatMul; Add(constant vector)` -> one product with bias."""
@@ -486,6 +490,12 @@ class _Linear:
 def _is_float32(node: ir.Node) -> bool:
     """Whether a node computes in float32."""
     return tensor_type(node.outputs[0]).dtype == "float32"
+
+
+def _scaled(array: np.ndarray, factor: float) -> np.ndarray:
+    """A constant times a factor that its type need not hold, in float32 before it is rounded, infinite where it is beyond."""
+    with np.errstate(over="ignore"):
+        return (array.astype(np.float32) * np.float32(factor)).astype(array.dtype)
 
 
 def _stage(stage: ConvStage, weight: np.ndarray) -> Stage:

@@ -228,6 +228,24 @@ def test_matrix_products(
     assert stored.dtype == stored_bias.dtype == np.float32
 
 
+@pytest.mark.parametrize(("factor", "constant", "is_product"), [(1e5, 2.0**-10, True), (6e4, 2.0, False)])
+@pytest.mark.parametrize("attribute", ["alpha", "beta"])
+def test_factors_and_products_that_float16_does_not_hold(
+    attribute: str, factor: float, constant: float, is_product: bool, network: Callable[..., ir.Model]
+) -> None:
+    """2^-10 * 1e5 = 97.65625, to the nearest float16 97.625."""
+    model = network(HEAD + f"""
+    product (float16[3,9] x) => (float16[3,5] y) <float16[9,5] w, float16[5] b> {{ y = Gemm <{attribute} = {factor:.1f}> (x, w, b) }}
+    """)
+    for value in model.graph.initializers.values():
+        assert value.shape is not None
+        value.const_value = ir.tensor(np.full(value.shape.numpy(), constant, np.float16), name=value.name)
+    found = imported(model, target=device.get("cortex-a76"))
+    assert len(kernels(found.graph, LinearWorkload)) == len(found.weights) == is_product
+    for ((weight, bias),) in found.weights.values():
+        np.testing.assert_array_equal(weight if attribute == "alpha" else bias, np.float16(97.625))
+
+
 def test_leading_axes_are_rows(network: Callable[..., ir.Model]) -> None:
     found = imported(network(HEAD + "tokens (float[2,7,9] x) => (float[2,7,5] y) <float[9,5] w> { y = MatMul (x, w) }"))
     assert only(found.graph, LinearWorkload).workload == LinearWorkload(14, 9, 5)

@@ -74,15 +74,16 @@ def test_rows_are_staged_where_they_are_read(vector: bool) -> None:
     assert kinds(sch, "padded") == ["SERIAL", "SERIAL", "VECTORIZED" if vector else "SERIAL"]
 
 
-def biased(scope: str) -> s_tir.Schedule:
+def biased(scope: str, dtype: str = "float32") -> s_tir.Schedule:
     """for row, lane: total = sum of data * weight;  output = max(total + bias, 0) + residual, the total in a scope."""
-    data = te.placeholder((ROWS, CHANNELS), name="data")
-    weight = te.placeholder((CHANNELS, LANES), name="weight")
-    bias = te.placeholder((LANES,), name="bias")
-    residual = te.placeholder((ROWS, LANES), name="residual")
+    data = te.placeholder((ROWS, CHANNELS), dtype, name="data")
+    weight = te.placeholder((CHANNELS, LANES), dtype, name="weight")
+    bias = te.placeholder((LANES,), dtype=dtype, name="bias")
+    residual = te.placeholder((ROWS, LANES), dtype, name="residual")
+    zero = tirx.const(0.0, dtype)
     channel = te.reduce_axis((0, CHANNELS), "channel")
     total = te.compute((ROWS, LANES), lambda i, v: te.sum(data[i, channel] * weight[channel, v], channel), name="total")
-    output = te.compute((ROWS, LANES), lambda i, v: total[i, v] + bias[v] + residual[i, v], name="output")
+    output = te.compute((ROWS, LANES), lambda i, v: te.max(total[i, v] + bias[v], zero) + residual[i, v], name="output")
     sch = s_tir.Schedule(te.create_prim_func([data, weight, bias, residual, output]))
     block = sch.get_sblock("total")
     sch.set_scope(block, 0, scope)
@@ -93,9 +94,10 @@ def biased(scope: str) -> s_tir.Schedule:
 def test_a_sum_starts_from_its_bias_and_what_else_is_added_stays() -> None:
     after = str(start_from_bias(biased("local").mod["main"]))
     assert "total_local[v_i, v_v] = bias[v_v]" in after
-    assert "output[v_i, v_v] = total_local[v_i, v_v] + residual[v_i, v_v]" in after
+    assert "output[v_i, v_v] = T.max(total_local[v_i, v_v], T.float32(0.0)) + residual[v_i, v_v]" in after
 
 
-def test_a_sum_that_is_no_register_starts_from_zero() -> None:
-    before = biased("global").mod["main"]
+@pytest.mark.parametrize(("scope", "dtype"), [("global", "float32"), ("local", "float16")])
+def test_a_sum_that_is_no_register_or_in_float16_starts_from_zero(scope: str, dtype: str) -> None:
+    before = biased(scope, dtype).mod["main"]
     assert str(start_from_bias(before)) == str(before)
