@@ -34,7 +34,7 @@ Record = Callable[[str, object], None]
 
 
 class NoPlaceError(Exception):
-    """The network has no place for a mutant."""
+    """The network has no place for a mutant, or it makes no difference there."""
 
 
 @dataclass(frozen=True)
@@ -850,7 +850,7 @@ def verify_mutant(model: ir.Model, mutant: Mutant, differs: Differs, record: Rec
         install(mutant, monkeypatch)
         wrong = fuse(model).model
         if not differs(right, outputs(wrong, feed)):
-            raise RuntimeError(f"'{mutant.name}' is no mutant: it computes the same")
+            raise NoPlaceError(f"'{mutant.name}' computes the same")
         found = verify_model(model, HOST)
     failed = [check for check in found.checks if not check.passed]
     caught = names_culprit(failed, mutant)

@@ -41,7 +41,7 @@ REDUCTION = 2
 
 
 class NoPlaceError(Exception):
-    """A kernel has no place for a mutant."""
+    """A kernel has no place for a mutant, or it makes no difference there."""
 
 
 @dataclass(frozen=True)
@@ -730,7 +730,7 @@ def failures(
         names = culprits if mutant.scope == "kernel" else {value.name or "" for value in model.graph.outputs}
         wrote = [{name: each.written[name] for name in names & set(each.written)} for each in (right, injection)]
     if not differs(*wrote):
-        raise RuntimeError(f"'{mutant.name}' is no mutant: it computes the same")
+        raise NoPlaceError(f"'{mutant.name}' computes the same")
     failed = [check for check in found.checks if not check.passed]
     caught = names_culprit(failed, mutant, culprits)
     told = {"mutant": mutant, "caught": caught, "verification": found, "culprits": culprits, "execution": injection.execution}
