@@ -111,8 +111,8 @@ def start_from_bias(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """`total = 0; accumulate; output = f(total + bias)` -> `total = bias; accumulate; output = f(total)`.
 
     Spares the addition for each output. It is a sum of as many terms in another order, each partial sum rounded at the size
-    of the bias: harmless in float32 while the bias is of the sum's size. In float16, which has digits for few terms, it is
-    not (a bias of 30 times the sum made the error 18 times larger), so there the bias stays last.
+    of the bias: harmless in float32 while the bias is of the sum's size. In float16, which has
+    few digits to lose, a bias larger than the sum costs most of the sum's, so there it stays last.
 
     Args:
         function: Scheduled, the reductions decomposed.
