@@ -388,6 +388,10 @@ def _reorder_region(model: ir.Model, region: Region, nodes: Collection[ir.Node])
         for position, order in region.nodes[node].inputs.items()
         if _differs(order) and (value := node.inputs[position]) is not None and value.producer() not in nodes
     ]
+    for node in nodes:  # first, as a Transpose at the border may read one of them as written
+        for position, order in region.nodes[node].outputs.items():
+            if _differs(order):
+                _keep_as_written(model, region, nodes, node.outputs[position])
     made: dict[ir.Value, ir.Value] = {}
     for node, position, value in inputs:
         if value not in made:
@@ -395,10 +399,6 @@ def _reorder_region(model: ir.Model, region: Region, nodes: Collection[ir.Node])
         node.replace_input_with(position, made[value])
     for node in nodes:
         rewrite_reordered(model, region.nodes[node])
-    for node in nodes:
-        for position, order in region.nodes[node].outputs.items():
-            if _differs(order):
-                _keep_as_written(model, region, nodes, node.outputs[position])
     for node in region.exits:
         source = node.inputs[0]
         if source is not None and source.producer() in nodes:

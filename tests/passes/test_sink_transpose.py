@@ -359,6 +359,22 @@ def test_every_rewrite_lowers_one_measure(build: Build, equivalent: Equivalent, 
     equivalent(model, sink_step_by_step(model))
 
 
+def test_a_transpose_at_the_border_may_read_what_is_reordered(build: Build, equivalent: Equivalent) -> None:
+    """[c] makes a value of the region of [t] out of another one, which it reads as written."""
+    model = build(HEAD + f"""
+    g (float[1,4,5,6] x) => (float y) <int64[1] last = {{3}}>
+    {{ [t] t = {OUT} (x) [r] r = ReduceMax (t, last) [c] c = {OUT} (r) [q] q = Transpose <perm = [0,1,3,2]> (c)
+       [a] a = Transpose <perm = [0,2,1,3]> (q) [m] m = Mul (t, a) [y] y = {IN} (m) }}
+    """)
+    sunk, sinking = model.clone(), SinkTransposePass()
+    found = sinking.match(sunk, sunk.graph.node("t"))
+    assert isinstance(found, ReorderedRegion)
+    assert {node.name for node in found.region.entries} == {"t", "c"}
+    assert {"r", "q"} <= {node.name for node in found.nodes}
+    sinking.rewrite(sunk, found)
+    equivalent(model, sunk, exact=True)
+
+
 def test_two_that_move_more_together_stay_apart(build: Build, equivalent: Equivalent) -> None:
     """The second Transpose moves nothing, and others read the first one."""
     model = build(HEAD + f"""
