@@ -88,11 +88,11 @@ class Region:
 
     seed: ir.Node
     orders: dict[ir.Value, Order]
-    depths: dict[ir.Value, int]
     nodes: dict[ir.Node, ReorderedNode] = field(default_factory=dict)
     entries: set[ir.Node] = field(default_factory=set)
     exits: set[ir.Node] = field(default_factory=set)
     kept: dict[ir.Node, str] = field(default_factory=dict)
+    depths: dict[ir.Value, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,8 +170,7 @@ class SinkTransposePass(RewritePass[SunkTranspose]):
             return Refusal("a Transpose reads it, into which it is merged", name)
         if perm == tuple(range(len(perm))) and _removable(node, source):
             return MergedTranspose(node, perm, source)
-        depths = _depths(node.graph)
-        regions = [_grow(model, node, perm, depths, with_next=with_next) for with_next in (True, False)]
+        regions = [_grow(model, node, perm, with_next=with_next) for with_next in (True, False)]
         for region in regions:
             nodes = _divide(region)
             if _cost(region, nodes) < _cost(region, ()):
@@ -245,10 +244,10 @@ def _depths(graph: ir.Graph | None) -> dict[ir.Value, int]:
     return depths
 
 
-def _grow(model: ir.Model, seed: ir.Node, perm: Order, depths: dict[ir.Value, int], *, with_next: bool) -> Region:
+def _grow(model: ir.Model, seed: ir.Node, perm: Order, *, with_next: bool) -> Region:
     """Finds what a Transpose could be moved past, and what that is connected with; `with_next` as `reorder` takes it."""
     opset, graph = model.opset_imports.get("", 0), seed.graph
-    region = Region(seed, {seed.outputs[0]: inverse(perm)}, depths, entries={seed})
+    region = Region(seed, {seed.outputs[0]: inverse(perm)}, entries={seed})
     queue = [seed.outputs[0]]
     while queue:
         value = queue.pop()
@@ -276,6 +275,8 @@ def _grow(model: ir.Model, seed: ir.Node, perm: Order, depths: dict[ir.Value, in
                         region.orders[each] = its
                         if _differs(its):
                             queue.append(each)
+    if region.nodes:
+        region.depths = _depths(graph)
     return region
 
 
