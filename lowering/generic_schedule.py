@@ -149,11 +149,10 @@ def predicted_cycles(
 
 
 def _vector_lanes(parameters: Sequence[Var], device: Device, layouts: Sequence[Layout]) -> int:
-    """The lanes of packed tensors, which are alike within a kernel; else those of the narrower floating-point type."""
+    """The lanes of packed tensors where all are packed alike; else those of the narrower floating-point type."""
     packed = {layout.lanes for layout in layouts if layout.packed}
-    assert len(packed) <= 1, "tensors of a kernel are packed alike"
     half = any(str(parameter.ty.dtype) == "float16" for parameter in parameters)
-    return packed.pop() if packed else device.holding("float16" if half else "float32").lanes
+    return packed.pop() if len(packed) == 1 else device.holding("float16" if half else "float32").lanes
 
 
 @dataclass(eq=False)

@@ -461,7 +461,7 @@ def test_a_wrong_conversion_is_found(
 ) -> None:
     """Constants of fewer digits than float16 has."""
 
-    def wrong(array: np.ndarray, **_: bool) -> np.ndarray:
+    def wrong(array: np.ndarray, *_: object) -> np.ndarray:
         mantissa, exponent = np.frexp(array.astype(np.float64))
         return np.asarray(np.ldexp(np.round(mantissa * 2**bits) / 2**bits, exponent), np.float16)
 
@@ -476,8 +476,8 @@ def test_a_wrong_conversion_is_narrowed_down(
 ) -> None:
     rounded = convert_float16._rounded
 
-    def wrong(array: np.ndarray, **kind: bool) -> Any:
-        return rounded(array * 1.01 if array.shape[:2] == (13, 21) else array, **kind)
+    def wrong(array: np.ndarray, *place: Any) -> Any:
+        return rounded(array * 1.01 if array.shape[:2] == (13, 21) else array, *place)
 
     monkeypatch.setattr(convert_float16, "_rounded", wrong)
     found = verify_model(network(NETWORK), float16_device, float16=True, bisect=True)
