@@ -339,9 +339,9 @@ def _hot_runs(call: CallCounts) -> dict[int, BlockRun]:
 
 
 def _way_to(number: int, call: CallCounts, assembly: dict[bytes, tuple[str, ...]]) -> tuple[str, ...]:
-    """The most frequent way to the end of a block: its last `WINDOW` instructions."""
+    """The most frequent way to the end of a block: its last `WINDOW` instructions, as far as the call's own blocks go."""
     way: tuple[str, ...] = ()
-    while number >= 0 and len(way) < WINDOW:
+    while number in call.runs and len(way) < WINDOW:
         run = call.runs[number]
         way = (*assembly[run.block.code], *way)
         number = max(run.predecessors, key=lambda each: run.predecessors[each], default=-1)
