@@ -303,8 +303,8 @@ def _without_repetition(graph: Graph) -> Graph:
     operations = []
     for op in graph.operations:
         op = replace(op, inputs=tuple(same.get(name, name) for name in op.inputs))
-        alike = first.setdefault((spell_operation(op, graph), op.inputs), op)
+        alike = first.setdefault((spell_operation(op, graph), op.inputs, tuple(map(bool, op.outputs))), op)
         if alike is not op and not any(True for _ in op.subgraphs()):
-            same.update(zip(op.outputs, alike.outputs, strict=True))
+            same.update((name, other) for name, other in zip(op.outputs, alike.outputs, strict=True) if name)
         operations.append(op)
     return replace(graph, operations=tuple(operations))

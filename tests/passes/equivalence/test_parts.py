@@ -66,6 +66,10 @@ RIGHT = {
         "{ a = Conv (x, w) h = Conv (a, u) d = Conv (x, w) e = Conv (d, u) f = Relu (e) y = Add (h, f) }",
         "{ a = Conv (x, w) h = Conv (a, u) f = Relu (h) y = Add (h, f) }",
     ),
+    "what is computed twice, with other outputs": (
+        "{ m = Dropout (x) n, k = Dropout (x) s = Add (m, n) y = Relu (s) }",
+        "{ n, k = Dropout (x) s = Add (n, n) y = Relu (s) }",
+    ),
     "a rectifier behind two means": (
         "{ a = Conv (x, w) r = Relu (a) p = Conv <group = 4> (r, k) o = Conv <group = 4> (p, k) q = Relu (o) t = Flatten (q)"
         " y = Tanh (t) }",
