@@ -2,6 +2,7 @@
 
     scripts/benchmarks/arm.sh                                  all networks on a Cortex-A72
     scripts/benchmarks/arm.sh --core cortex-a55 mobilenet_v2   one of them on another core, put beside what is there
+    scripts/benchmarks/arm.sh --runtimes                       sepwise again, no peers: theirs stay as they are
     scripts/benchmarks/arm.sh --published                      ncnn on boards whose times its project publishes
 
 The last holds the estimate itself against those times and writes boards.json, a part of docs/benchmarks/estimate.md.
@@ -10,7 +11,8 @@ Each runtime is its project's own arm64 build, run whole in an emulated arm64 Py
 and is shown the core's own /proc/cpuinfo, by which libraries pick their kernels. It runs float32 on one thread, once to settle
 and once counted; its output is first set against the float64 oracle, in units of what float32 arithmetic explains. Counts
 are exact and the same at every run to within a few instructions in a million; cycles are estimates (lowering/estimate.py), and
-left out where a core has scalable vectors, whose loads qemu does not show. All numbers are written as JSON first.
+left out where a core has scalable vectors, whose loads qemu does not show. All numbers are written as JSON first, each
+network's when it is done. Numbers that are not made anew stay only where the same LLVM estimated them.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -101,6 +104,7 @@ class Count:
         instructions_per_mac: The same over the network's MACs.
         estimated_cycles: Of one inference on the core; None where llvm-mca is missing or does not know it.
         worst_ratio: Its error over what float32 arithmetic explains, as `sepwise verify` judges a whole model.
+        date: When it was counted.
         failure: Why it has no count, in one line.
     """
 
@@ -110,6 +114,7 @@ class Count:
     instructions_per_mac: float | None
     estimated_cycles: float | None
     worst_ratio: float | None
+    date: str = field(default_factory=lambda: date.today().isoformat())
     failure: str = ""
 
 
@@ -332,7 +337,7 @@ def run_guest(runtime: str, model: Path, device: Device, folder: Path, inputs: P
         runtime: A name out of `RUNTIMES`.
         model: In its own format.
         device: The core.
-        folder: Holds the sysroot and takes the results.
+        folder: Holds the sysroot.
         inputs: The input as .npy.
 
     Returns:
@@ -341,27 +346,26 @@ def run_guest(runtime: str, model: Path, device: Device, folder: Path, inputs: P
     Raises:
         SepwiseError: It did not run.
     """
-    counts, output, sysroot = folder / "counts.txt", folder / "output.npz", folder / "sysroot"
-    for file in (counts, output):
-        file.unlink(missing_ok=True)
+    sysroot = folder / "sysroot"
     assert device.emulator is not None
     assert device.emulator_option is not None
     reported = subprocess.run([device.emulator, "--version"], capture_output=True, text=True, check=True).stdout
     plugin = count_plugin(int(reported.split("version ")[1].split(".")[0]))
     geometry = estimate.cache_geometry(device)
     assert geometry is not None, "the caches of ARM cores are known"
-    options = f"{plugin},counts={counts},skip=1,core={geometry}"
-    command = [device.emulator, "-cpu", device.emulator_option, "-L", sysroot, "-plugin", options]
-    guest = [sysroot / "usr/bin/python3", GUEST, runtime, model, inputs, output]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    words = [str(word) for word in (*command, *guest)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode or not output.exists():
-        lines = done.stderr.strip().splitlines()
-        raise SepwiseError(f"did not run: {lines[-1] if lines else f'status {done.returncode}'}")
-    found = read_counts(counts.read_text(), 1)
-    with np.load(output) as arrays:
-        return found, arrays["output"], str(arrays["version"])
+    with TemporaryDirectory() as scratch:
+        counts, output = Path(scratch, "counts.txt"), Path(scratch, "output.npz")
+        options = f"{plugin},counts={counts},skip=1,core={geometry}"
+        command = [device.emulator, "-cpu", device.emulator_option, "-L", sysroot, "-plugin", options]
+        guest = [sysroot / "usr/bin/python3", GUEST, runtime, model, inputs, output]
+        words = [str(word) for word in (*command, *guest)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode or not output.exists():
+            lines = done.stderr.strip().splitlines()
+            raise SepwiseError(f"did not run: {lines[-1] if lines else f'status {done.returncode}'}")
+        with np.load(output) as arrays:
+            return read_counts(counts.read_text(), 1), arrays["output"], str(arrays["version"])
 
 
 def prepare_network(name: str, folder: Path) -> PreparedNetwork:
@@ -412,11 +416,11 @@ def count_peer(runtime: str, network: PreparedNetwork, device: Device, folder: P
         made = convert(runtime, network.source, folder / "converters/bin")
         executed, array, release = run_guest(runtime, made, device, folder, network.source.with_name("x.npy"))
     except SepwiseError as error:
-        return None, Count(runtime, "", None, None, None, None, " ".join(str(error).split()))
+        return None, Count(runtime, "", None, None, None, None, failure=" ".join(str(error).split()))
     judged = network.check(array)
     if not judged.passed:
         failure = f"computed wrongly: {judged.reason}"
-        return None, Count(runtime, release, None, None, None, judged.worst_ratio, failure)
+        return None, Count(runtime, release, None, None, None, judged.worst_ratio, failure=failure)
     unknown = device.scalable_bytes or estimate.missing(device)  # qemu does not show what scalable vectors load
     cycles = None if unknown else sum(estimate.estimate_cycles(executed, device, device))
     return executed, Count(runtime, release, executed.instructions, None, cycles, judged.worst_ratio)
@@ -451,7 +455,24 @@ def count_network(name: str, device: Device, folder: Path, runtimes: Sequence[st
         total = count.instructions
         counts.append(count if total is None else replace(count, instructions_per_mac=total / ours.macs))
     entry = {"core": device.name, "network": network.path.stem, "input": list(network.data.shape), "macs": ours.macs}
-    return {**entry, "date": date.today().isoformat(), "runtimes": [asdict(count) for count in counts]}
+    return {**entry, "llvm": estimate.llvm_version(), "runtimes": [asdict(count) for count in counts]}
+
+
+def with_others(network: dict[str, Any], known: dict[str, Any] | None) -> dict[str, Any]:
+    """Keeps the counts of runtimes that are not made anew.
+
+    Args:
+        network: An entry of the JSON file.
+        known: The entry that it replaces.
+
+    Returns:
+        The entry with the others' counts out of the old one, where they are of the same network and the same LLVM.
+    """
+    same = ("macs", "input", "llvm")
+    if known is None or any(known.get(fact) != network[fact] for fact in same):
+        return network
+    counts = {count["runtime"]: count for count in (*known["runtimes"], *network["runtimes"])}
+    return {**network, "runtimes": list(counts.values())}
 
 
 def at_clock(device: Device, clock_hz: int) -> Device:
@@ -544,7 +565,8 @@ def make_table(results: dict[str, Any]) -> str:
     counts = [count for network in results["networks"] for count in network["runtimes"]]
     names = list(dict.fromkeys(count["runtime"] for count in counts))
     versions = {count["runtime"]: count["version"] for count in counts if count["version"]}
-    dates = [network["date"] for network in results["networks"]]
+    estimators = sorted({str(network["llvm"]) for network in results["networks"] if network["llvm"]})
+    dates = [count["date"] for count in counts]
     lines = [
         "# On emulated ARM cores, beside other runtimes",
         "",
@@ -560,14 +582,16 @@ def make_table(results: dict[str, Any]) -> str:
         found = {count["runtime"]: count for count in network["runtimes"]}
         over = _over_best(found, "instructions_per_mac"), _over_best(found, "estimated_cycles")
         ratios.setdefault(network["core"], []).append(over)
-        cells = [_cell(found[name]["instructions_per_mac"], found[name]["estimated_cycles"], 1e-6) for name in names]
+        facts = [found.get(name, {}) for name in names]
+        cells = [_cell(fact.get("instructions_per_mac"), fact.get("estimated_cycles"), 1e-6) for fact in facts]
         shape = " x ".join(map(str, network["input"]))
         lines.append(f"| {network['core']} | {network['network']} | {shape} | {' | '.join(cells)} | {_cell(*over)} |")
     lines.append("")
     for core, pairs in ratios.items():
         exact, estimated = (_geometric_mean([each for each in column if each]) for column in zip(*pairs, strict=True))
         lines.append(f"Geometric means of the last column, {core}: {_cell(exact, estimated)}.")
-    lines += ["", "Versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()) + ".", ""]
+    releases = [f"{name} {number}" for name, number in versions.items()]
+    lines += ["", f"Versions: {', '.join(releases)}; estimated with LLVM {', '.join(estimators)}.", ""]
     for network in results["networks"]:
         for count in network["runtimes"]:
             if count["failure"]:
@@ -618,12 +642,13 @@ def main() -> None:
     networks = {(network["core"], network["network"]): network for network in known}
     for name in options.networks or NETWORKS:
         network = count_network(name, device, folder, runtimes)
-        networks[network["core"], network["network"]] = network
-    results = {"networks": list(networks.values())}
-    with new_file(output) as partial:
-        partial.write_text(json.dumps(results, indent=2) + "\n")
-    with new_file(output.with_suffix(".md")) as partial:
-        partial.write_text(make_table(results))
+        key = network["core"], network["network"]
+        networks[key] = with_others(network, networks.get(key))
+        results = {"networks": list(networks.values())}
+        with new_file(output) as partial:
+            partial.write_text(json.dumps(results, indent=2) + "\n")
+        with new_file(output.with_suffix(".md")) as partial:
+            partial.write_text(make_table(results))
 
 
 if __name__ == "__main__":

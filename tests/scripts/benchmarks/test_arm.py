@@ -27,12 +27,13 @@ def count(runtime: str, per_mac: float | None, cycles: float | None = None, fail
         "instructions_per_mac": per_mac,
         "estimated_cycles": cycles,
         "worst_ratio": 0.25,
+        "date": "2026-01-01",
         "failure": failure,
     }
 
 
 def test_the_page_compares_with_the_best_peer(arm: ModuleType) -> None:
-    common = {"core": "cortex-a72", "macs": 1000, "date": "2026-01-01"}
+    common = {"core": "cortex-a72", "macs": 1000, "llvm": 22}
     first = [count("sepwise", 0.3, 2e6), count("p", 0.4, 1e6), count("q", 0.6, 4e6)]
     second = [count("sepwise", 0.4, 3e6), count("p", None, None, "did not run: why"), count("q", 0.3)]
     networks = [
@@ -46,6 +47,16 @@ def test_the_page_compares_with_the_best_peer(arm: ModuleType) -> None:
     assert "| cortex-a72 | b | 1 x 8 | 0.400 / 3.00 | - / - | 0.300 / - | 1.333 / - |" in page
     assert "Geometric means of the last column, cortex-a72: 1.000 / 2.00." in page
     assert "- b on cortex-a72, p: did not run: why" in page
+    assert "Versions: sepwise 1.2, p 1.2, q 1.2; estimated with LLVM 22." in page
+
+
+def test_others_stay_where_the_same_llvm_estimated_them(arm: ModuleType) -> None:
+    entry = {"core": "cortex-a72", "network": "a", "input": [1, 8], "macs": 1000, "llvm": 22}
+    known = {**entry, "runtimes": [count("sepwise", 0.4, 3e6), count("p", 0.4, 1e6)]}
+    new = {**entry, "runtimes": [count("sepwise", 0.3, 2e6)]}
+    assert arm.with_others(new, known)["runtimes"] == [count("sepwise", 0.3, 2e6), count("p", 0.4, 1e6)]
+    assert arm.with_others(new, {**known, "llvm": 14}) == new
+    assert arm.with_others(new, None) == new
 
 
 def test_the_block_is_that_of_mobilenet_v2(arm: ModuleType, tmp_path: Path) -> None:
