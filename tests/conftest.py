@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -26,7 +27,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves the nightly tests out, deselected and not skipped: a skip means that this machine lacks something."""
+    """Leaves the nightly tests out, deselected and not skipped: a skip means that this machine lacks something.
+
+    README's commands go first: nothing takes as long, and where several processes share the tests none waits for it at the end.
+    """
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
     if config.getoption("--nightly"):
         return
     nightly = [item for item in items if item.get_closest_marker("nightly")]
@@ -90,7 +95,7 @@ def repository() -> Path:
 def zoo_file(request: pytest.FixtureRequest) -> Callable[..., Path]:
     """Gives a function that exports a zoo network: `zoo_file("mobilenet_v2", shape=(1, 3, 32, 32), width=0.25)`.
 
-    A file is exported once and kept in pytest's cache until a source file of the zoo changes.
+    A file is exported once, by whichever process comes first, and kept in pytest's cache until a source file of the zoo changes.
     """
     sources = sorted((REPOSITORY / "models").glob("*.py"))
     version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
@@ -100,11 +105,12 @@ def zoo_file(request: pytest.FixtureRequest) -> Callable[..., Path]:
     def export(name: str, **options: object) -> Path:
         spelled = "-".join(f"{key}={value}" for key, value in sorted(options.items()))
         path = folder / f"{name}-{hashlib.sha256(spelled.encode()).hexdigest()[:12]}" / f"{name}.onnx"
-        if not path.exists():
-            from sepwise import models
+        path.parent.mkdir(exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                from sepwise import models
 
-            path.parent.mkdir(exist_ok=True)
-            models.export(name, path, **options)
+                models.export(name, path, **options)
         return path
 
     return export
@@ -115,7 +121,9 @@ def trained_networks(request: pytest.FixtureRequest) -> dict[str, Path]:
     """The three trained networks of `sepwise.samples` by name, downloaded once into pytest's cache."""
     from sepwise.samples import fetch_networks
 
-    return fetch_networks(Path(request.config.cache.mkdir("trained")))
+    folder = Path(request.config.cache.mkdir("trained"))
+    with FileLock(folder / "lock"):
+        return fetch_networks(folder)
 
 
 @pytest.fixture(scope="session")
