@@ -10,6 +10,11 @@ A file that ONNX Runtime saved after optimising it (up to `ORT_ENABLE_EXTENDED`)
     FastGelu(x, b)            x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), of x + b
     QuickGelu(x)              x sigmoid(alpha x)
 
+Two of them are written as if they were ONNX's own, which has the first from operator set 17 on and the second never:
+
+    LayerNormalization(x, g, b)           (x - mean(x)) / sqrt(mean((x - mean(x))^2) + epsilon) g + b, from `axis` on
+    SimplifiedLayerNormalization(x, g)    x / sqrt(mean(x^2) + epsilon) g
+
 Source: onnxruntime, docs/ContribOperators.md and core/graph/contrib_ops/contrib_defs.cc.
 """
 
@@ -28,12 +33,18 @@ CONTRIB_DOMAIN = "com.microsoft"
 CLIP_TAKES_INPUTS = 11
 """From this operator set on, the limits of Clip are inputs; attributes before."""
 
+MEAN_TAKES_AXES = 18
+"""From this operator set on, the axes of ReduceMean are an input; an attribute before."""
+
+UNLISTED: Mapping[str, float] = {"LayerNormalization": 17, "SimplifiedLayerNormalization": math.inf}
+"""Operators that ONNX Runtime writes in ONNX's own domain, and the operator set from which on ONNX has them."""
+
 GATE_SLOPE = 1.702
 """The default `alpha` of QuickGelu."""
 
 
 def expand_contrib_operators(model: onnx.ModelProto, file: str) -> None:
-    """Replaces every fused operator of `com.microsoft` that is known here, in place.
+    """Replaces every fused operator of ONNX Runtime that is known here, in place.
 
     The first node written keeps the name of the operator, the others are named after it. Operators that the model defines
     itself, as functions, are left alone; so are the bodies of functions.
@@ -48,16 +59,19 @@ def expand_contrib_operators(model: onnx.ModelProto, file: str) -> None:
     """
     versions = {imported.domain: imported.version for imported in model.opset_import}
     own = {function.name for function in model.functions if function.domain == CONTRIB_DOMAIN}
-    known = set(CONTRIB_OPERATORS) - own if CONTRIB_DOMAIN in versions else set()
-    _expand(model.graph, known, versions.get("", versions.get("ai.onnx", 0)), file)
+    version = versions.get("", versions.get("ai.onnx", 0))
+    known = {("", name) for name, since in UNLISTED.items() if version < since}
+    if CONTRIB_DOMAIN in versions:
+        known |= {(CONTRIB_DOMAIN, name) for name in CONTRIB_OPERATORS.keys() - UNLISTED.keys() - own}
+    _expand(model.graph, known, version, file)
 
 
-def _expand(graph: onnx.GraphProto, known: Collection[str], version: int, file: str) -> None:
+def _expand(graph: onnx.GraphProto, known: Collection[tuple[str, str]], version: int, file: str) -> None:
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _expand(attribute.g, known, version, file)
-    fused = [node.domain == CONTRIB_DOMAIN and node.op_type in known for node in graph.node]
+    fused = [(node.domain, node.op_type) in known for node in graph.node]
     if not any(fused):
         return
     writer = _Writer(graph, version, file)
@@ -104,14 +118,15 @@ class _Writer:
         """Counts the dimensions of an input."""
         if operand not in self._ranks:
             raise UnsupportedError(
-                f"{self.who()}: transposes '{operand}', whose rank the file does not state. "
+                f"{self.who()}: needs the rank of '{operand}', which the file does not state. "
                 "Save it with inferred shapes (onnx.shape_inference)."
             )
         return self._ranks[operand]
 
     def who(self) -> str:
         """Names the operator for messages."""
-        return f"{self._file}: node '{self.node.name or self.node.output[0]}' ({CONTRIB_DOMAIN}::{self.node.op_type})"
+        spelled = "::".join(filter(None, (self.node.domain, self.node.op_type)))
+        return f"{self._file}: node '{self.node.name or self.node.output[0]}' ({spelled})"
 
     def number(self, value: float) -> str:
         """Writes a scalar of the type of the operator's first input."""
@@ -200,6 +215,36 @@ def _quick_gelu(write: _Writer) -> None:
     write.write("Mul", x, write.write("Sigmoid", write.write("Mul", x, slope)))
 
 
+def _layer_norm(write: _Writer) -> None:
+    x = write.operand(0)
+    _scale_to_unit(write, write.write("Sub", x, _mean(write, x)))
+
+
+def _simplified_layer_norm(write: _Writer) -> None:
+    _scale_to_unit(write, write.operand(0))
+
+
+def _scale_to_unit(write: _Writer, x: str) -> None:
+    """Divides by the root of the mean square, and applies scale and bias."""
+    if any(write.node.output[1:]):
+        raise UnsupportedError(f"{write.who()}: gives more than what is normalized, which is not known here.")
+    square = _mean(write, write.write("Mul", x, x))
+    root = write.write("Sqrt", write.write("Add", square, write.number(write.attributes.get("epsilon", 1e-5))))
+    scaled = write.write("Mul", write.write("Div", x, root), write.operand(1))
+    if write.operand(2):
+        write.write("Add", scaled, write.operand(2))
+
+
+def _mean(write: _Writer, x: str) -> str:
+    """The mean over the axes from the attribute `axis` on."""
+    first = write.attributes.get("axis", -1)
+    axes = list(range(first, 0 if first < 0 else write.rank(write.operand(0))))
+    if write.version < MEAN_TAKES_AXES:
+        return write.write("ReduceMean", x, axes=axes)
+    named = write.write("Constant", value=helper.make_tensor("value", TensorProto.INT64, [len(axes)], axes))
+    return write.write("ReduceMean", x, named)
+
+
 ACTIVATIONS: Mapping[str, Sequence[str]] = {
     "": (),
     "Relu": (),
@@ -236,6 +281,8 @@ CONTRIB_OPERATORS: Mapping[str, Callable[[_Writer], None]] = {
     "FusedGemm": _fused_gemm,
     "FusedMatMul": _fused_matmul,
     "Gelu": _gelu,
+    "LayerNormalization": _layer_norm,
     "QuickGelu": _quick_gelu,
+    "SimplifiedLayerNormalization": _simplified_layer_norm,
 }
 """What is expanded, and by what."""

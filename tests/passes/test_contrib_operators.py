@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from sepwise.passes import load_model
-from sepwise.passes.contrib_operators import CONTRIB_DOMAIN, CONTRIB_OPERATORS
+from sepwise.passes.contrib_operators import CONTRIB_DOMAIN, CONTRIB_OPERATORS, UNLISTED
 from sepwise.passes.equivalence import Oracle, compare_execution, execution_sigma, sample_inputs
 from sepwise.passes.errors import InputError, SepwiseError, UnsupportedError
 
@@ -37,6 +37,10 @@ BODIES = {
     "fast_gelu_biased": "y = com.microsoft.FastGelu (x, a)",
     "quick_gelu": "y = com.microsoft.QuickGelu (x)",
     "quick_gelu_sloped": "y = com.microsoft.QuickGelu <alpha = 1.0> (x)",
+    "layer_norm": "y = LayerNormalization <epsilon = 0.001> (x, a, a)",
+    "layer_norm_unshifted": "y = LayerNormalization <axis = -2> (x, v)",
+    "layer_norm_axis": "y = LayerNormalization <axis = 2> (x, v)",
+    "rms_norm": "y = SimplifiedLayerNormalization <axis = -1, epsilon = 0.01> (x, a)",
 }
 
 
@@ -45,7 +49,7 @@ def parse(body: str, opset: int = 17) -> onnx.ModelProto:
     model = onnx.parser.parse_model(
         f"""<ir_version: 8, opset_import: ["" : {opset}, "com.microsoft" : 1]>
         g (float[1,4,7,7] x) => (float[{"p,q" if "FusedGemm" in body else "p,q,r,s"}] y)
-        <float[6,2,3,3] w, float[6] b, float[1,6,4,4] z, float[5,196] u, float[5] c, float[7] a> {{ {body} }}"""
+        <float[6,2,3,3] w, float[6] b, float[1,6,4,4] z, float[5,196] u, float[5] c, float[7] a, float[7,7] v> {{ {body} }}"""
     )
     rng = np.random.default_rng(0)
     used = {name for node in model.graph.node for name in node.input}
@@ -79,7 +83,7 @@ def refusal(folder: Path, body: str) -> str:
     return str(caught.value).removeprefix(f"{folder / 'model.onnx'}: ")
 
 
-@pytest.mark.parametrize("opset", [9, 17])
+@pytest.mark.parametrize("opset", [9, 16, 18])
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_an_operator_means_what_onnx_runtime_computes(tmp_path: Path, body: str, opset: int) -> None:
     proto = parse(body, opset)
@@ -93,8 +97,14 @@ def test_an_operator_means_what_onnx_runtime_computes(tmp_path: Path, body: str,
 
 def test_every_operator_is_tried() -> None:
     assert set(CONTRIB_OPERATORS) == {
-        node.op_type for body in BODIES.values() for node in parse(body).graph.node if node.domain == CONTRIB_DOMAIN
+        node.op_type for body in BODIES.values() for node in parse(body).graph.node if node.domain == CONTRIB_DOMAIN or node.op_type in UNLISTED
     }
+
+
+def test_later_operator_sets_have_a_layer_norm_of_their_own(tmp_path: Path) -> None:
+    body = "[norm] y = LayerNormalization (x, a)"
+    assert [node.op_type for node in load_model(write(tmp_path, parse(body, 17))).graph] == ["LayerNormalization"]
+    assert load_model(write(tmp_path, parse(body, 16))).graph[-1].op_type == "Mul"
 
 
 def test_names_survive(tmp_path: Path) -> None:
@@ -166,7 +176,7 @@ def test_transposed_batches(tmp_path: Path) -> None:
 
 def test_unknown_rank(tmp_path: Path) -> None:
     message = refusal(tmp_path, "t = Relu (x)\n [m] y = com.microsoft.FusedMatMul <transA = 1> (t, x)")
-    assert message.startswith("node 'm' (com.microsoft::FusedMatMul): transposes 't', whose rank the file does not state.")
+    assert message.startswith("node 'm' (com.microsoft::FusedMatMul): needs the rank of 't', which the file does not state.")
     with pytest.raises(UnsupportedError):
         load_model(tmp_path / "model.onnx")
 
