@@ -85,7 +85,7 @@ class Check:
         reproducer: file that reproduces a failure.
         rms_error: root mean square error, where it was judged; on the input set where it is largest against its tolerance.
         rms_bound: its tolerance.
-        reason: one line for a reader, empty where passed.
+        reason: one line for a reader: why it did not pass, or what a check that passed leaves open. Mostly empty where passed.
         worst_tensor: the output that `worst_index` indexes.
         worst_input: the input set that the worst element came from, counted from 0; of a kernel its place in
             `Verification.kernel_inputs`.

@@ -48,6 +48,9 @@ one that was wrong by itself, so that what is in front of it hides nothing."""
 WIDTHS = 3
 """How often a part is judged: by itself, with the convolution in front of it, and with the one before."""
 
+NAMED = 3
+"""How many of the parts for which nothing can be drawn are named."""
+
 PARTS = "parts"
 """Name of the check of all parts where none is wrong."""
 
@@ -62,7 +65,8 @@ def compare_parts(original: Model, rewritten: Model, inputs: Mapping[str, Array]
 
     Returns:
         The check of each part that is wrong, named after its result in the rewritten model, with the operators of the rewritten
-        part as its nodes; that of the worst part where all are right; none where no operation is computed differently.
+        part as its nodes; where all are right that of the worst part, with those as its reason for which nothing can be drawn;
+        none where no operation is computed differently.
 
     Raises:
         InputError: if the inputs do not fit the original.
@@ -71,7 +75,7 @@ def compare_parts(original: Model, rewritten: Model, inputs: Mapping[str, Array]
     search = _PartSearch(Side(read_graph(original)), Side(read_graph(rewritten)), [inputs])
     faults = search.run()
     if not faults:
-        return [replace(worst_check(search.right), name=PARTS)] if search.right else []
+        return [replace(worst_check(search.right), name=PARTS, reason=search.reserve())] if search.right else []
     checks = []
     for fault in faults:
         nodes = tuple(dict.fromkeys(op.name or op.outputs[0] for op in fault.rewritten))
@@ -108,11 +112,13 @@ class _PartSearch(Search):
 
     Attributes:
         right: checks of the parts that are right.
+        undrawn: values whose parts are judged on the network's own tensors alone.
     """
 
     def __init__(self, original: Side, rewritten: Side, inputs: Sequence[Mapping[str, Array]]) -> None:
         super().__init__(Side(_without_repetition(original.graph), original.cuttable), rewritten, inputs)
         self.right: list[Check] = []
+        self.undrawn: list[str] = []
         self._ranging = [
             {*side.inputs, *(op.outputs[0] for op in side.graph.operations if op.operator in RANGING)}
             for side in (self._original, rewritten)
@@ -126,6 +132,11 @@ class _PartSearch(Search):
         while self._suspects:
             self._convict(next(iter(self._suspects)))
         return [fault for name, fault in self._faults.items() if self._matters(name)]
+
+    def reserve(self) -> str:
+        """Says in one line which parts are judged on the network's own tensors alone; empty where none is."""
+        names = ", ".join((*self.undrawn[:NAMED], *(["..."] if self.undrawn[NAMED:] else [])))
+        return f"judged on the network's own tensors alone, as nothing can be drawn for them: {names}" if names else ""
 
     def _walk(self, operations: Sequence[Operation]) -> None:
         for op in operations:
@@ -189,12 +200,15 @@ class _PartSearch(Search):
             return given
         cuts = self._ranging_cuts(twin)
         found: list[Fault] = []
+        judged = False
         for width in range(WIDTHS):
             before, sources, after, fed = self._between(name, twin, cuts)
             parts = part_of(self._original, before, sources, twin), part_of(self._rewritten, after, tuple(fed), name)
             check, drawn = self._judge_part(parts, fed, thorough=thorough or width > 0)
+            judged = judged or check is not None
             if check is None or check.status != "failed":
-                self.right += [] if check is None else [check]
+                self.right += [given.check if check is None else check]
+                self.undrawn += [] if judged else [name]
                 return replace(given, drawn=found[0].drawn) if found else given
             found.append(Fault(sources, twin, fed, name, tuple(before), tuple(after), check, drawn))
             cuts = self._without(cuts, sources)

@@ -77,7 +77,7 @@ def verify(
         for answer in verdict.agreement:
             print(answer)
         for check in verdict.checks:
-            if not check.passed:
+            if check.reason:
                 print(f"{check.name}: {check.reason}")
         for note in verdict.notes:
             print(note)

@@ -166,3 +166,14 @@ def test_each_part_that_is_fused_is_judged(parse: Callable[..., onnx.ModelProto]
     assert check.worst_ratio is not None
     assert 0 < check.worst_ratio < 1
     assert compare_parts(original, original, feed) == []
+
+
+def test_parts_for_which_nothing_can_be_drawn_are_named(parse: Callable[..., onnx.ModelProto]) -> None:
+    head = '<ir_version: 9, opset_import: ["" : 18]> g (int32[1,4] n, float[1,4] x) => (float y, float z)'
+    constants = "<float two = {2.0}, float three = {3.0}, float six = {6.0}>"
+    separate = "t = Cast <to = 1> (n) u = Mul (t, two) y = Mul (u, three) v = Mul (x, two) z = Mul (v, three)"
+    folded = "t = Cast <to = 1> (n) y = Mul (t, six) z = Mul (x, six)"
+    original, rewritten = (parse(f"{head} {constants} {{ {body} }}") for body in (separate, folded))
+    (check,) = compare_parts(original, rewritten, sample_inputs(original, 0))
+    assert check.passed
+    assert check.reason == "judged on the network's own tensors alone, as nothing can be drawn for them: y"
