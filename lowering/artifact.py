@@ -387,12 +387,12 @@ def _program_to_json(program: Program) -> dict[str, Any]:
 
 def _program_from_json(facts: Mapping[str, Any]) -> Program:
     """Reads a Program without its constants and object code."""
-    lists = ("inputs", "outputs", "nodes")
+    lists = ("inputs", "outputs", "nodes", "constant_bytes")
     calls = (
         KernelCall(
             **{
                 **call,
-                **{key: tuple(call[key]) for key in lists},
+                **{key: tuple(call.get(key, ())) for key in lists},
                 "arguments": tuple(map(_buffer_from_json, call["arguments"])),
             }
         )

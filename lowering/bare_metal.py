@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from elftools.elf.elffile import ELFFile
-from unicorn import UC_ARCH_ARM, UC_HOOK_BLOCK, UC_MODE_MCLASS, UC_MODE_THUMB, Uc, UcError, arm_const
+from unicorn import UC_ARCH_ARM, UC_HOOK_BLOCK, UC_HOOK_MEM_INVALID, UC_MODE_MCLASS, UC_MODE_THUMB, Uc, UcError, arm_const
 
 from sepwise.lowering.c_source import ENTRY
+from sepwise.lowering.guarded import AccessError
 from sepwise.lowering.memory_plan import align
 from sepwise.passes.errors import InputError, SepwiseError
 
@@ -71,6 +72,8 @@ class Core:
         self._return = -(-end // PAGE_BYTES) * PAGE_BYTES
         self._map(CONTROL, PAGE_BYTES)
         self._core.mem_write(CPACR, struct.pack("<I", FPU_ON))
+        self._core.hook_add(UC_HOOK_MEM_INVALID, self._note_access)
+        self._touched: int | None = None
         self._free = DATA_START
         self._stack = self.allocate(STACK_BYTES) + STACK_BYTES
 
@@ -93,6 +96,10 @@ class Core:
         self._map(start, mapped)
         return start
 
+    def protect(self, address: int, nbytes: int, access: int) -> None:
+        """Changes what calls may do with whole pages: 0 nothing, 1 read, 3 read and write."""
+        self._core.mem_protect(address, nbytes, access)
+
     def write(self, address: int, data: np.ndarray) -> None:
         """Writes an array's bytes."""
         self._core.mem_write(address, data.tobytes())
@@ -112,7 +119,8 @@ class Core:
             What it returns, and the instructions, 0 where they were not counted.
 
         Raises:
-            SepwiseError: The core met what it cannot do; the message says what and where.
+            AccessError: It touched memory that it may not.
+            SepwiseError: It met something else that it cannot do; the message says what and where.
         """
         in_registers, behind = arguments[:4], arguments[4:]
         stack = self._stack - align(4 * len(behind))
@@ -123,16 +131,24 @@ class Core:
         self._core.reg_write(arm_const.UC_ARM_REG_LR, self._return | 1)
         blocks: Counter[tuple[int, int]] = Counter()
         hook = self._core.hook_add(UC_HOOK_BLOCK, lambda _, at, nbytes, __: blocks.update(((at, nbytes),))) if count else None
+        self._touched = None
         try:
             self._core.emu_start(self._entry | 1, self._return)
         except UcError as error:
-            at = self._core.reg_read(arm_const.UC_ARM_REG_PC)
-            raise SepwiseError(f"{error} at {at:#x}") from error
+            what = f"{error} at {self._core.reg_read(arm_const.UC_ARM_REG_PC):#x}"
+            if self._touched is not None:
+                raise AccessError(what, self._touched) from error
+            raise SepwiseError(what) from error
         finally:
             if hook is not None:
                 self._core.hook_del(hook)
         instructions = sum(times * self._instructions(*block) for block, times in blocks.items())
         return self._core.reg_read(arm_const.UC_ARM_REG_R0), instructions
+
+    def _note_access(self, core: Uc, kind: int, address: int, *what: object) -> bool:
+        """Keeps where a call touched what it may not, which ends it."""
+        self._touched = address
+        return False
 
     def _instructions(self, address: int, nbytes: int) -> int:
         """Counts the instructions of a block."""

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from sepwise.lowering.guarded import StrayAccessError
 from sepwise.lowering.program import Home, KernelCall
-from sepwise.lowering.runner import StrayWriteError
 from sepwise.lowering.verify import CONVERSION, onnx_name, verify_model
 from sepwise.passes.equivalence import (
     Oracle,
@@ -144,7 +144,7 @@ def _kernel_fails(checker: KernelChecker, index: int, part: onnx.ModelProto, fee
     arrays = [feeds[onnx_name(checker.program, name)] for name in call.inputs]
     try:
         written = {onnx_name(checker.program, name): array for name, array in checker.runner.run_kernel(index, arrays).items()}
-    except StrayWriteError:
+    except StrayAccessError:
         return True
     return any(compare_kernel(written[name], *bound).status == "failed" for name, bound in bounds.items())
 

@@ -334,6 +334,7 @@ def _assemble(
                 strategy=GENERIC if choice is None else choice.strategy.name,
                 workload=kernel.workload.key,
                 tile="" if choice is None else str(choice.tile),
+                constant_bytes=tuple(graph.constants[name].nbytes for name in kernel.constants),
             )
         )
     network = set(graph.inputs) | (set(graph.outputs) - set(imported.renamed))

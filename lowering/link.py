@@ -127,7 +127,7 @@ def _program_objects(program: Program, folder: Path, target: str, flags: Sequenc
     kernels, source, entry = folder / "kernels.o", folder / "model.c", folder / "model.o"
     try:
         kernels.write_bytes(program.object_code)
-        source.write_text(generate_c(program))
+        source.write_text(generate_c(program, alone=True))
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; linking needs room there. Free some or set TMPDIR.") from error
     compile_c(source, entry, target=target, flags=flags)
@@ -135,7 +135,7 @@ def _program_objects(program: Program, folder: Path, target: str, flags: Sequenc
 
 
 def link_shared(program: Program, output: Path) -> None:
-    """Links a shared object for this machine: the program, the thread pool and the timer.
+    """Links a shared object for this machine: the program, the thread pool, the timer and guards.
 
     Args:
         program: Built for a device that this machine can stand for.
@@ -148,7 +148,7 @@ def link_shared(program: Program, output: Path) -> None:
     target = _host_target()
     with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
         objects = _program_objects(program, Path(folder), target)
-        runtime = [_runtime_object(name, target) for name in ("pool", "timing")]
+        runtime = [_runtime_object(name, target) for name in ("pool", "timing", "guarded")]
         # Position-dependent kernels and other mistakes show here; symbols of the C library resolve when it is loaded.
         options = ("-shared", "-Bsymbolic", "-z", "noexecstack", "--gc-sections", "--no-undefined-version")
         run_zig("ld.lld", *options, "-o", output, *objects, *runtime)

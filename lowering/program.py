@@ -60,6 +60,7 @@ class KernelCall:
         strategy: The implementation that was chosen, for reports.
         workload: `Workload.key`, which says in full what is computed.
         tile: The sizes that the strategy works in, for reports; empty where it has none.
+        constant_bytes: Size of each constant among the arguments; checks that run the call alone need it.
     """
 
     name: str
@@ -74,6 +75,7 @@ class KernelCall:
     strategy: str
     workload: str = ""
     tile: str = ""
+    constant_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ alone, and unpacking of what they wrote, happens here.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ from sepwise.lowering import device as devices
 from sepwise.lowering.c_source import PREFIX
 from sepwise.lowering.counts import CallCounts, Counts, read_counts
 from sepwise.lowering.graph import pack, unpack
+from sepwise.lowering.guarded import UNWRITTEN, Access, AccessError, Stage, StageMemory, run_alone
 from sepwise.lowering.link import count_plugin, link_executable, link_shared
 from sepwise.lowering.memory_plan import ALIGNMENT_BYTES
 from sepwise.lowering.program import Home
@@ -42,19 +44,12 @@ if TYPE_CHECKING:
     from sepwise.lowering.program import BufferRef, KernelCall, Program, Value
     from sepwise.lowering.tail import TailRunner
 
-__all__ = ["EmulatedRunner", "NativeRunner", "Runner", "StrayWriteError", "aligned_empty", "open_runner"]
+__all__ = ["EmulatedRunner", "NativeRunner", "Runner", "aligned_empty", "open_runner"]
 
 Arrays = dict[str, np.ndarray]
 
-UNWRITTEN = 0xFF
-"""Byte around and behind a kernel that runs alone: float32 values of it are NaN, so no later run can take them for results."""
-
-GUARD_BYTES = 4096
-"""Bytes behind the arena and each network output that no kernel may change."""
-
-
-class StrayWriteError(SepwiseError):
-    """A kernel that ran alone changed memory outside of its outputs."""
+_SIGNALS = threading.Lock()
+"""Held while a kernel runs alone in this process, whose handlers of signals all threads share."""
 
 
 def aligned_empty(nbytes: int) -> np.ndarray:
@@ -69,6 +64,13 @@ def aligned_empty(nbytes: int) -> np.ndarray:
     block = np.empty(nbytes + ALIGNMENT_BYTES, np.uint8)
     start = -block.ctypes.data % ALIGNMENT_BYTES
     return block[start : start + nbytes]
+
+
+def _unwritten(nbytes: int) -> np.ndarray:
+    """Allocates bytes without a value."""
+    memory = aligned_empty(nbytes)
+    memory.fill(UNWRITTEN)
+    return memory
 
 
 def to_memory(value: Value, array: np.ndarray) -> np.ndarray:
@@ -152,9 +154,8 @@ class Runner(ABC):
             InputError: As for `run`, or a name is no value of the Program.
         """
 
-    @abstractmethod
     def run_kernel(self, index: int, arrays: Sequence[np.ndarray]) -> Arrays:
-        """Runs a single kernel call on given tensors, with the constants of the Program.
+        """Runs a single kernel call on given tensors, with the constants of the Program, between guards.
 
         Args:
             index: Which of `program.calls`.
@@ -165,8 +166,19 @@ class Runner(ABC):
 
         Raises:
             InputError: The arrays are not what the kernel takes.
-            StrayWriteError: It also wrote elsewhere in the arena or in an output, or just behind them.
+            StrayAccessError: It touched other memory than that of its operands, or wrote to what it only reads.
         """
+        call = self.program.calls[index]
+        values = [to_memory(value, array) for value, array in self._check_kernel_inputs(call, arrays)]
+        places = zip(call.arguments[len(values) :], call.constant_bytes, strict=False)
+        constants = [self.program.constants[reference.offset :][:nbytes] for reference, nbytes in places]
+        written = self._run_alone(index, [None, *values, *constants, *(None for _ in call.outputs)])
+        outputs = zip(map(self.program.find_value, call.outputs), written, strict=True)
+        return {value.name: from_memory(value, memory) for value, memory in outputs}
+
+    @abstractmethod
+    def _run_alone(self, index: int, data: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+        """Runs a call as `guarded.run_alone` does."""
 
     @abstractmethod
     def close(self) -> None:
@@ -221,33 +233,6 @@ class Runner(ABC):
                 raise InputError(f"Value '{name}': model '{self.program.name}' computes no such value.")
             groups.setdefault(self._written[name], []).append(self.program.find_value(name))
         return groups
-
-    def _take_outputs(self, call: KernelCall, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> Arrays:
-        """Reads what a call wrote out of the arena and the network outputs, as they were before it and are behind it.
-
-        `before` is left as `after` should be: the same but for the call's outputs.
-        """
-        written: Arrays = {}
-        for name, reference in zip(call.outputs, call.arguments[-len(call.outputs) :], strict=True):
-            value = self.program.find_value(name)
-            region, first = _find_region(reference)
-            place = slice(first, first + value.type.nbytes)
-            before[region][place] = after[region][place]
-            written[name] = from_memory(value, after[region][place])
-        names = ["the arena", *(f"the output '{value.name}'" for value in self.program.outputs)]
-        for name, wanted, found in zip(names, before, after, strict=True):
-            if not np.array_equal(wanted, found):
-                changed = np.flatnonzero(wanted != found)
-                raise StrayWriteError(
-                    f"Kernel '{call.name}': changed {changed.size} bytes outside of its outputs, the first at byte {changed[0]} "
-                    f"of {name}. Report it: memory of other values is overwritten."
-                )
-        return written
-
-
-def _find_region(reference: BufferRef) -> tuple[int, int]:
-    """Which of the arena and the network outputs a buffer lies in, the arena first, and at which byte of it."""
-    return (0, reference.offset) if reference.home is Home.ARENA else (1 + reference.offset, 0)
 
 
 def _writers(program: Program) -> dict[str, int]:
@@ -329,9 +314,7 @@ class NativeRunner(Runner):
         if self._constants.ctypes.data % ALIGNMENT_BYTES:
             self._constants = aligned_empty(program.constants.nbytes)
             self._constants[:] = program.constants
-        sizes_bytes = (program.arena_bytes, *(value.type.nbytes for value in program.outputs))
-        self._guarded = [aligned_empty(nbytes + GUARD_BYTES) for nbytes in sizes_bytes]
-        self._arena, *self._outputs = (memory[:-GUARD_BYTES] for memory in self._guarded)
+        self._arena, *self._outputs = map(_unwritten, (program.arena_bytes, *(value.type.nbytes for value in program.outputs)))
         self._scratch = aligned_empty(program.scratch_bytes * threads)
         self._inputs = [aligned_empty(value.type.nbytes) for value in program.inputs]
         self._pool = self._start_pool()
@@ -345,6 +328,7 @@ class NativeRunner(Runner):
             self._pool,
         )
         self._run_range = self._library[f"{PREFIX}_run_range"]
+        self._alone: _NativeStage | None = None
         self._end = weakref.finalize(self, _end_native, self._library, self._pool)
         self._end.atexit = False  # A daemon thread may still be running; the process takes all with it.
 
@@ -385,23 +369,13 @@ class NativeRunner(Runner):
                     kept[value.name] = from_memory(value, self._memory(value))
             return {**kept, **self._finish(inputs, self._read_outputs())}
 
-    def run_kernel(self, index: int, arrays: Sequence[np.ndarray]) -> Arrays:
+    def _run_alone(self, index: int, data: Sequence[np.ndarray | None]) -> list[np.ndarray]:
         """Runs a single kernel call; see `Runner.run_kernel`."""
-        call = self.program.calls[index]
-        pairs = self._check_kernel_inputs(call, arrays)
-        with self._lock:
+        with _SIGNALS, self._lock:
             self._require_open()
-            for memory in self._guarded:
-                memory.fill(UNWRITTEN)
-            for value, array in pairs:
-                self._memory(value)[:] = to_memory(value, array).reshape(-1).view(np.uint8)
-            before = [memory.copy() for memory in self._guarded]
-            self._call(index, index + 1)
-            try:
-                return self._take_outputs(call, before, self._guarded)
-            finally:
-                for memory in self._guarded:
-                    memory.fill(UNWRITTEN)
+            if self._alone is None:
+                self._alone = _NativeStage(self.program, self._library, self.threads, self._arguments[-2:])
+            return run_alone(self._alone, index, data)
 
     def time(self, repeats: int, *, inputs: Mapping[str, np.ndarray] | None = None) -> list[float]:
         """Times whole runs, the kernels in C, and behind them the tail as `run` runs it.
@@ -490,6 +464,55 @@ class NativeRunner(Runner):
                 return self._outputs[value.buffer.offset]
 
 
+class _NativeStage(StageMemory):
+    """Where kernels run alone in this process."""
+
+    def __init__(self, program: Program, library: ctypes.CDLL, threads: int, pool: Sequence[object]) -> None:
+        """Makes the memory; `pool` is what runs tasks, and its context."""
+        self.stage = Stage(program, vector_bytes=devices.get(program.device).vector_bytes, threads=threads)
+        self._memory = np.frombuffer(mmap.mmap(-1, self.stage.nbytes), np.uint8)
+        self._calls = len(program.calls)
+        self._library = library
+        self._pool = pool
+        self._system = ctypes.CDLL(None, use_errno=True)
+        self.close_gaps()
+
+    def protect_stage(self, offset: int, nbytes: int, access: Access) -> None:
+        """Changes what may be done with whole pages; see `StageMemory`."""
+        if self._system.mprotect(ctypes.c_void_p(self._memory.ctypes.data + offset), ctypes.c_size_t(nbytes), int(access)):
+            raise SepwiseError(f"Memory of kernels that run alone: {os.strerror(ctypes.get_errno())}.")
+
+    def write_stage(self, offset: int, data: np.ndarray) -> None:
+        """Writes bytes."""
+        self._memory[offset : offset + data.nbytes] = data
+
+    def read_stage(self, offset: int, nbytes: int) -> np.ndarray:
+        """Reads bytes."""
+        return self._memory[offset : offset + nbytes].copy()
+
+    def run_stage(self, index: int, offsets: Sequence[int], *, shared: bool) -> int | None:
+        """Runs one call; see `StageMemory`. What is touched is opened, so that the call comes to its end."""
+        start = self._memory.ctypes.data
+        scratch, *operands = (start + offset for offset in offsets)
+        stray = ctypes.c_size_t()
+        status = self._library.sepwise_run_guarded(
+            self._library[f"{PREFIX}_run_range"],
+            self._calls + index,
+            (ctypes.c_void_p * len(operands))(*operands),
+            ctypes.c_void_p(scratch),
+            *(self._pool if shared else (None, None)),
+            ctypes.c_void_p(start),
+            ctypes.c_int64(self.stage.nbytes),
+            ctypes.byref(stray),
+        )
+        if status:
+            raise SepwiseError(f"Kernel '{self.stage.program.calls[index].name}': ended with {status}.")
+        if not stray.value:
+            return None
+        self.close_gaps()
+        return stray.value - start
+
+
 def _check_runs_here(program: Program) -> None:
     """Refuses a program whose code would trap on this machine."""
     missing = devices.missing_flags(devices.get(program.device))
@@ -533,9 +556,10 @@ def _end_native(library: ctypes.CDLL, pool: ctypes.c_void_p | None) -> None:
 
 # Under an emulator ----------------------------------------------------------------------------------------------------
 
-_ALLOCATE, _WRITE, _READ, _RUN = 1, 2, 3, 4
+_ALLOCATE, _WRITE, _READ, _RUN, _PROTECT, _RUN_ALONE = 1, 2, 3, 4, 5, 6
 _REGIONS = {Home.ARENA: 0, Home.CONSTANT: 1, Home.INPUT: 2, Home.OUTPUT: 3}
-_SCRATCH = 4
+_SCRATCH, _STAGE = 4, 5
+_TOUCHED = 1
 
 
 class EmulatedRunner(Runner):
@@ -587,24 +611,12 @@ class EmulatedRunner(Runner):
                     kept[value.name] = guest.read(value)
             return {**kept, **{value.name: guest.read(value) for value in self.program.outputs}}
 
-    def run_kernel(self, index: int, arrays: Sequence[np.ndarray]) -> Arrays:
+    def _run_alone(self, index: int, data: Sequence[np.ndarray | None]) -> list[np.ndarray]:
         """Runs a single kernel call; see `Runner.run_kernel`."""
-        call = self.program.calls[index]
-        pairs = self._check_kernel_inputs(call, arrays)
         with self._lock:
             guest = self._open_guest()
-            before = guest.clear()
-            for value, array in pairs:
-                memory = to_memory(value, array)
-                guest.write(value.buffer, memory)
-                if value.buffer.home in (Home.ARENA, Home.OUTPUT):
-                    region, first = _find_region(value.buffer)
-                    before[region][first : first + memory.nbytes] = memory.reshape(-1).view(np.uint8)
-            guest.run(index)
-            try:
-                return self._take_outputs(call, before, guest.read_guarded())
-            finally:
-                guest.clear()
+            guest.open_stage(self.device.vector_bytes)
+            return run_alone(guest, index, data)
 
     def count(self, inputs: Mapping[str, np.ndarray], *, caches: Sequence[CacheGeometry] = ()) -> Counts:
         """Counts what one run executes, call by call, and what would miss the caches of cores.
@@ -682,18 +694,19 @@ class EmulatedRunner(Runner):
         return self._guest
 
 
-class _Guest(ABC):
+class _Guest(StageMemory):
     """What runs a Program under an emulator: its memory and its calls."""
 
     def __init__(self, program: Program, device: str) -> None:
         """Gives the program its memory."""
         self._program = program
         self._device = device
-        self._clear = False
-        self._guarded = [(Home.ARENA, 0, program.arena_bytes + GUARD_BYTES)]
-        self._guarded += [(Home.OUTPUT, i, value.type.nbytes + GUARD_BYTES) for i, value in enumerate(program.outputs)]
-        for home, index, nbytes in self._guarded:
+        self._staged = False
+        unwritten = [(Home.ARENA, 0, program.arena_bytes)]
+        unwritten += [(Home.OUTPUT, index, value.type.nbytes) for index, value in enumerate(program.outputs)]
+        for home, index, nbytes in unwritten:
             self._allocate(_REGIONS[home], index, nbytes)
+            self._put(_REGIONS[home], index, np.full(nbytes, UNWRITTEN, np.uint8))
         self._allocate(_SCRATCH, 0, program.scratch_bytes)
         self._allocate(_REGIONS[Home.CONSTANT], 0, program.constants.nbytes)
         self._put(_REGIONS[Home.CONSTANT], 0, program.constants)
@@ -727,25 +740,28 @@ class _Guest(ABC):
 
     def write(self, buffer: BufferRef, array: np.ndarray) -> None:
         """Writes a tensor as it is."""
-        self._clear = False
         self._put(_REGIONS[buffer.home], buffer.offset, np.ascontiguousarray(array))
 
     def read(self, value: Value) -> np.ndarray:
         """Reads a value, plain."""
         return from_memory(value, self._get(_REGIONS[value.buffer.home], value.buffer.offset, value.type.nbytes))
 
-    def clear(self) -> list[np.ndarray]:
-        """Makes the arena and the network outputs, with what is behind them, `UNWRITTEN`; gives what they are then."""
-        memories = [np.full(nbytes, UNWRITTEN, np.uint8) for _, _, nbytes in self._guarded]
-        if not self._clear:
-            for (home, index, _), memory in zip(self._guarded, memories, strict=True):
-                self._put(_REGIONS[home], index, memory)
-            self._clear = True
-        return memories
+    def open_stage(self, vector_bytes: int) -> None:
+        """Makes the memory in which kernels run alone, the first time."""
+        if self._staged:
+            return
+        self.stage = Stage(self._program, vector_bytes=vector_bytes)
+        self._allocate(_STAGE, 0, self.stage.nbytes)
+        self.close_gaps()
+        self._staged = True
 
-    def read_guarded(self) -> list[np.ndarray]:
-        """Reads what `clear` makes."""
-        return [self._get(_REGIONS[home], index, nbytes) for home, index, nbytes in self._guarded]
+    def write_stage(self, offset: int, data: np.ndarray) -> None:
+        """Writes bytes."""
+        self._put(_STAGE, offset, data)
+
+    def read_stage(self, offset: int, nbytes: int) -> np.ndarray:
+        """Reads bytes."""
+        return self._get(_STAGE, offset, nbytes)
 
 
 class _ProcessGuest(_Guest):
@@ -767,12 +783,28 @@ class _ProcessGuest(_Guest):
     def run(self, index: int) -> None:
         """Runs one kernel call to its end."""
         self._call = index
-        self._clear = False
         self._send(_RUN, index, 0, 0)
         (status,) = struct.unpack("<q", self._receive(8))
         if status:
             raise SepwiseError(f"Model '{self._program.name}': call {index} ended with {status}.")
         self._call = -1
+
+    def run_stage(self, index: int, offsets: Sequence[int], *, shared: bool) -> int | None:
+        """Runs one call; see `StageMemory`. The process ends where it touches what it must not."""
+        self._call = index
+        self._send(_RUN_ALONE, len(self._program.calls) + index, len(offsets), 8 * len(offsets), np.array(offsets, np.int64))
+        status, touched = struct.unpack("<2q", self._receive(16))
+        self._call = -1
+        if status == _TOUCHED:
+            self._process.wait()
+            return int(touched)
+        if status:
+            raise SepwiseError(f"Model '{self._program.name}': call {index} ended with {status}.")
+        return None
+
+    def protect_stage(self, offset: int, nbytes: int, access: Access) -> None:
+        """Changes what may be done with whole pages; see `StageMemory`."""
+        self._send(_PROTECT, access, offset, nbytes)
 
     def close(self) -> None:
         """Lets the process end by itself, as it does at the end of its input."""
@@ -844,6 +876,7 @@ class _BareGuest(_Guest):
         super().__init__(program, device.name)
         tensors = [(Home.INPUT, len(program.inputs)), (Home.OUTPUT, len(program.outputs))]
         self._tables = [self._table(_REGIONS[home], number) for home, number in tensors]
+        self._operands = self._core.allocate(4 * max((len(call.arguments) for call in program.calls), default=0))
 
     @property
     def alive(self) -> bool:
@@ -852,21 +885,40 @@ class _BareGuest(_Guest):
 
     def run(self, index: int) -> None:
         """Runs one kernel call to its end."""
-        self._clear = False
         regions = (_REGIONS[Home.CONSTANT], _REGIONS[Home.ARENA], _SCRATCH)
         constants, arena, scratch = (self._addresses[region, 0] for region in regions)
         no_pool = (0, 0)
+        self.instructions.append(self._enter(index, (index, index + 1, constants, *self._tables, arena, scratch, *no_pool)))
+
+    def run_stage(self, index: int, offsets: Sequence[int], *, shared: bool) -> int | None:
+        """Runs one call; see `StageMemory`."""
+        start = self._addresses[_STAGE, 0]
+        scratch, *operands = (start + offset for offset in offsets)
+        self._core.write(self._operands, np.array(operands, np.uint32))
+        call = len(self._program.calls) + index
+        try:
+            self._enter(index, (call, call + 1, 0, self._operands, 0, 0, scratch, 0, 0))
+        except SepwiseError as error:
+            if isinstance(error.__cause__, AccessError):
+                return error.__cause__.address - start
+            raise
+        return None
+
+    def protect_stage(self, offset: int, nbytes: int, access: Access) -> None:
+        """Changes what may be done with whole pages; see `StageMemory`."""
+        self._core.protect(self._addresses[_STAGE, 0] + offset, nbytes, access)
+
+    def _enter(self, index: int, arguments: Sequence[int]) -> int:
+        """Calls the generated C for a call of the Program; gives the instructions, where they are counted."""
         where = f"Model '{self._program.name}' on emulated {self._device}: kernel '{self._program.calls[index].name}'"
         try:
-            status, instructions = self._core.call(
-                (index, index + 1, constants, *self._tables, arena, scratch, *no_pool), count=self._count
-            )
+            status, instructions = self._core.call(arguments, count=self._count)
         except SepwiseError as error:
             self._failed = True
             raise SepwiseError(f"{where} was ended: {error}.") from error
         if status:
             raise SepwiseError(f"{where} ended with {status}.")
-        self.instructions.append(instructions)
+        return instructions
 
     def close(self) -> None:
         """Leaves the core to the garbage collector."""

@@ -19,7 +19,8 @@ import onnx_ir as ir
 
 from sepwise.lowering import device as devices
 from sepwise.lowering.build import build_program, require_float16
-from sepwise.lowering.runner import StrayWriteError, open_runner
+from sepwise.lowering.guarded import StrayAccessError
+from sepwise.lowering.runner import open_runner
 from sepwise.lowering.strategies import is_direct
 from sepwise.passes import fuse, load_model
 from sepwise.passes.convert_float16 import ConvertFloat16Pass
@@ -380,7 +381,7 @@ class KernelChecker:
         place = KERNEL_INPUTS.index(kind)
         try:
             written = self._run(call, feeds)
-        except StrayWriteError as error:
+        except StrayAccessError as error:
             wrong = Check("kernel", call.name, call.nodes, "failed", math.inf, 0.0, None, None, reason=str(error))
             return replace(wrong, worst_input=place, strategy=call.strategy)
         checks = []

@@ -5,70 +5,22 @@
  *   WRITE    where at nbytes     the bytes follow; `at` is an offset, or the index of an input or an output
  *   READ     where at nbytes     answered with the bytes
  *   RUN      call                answered with one int64: what the program returned
+ *   PROTECT  access at nbytes    pages of the stage, on which calls run alone
+ *   RUN_ALONE call count nbytes  as many int64 follow: where in the stage the scratch and the arguments lie; answered with two
+ *                                int64, what the program returned and 0; where the call touched what it must not,
+ *                                TOUCHED and where in the stage that is, and the program ends
  * It ends at the end of its input. Around each call it makes the system call MARK, which no kernel has: what
  * watches the emulation learns from it which call runs. */
 #include "sepwise.h"
+#include "system.h"
 
-enum { ALLOCATE = 1, WRITE = 2, READ = 3, RUN = 4 };
-enum { ARENA = 0, CONSTANT = 1, INPUT = 2, OUTPUT = 3, SCRATCH = 4 };
-enum { MAX_TENSORS = 1024, MARK = 0x7a00 };
+enum { ALLOCATE = 1, WRITE = 2, READ = 3, RUN = 4, PROTECT = 5, RUN_ALONE = 6 };
+enum { ARENA = 0, CONSTANT = 1, INPUT = 2, OUTPUT = 3, SCRATCH = 4, STAGE = 5 };
+enum { MAX_TENSORS = 1024, MARK = 0x7a00, TOUCHED = 1 };
 
 int32_t model_run_range(int32_t first, int32_t last, const void *constants, const void *const *inputs,
                         void *const *outputs, void *arena, void *scratch, sepwise_parallel_for parallel_for,
                         void *context);
-
-#if defined(__aarch64__)
-enum { SYS_read = 63, SYS_write = 64, SYS_exit = 94, SYS_mmap = 222 };
-__asm__(".globl _start\n_start:\n  mov x29, #0\n  mov x30, #0\n  bl serve\n"); /* sp comes aligned to 16 */
-#elif defined(__x86_64__)
-enum { SYS_read = 0, SYS_write = 1, SYS_exit = 231, SYS_mmap = 9 };
-__asm__(".globl _start\n_start:\n  xor %ebp, %ebp\n  call serve\n"); /* rsp comes aligned to 16 */
-#elif defined(__arm__)
-enum { SYS_read = 3, SYS_write = 4, SYS_exit = 248, SYS_mmap = 192 /* mmap2 */ };
-__asm__(".globl _start\n_start:\n  mov r11, #0\n  mov lr, #0\n  bl serve\n"); /* sp comes aligned to 8 */
-#else
-#error "no system calls known for this target"
-#endif
-
-static long call_system(long number, long a, long b, long c, long d, long e, long f) {
-#if defined(__aarch64__)
-  register long x8 __asm__("x8") = number;
-  register long x0 __asm__("x0") = a;
-  register long x1 __asm__("x1") = b;
-  register long x2 __asm__("x2") = c;
-  register long x3 __asm__("x3") = d;
-  register long x4 __asm__("x4") = e;
-  register long x5 __asm__("x5") = f;
-  __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
-  return x0;
-#elif defined(__arm__)
-  register long r0 __asm__("r0") = a;
-  register long r1 __asm__("r1") = b;
-  register long r2 __asm__("r2") = c;
-  register long r3 __asm__("r3") = d;
-  register long r4 __asm__("r4") = e;
-  register long r5 __asm__("r5") = f;
-  __asm__ volatile("push {r7}\n  mov r7, %1\n  svc #0\n  pop {r7}" /* r7 may be the frame pointer */
-                   : "+r"(r0)
-                   : "r"(number), "r"(r1), "r"(r2), "r"(r3), "r"(r4), "r"(r5)
-                   : "memory");
-  return r0;
-#else
-  register long r10 __asm__("r10") = d;
-  register long r8 __asm__("r8") = e;
-  register long r9 __asm__("r9") = f;
-  long result;
-  __asm__ volatile("syscall"
-                   : "=a"(result)
-                   : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-                   : "rcx", "r11", "memory");
-  return result;
-#endif
-}
-
-static _Noreturn void leave(int status) {
-  for (;;) call_system(SYS_exit, status, 0, 0, 0, 0, 0);
-}
 
 /* Moves all bytes or ends the program; the end of the input before the first byte is the regular end. */
 static void transfer(long number, int file, void *memory, int64_t nbytes, int may_end) {
@@ -87,7 +39,7 @@ static void *allocate(int64_t nbytes) {
   return (void *)address;
 }
 
-static void *regions[5];
+static void *regions[6];
 static void *inputs[MAX_TENSORS];
 static void *outputs[MAX_TENSORS];
 
@@ -96,11 +48,43 @@ static char *find(int64_t where, int64_t at) {
     if (at < 0 || at >= MAX_TENSORS) leave(5);
     return (where == INPUT ? inputs : outputs)[at];
   }
-  if (where < 0 || where > SCRATCH) leave(5);
+  if (where < 0 || where > STAGE) leave(5);
   return (char *)regions[where] + at;
 }
 
-__attribute__((used)) _Noreturn void serve(void) {
+/* The handler of SIGSEGV while a call runs alone. */
+static void tell_touched(int number, const char *info, void *context) {
+  (void)number, (void)context;
+  uintptr_t address = *(const uintptr_t *)(info + (sizeof(void *) == 8 ? 16 : 12)); /* si_addr */
+  int64_t answer[2] = {TOUCHED, (int64_t)address - (int64_t)(uintptr_t)regions[STAGE]};
+  transfer(SYS_write, 1, answer, sizeof answer, 0);
+  leave(0);
+}
+
+static void handle_faults(void *handler) {
+  struct { /* as the system has it; nothing is ever restored, but x86-64 wants to know how */
+    void *handler;
+    unsigned long flags;
+    void *restorer;
+    uint64_t mask;
+  } action = {handler, handler ? 0x04000004 /* SA_RESTORER, SA_SIGINFO */ : 0, handler, 0};
+  if (call_system(SYS_rt_sigaction, 11 /* SIGSEGV */, (long)&action, 0, sizeof action.mask, 0, 0)) leave(6);
+}
+
+/* Runs one call between gaps, on memory that the command places. */
+static int64_t run_alone(int32_t call, int64_t count) {
+  int64_t offsets[1 + MAX_TENSORS];
+  void *operands[1 + MAX_TENSORS];
+  if (count < 1 || count > 1 + MAX_TENSORS) leave(5);
+  transfer(SYS_read, 0, offsets, count * (int64_t)sizeof *offsets, 0);
+  for (int64_t i = 0; i < count; ++i) operands[i] = (char *)regions[STAGE] + offsets[i];
+  handle_faults((void *)tell_touched);
+  int64_t status = model_run_range(call, call + 1, NULL, (const void *const *)(operands + 1), NULL, NULL, operands[0], NULL, NULL);
+  handle_faults(NULL);
+  return status;
+}
+
+_Noreturn void begin(void) {
   for (;;) {
     int64_t command[4];
     transfer(SYS_read, 0, command, sizeof command, 1);
@@ -126,6 +110,14 @@ __attribute__((used)) _Noreturn void serve(void) {
                                          regions[ARENA], regions[SCRATCH], NULL, NULL);
         call_system(MARK, 0, 0, 0, 0, 0, 0);
         transfer(SYS_write, 1, &status, sizeof status, 0);
+        break;
+      }
+      case PROTECT:
+        if (call_system(SYS_mprotect, (long)(find(STAGE, at)), nbytes, where, 0, 0, 0)) leave(6);
+        break;
+      case RUN_ALONE: {
+        int64_t answer[2] = {run_alone((int32_t)where, at), 0};
+        transfer(SYS_write, 1, answer, sizeof answer, 0);
         break;
       }
       default: leave(5);

@@ -126,7 +126,9 @@ def c_program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., program
         constants = np.zeros(128, np.uint8)
         constants[64 : 64 + 24] = np.arange(-3, 3, dtype=np.float32).view(np.uint8)
         calls = (
-            program.KernelCall("first", "scale", (x, shift, bias, y), ("x", "shift"), ("y",), 2, 4 * 35 * 4, 210, ("Relu_0",), "c"),
+            program.KernelCall(
+                "first", "scale", (x, shift, bias, y), ("x", "shift"), ("y",), 2, 4 * 35 * 4, 210, ("Relu_0",), "c", constant_bytes=(24,)
+            ),
             program.KernelCall("second", "add_and_sum", (y, x, s, z), ("y", "x"), ("s", "z"), 6, 0, 0, ("Add_1", "Sum_2"), "c"),
         )
         return program.Program(

@@ -26,6 +26,18 @@ def test_calls_in_order_with_their_arguments(c_program: Callable[..., Program]) 
     ]
 
 
+def test_calls_alone_take_arguments_by_position(c_program: Callable[..., Program]) -> None:
+    source = generate_c(c_program(), alone=True)
+    calls = re.findall(r"^  (scale|add_and_sum)\((.*)\);$", source, re.MULTILINE)
+    positions = ", ".join(f"(void *)m->inputs[{place}]" for place in range(4))
+    assert calls[2:] == [
+        ("scale", f"{positions}, m->scratch + (size_t)worker * 576, task"),
+        ("add_and_sum", f"{positions}, m->scratch, task"),
+    ]
+    assert [int(case) for case in re.findall(r"case (\d+):", source)] == [0, 1, 2, 3]
+    assert "model_run_range(0, 2," in source, "a run has the calls of the program and no others"
+
+
 def test_sizes_are_in_the_file(c_program: Callable[..., Program]) -> None:
     program = c_program()
     source = generate_c(program, prefix="net")

@@ -300,8 +300,9 @@ def make_program(
             values[name] = program.Value(name, tensor_type, program.BufferRef(program.Home.ARENA, arena_bytes))
             arena_bytes += memory_plan.align(tensor_type.nbytes)
         *inputs, output = tensors
-        packed = []
+        packed, nbytes = [], []
         for array in one.pack(right.weights):
+            nbytes.append(array.nbytes)
             packed.append(program.BufferRef(program.Home.CONSTANT, constant_bytes))
             padded = np.zeros(memory_plan.align(array.nbytes), np.uint8)
             padded[: array.nbytes] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
@@ -311,7 +312,8 @@ def make_program(
         arguments = (*(values[name].buffer for name in inputs), *packed, values[output].buffer)
         calls.append(
             program.KernelCall(
-                f"k{index}", f"k{index}", arguments, tuple(inputs), (output,), kernel.tasks, kernel.scratch_bytes, 0, (), "drawn"
+                f"k{index}", f"k{index}", arguments, tuple(inputs), (output,), kernel.tasks, kernel.scratch_bytes, 0, (), "drawn",
+                constant_bytes=tuple(nbytes),
             )
         )
     return program.Program(
