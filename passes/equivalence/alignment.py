@@ -343,13 +343,26 @@ class Search:
     def _part(self, name: str, twin: str, twins: Mapping[str, str]) -> Fault:
         """Judges the operations between the nearest cut points and a value, on the original's tensors.
 
-        What depends on the value in the original is no cut point: something wrong before it was taken for that.
+        What depends on the value in the original is no cut point: something wrong before it was taken for that. Where the
+        original is cut at values that the rewritten graph does not have, what that computes in their stead rounds too: such a
+        part is right as well if it is behind the values that both have.
         """
         later = self._original.after(twin) | {twin}
         twins = {b: a for b, a in self._cuts(twins).items() if a not in later}
-        before, sources = self._original.behind(twin, set(twins.values()))
         after, own_sources = self._rewritten.behind(name, twins)
         fed = {source: twins[source] for source in own_sources}
+        fault = self._judge_on_own(name, twin, set(twins.values()), after, fed)
+        if fault.check.status == "failed" and set(fault.inputs) - set(fed.values()):
+            wide = self._judge_on_own(name, twin, set(fed.values()), after, fed)
+            if wide.check.status != "failed" and set(wide.inputs) == set(fed.values()):
+                return wide
+        return fault
+
+    def _judge_on_own(
+        self, name: str, twin: str, cuts: Collection[str], after: Sequence[Operation], fed: Mapping[str, str]
+    ) -> Fault:
+        """Judges operations that compute a value beside those of the original behind some cut points."""
+        before, sources = self._original.behind(twin, cuts)
         inputs = tuple(dict.fromkeys([*sources, *fed.values()])) or tuple(self._original.inputs)
         feeds = [{source: self._values[source][place] for source in inputs} for place in range(self._sets)]
         reference = GraphReference(part_of(self._original, before, inputs, twin), feeds)

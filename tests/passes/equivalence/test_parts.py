@@ -79,6 +79,12 @@ RIGHT = {
         "{ a = Conv (x, w) y = Conv (a, u) }",
         "{ a = Conv (x, padded) s = Slice (a, begin, end, channels) y = Conv (s, u) }",
     ),
+    "a sum in another order before a value that only one of them has": (
+        "{ a = Conv (x, many) t = Transpose <perm = [0,2,3,1]> (a) s = Softmax (t) p = Neg (s) e = Transpose <perm = [0,3,1,2]> (p)"
+        " c = Slice (s, begin, end, last) r = Transpose <perm = [0,3,1,2]> (c) y = Concat <axis = 1> (e, r) }",
+        "{ a = Conv (x, many) q = Softmax <axis = 1> (a) s = Transpose <perm = [0,2,3,1]> (q) p = Neg (s)"
+        " e = Transpose <perm = [0,3,1,2]> (p) r = Slice (q, begin, end, channels) y = Concat <axis = 1> (e, r) }",
+    ),
     "nothing bends, nothing is drawn": ("{ y = Relu (x) }", "{ r = Relu (x) y = Relu (r) }"),
 }
 
@@ -87,7 +93,9 @@ def model(parse: Callable[..., onnx.ModelProto], body: str) -> onnx.ModelProto:
     constants = CONSTANTS
     constants += ", float far = {1e6}" if "far" in body else ""
     constants += ", float[4,1,3,3] k" if " k)" in body else ""
-    constants += ", float[6,4,1,1] padded, int64[1] begin = {0}, int64[1] end = {4}, int64[1] channels = {1}" if "padded" in body else ""
+    constants += ", float[6,4,1,1] padded" if "padded" in body else ""
+    constants += ", float[16,4,1,1] many, int64[1] last = {3}" if "many" in body else ""
+    constants += ", int64[1] begin = {0}, int64[1] end = {4}, int64[1] channels = {1}" if "Slice" in body else ""
     proto = parse(f"{HEAD} <{constants}> {body}")
     for tensor in proto.graph.initializer:
         if tensor.name == "k":
