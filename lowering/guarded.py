@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.program import KernelCall, Program
 
-__all__ = ["UNWRITTEN", "Access", "AccessError", "Stage", "StageMemory", "StrayAccessError", "run_alone"]
+__all__ = ["GAP_BYTES", "UNWRITTEN", "Access", "AccessError", "Stage", "StageMemory", "StrayAccessError", "run_alone"]
 
 UNWRITTEN: Final = 0xFF
 """Byte of memory without a value: float32 values of it are NaN, so nothing can take them for results."""
@@ -34,6 +34,7 @@ PAGE_BYTES: Final = 1 << 16
 """Multiple of the pages of every system that kernels run on."""
 
 GAP_BYTES: Final = 1 << 20
+"""Between two rooms: what runs over by no more is found out."""
 
 
 class StrayAccessError(SepwiseError):

@@ -19,8 +19,9 @@ from tvm import s_tir, tirx
 from tvm.ir.expr import Call, TensorLoad, Var
 
 from sepwise.lowering import build, device, strategies, vector_math, verify
+from sepwise.lowering.guarded import GAP_BYTES
 from sepwise.lowering.program import BufferRef, Home, Program
-from sepwise.lowering.runner import GUARD_BYTES, open_runner
+from sepwise.lowering.runner import open_runner
 from sepwise.lowering.strategies.base import Implementation
 from sepwise.lowering.verify import verify_model
 from sepwise.passes.equivalence import Check, sample_inputs
@@ -536,7 +537,7 @@ def run_one_task_more(program: Program) -> Program:
     def change(calls: list[Any]) -> None:
         for index, call in enumerate(calls):
             share, rest = divmod(sum(program.find_value(name).type.nbytes for name in call.outputs), call.tasks)
-            if call.tasks > 1 and not rest and share <= GUARD_BYTES and symbols.count(call.symbol) == 1:
+            if call.tasks > 1 and not rest and share <= GAP_BYTES and symbols.count(call.symbol) == 1:
                 calls[index] = replace(call, tasks=call.tasks + 1)
                 return
         raise NoPlaceError
