@@ -39,11 +39,21 @@ from sepwise.lowering.runner import EmulatedRunner, NativeRunner, Runner, aligne
 from sepwise.passes.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sepwise.lowering.device import Device
 
-__all__ = ["Artifact", "KernelProfile", "load"]
+__all__ = [
+    "Artifact",
+    "KernelProfile",
+    "check_cpu",
+    "describe_file",
+    "device_from_json",
+    "device_to_json",
+    "load",
+    "new_folder",
+    "own_version",
+]
 
 FORMAT = 2
 _PROGRAM, _CONSTANTS, _KERNELS, _LIBRARY, _EXECUTABLE = "program.json", "constants.bin", "kernels.o", "model.so", "model"
@@ -167,7 +177,7 @@ class Artifact:
             InputError: The place is taken by something else, is not writable, or has no room.
         """
         folder = Path(folder)
-        with _new_folder(folder) as temporary:
+        with new_folder(folder, kind="artifact", replaceable=_is_artifact) as temporary:
             (temporary / _KERNELS).write_bytes(self.program.object_code)
             (temporary / _CONSTANTS).write_bytes(self.program.constants.data)
             if self.program.tail is not None:
@@ -176,10 +186,10 @@ class Artifact:
                 link_executable(self.program, self.device, temporary / _EXECUTABLE)
             else:
                 link_shared(self.program, temporary / _LIBRARY)
-            files = {path.name: _describe_file(path) for path in sorted(temporary.iterdir())}
+            files = {path.name: describe_file(path) for path in sorted(temporary.iterdir())}
             body = {
-                "sepwise": _own_version(),
-                "device": _device_to_json(self.device),
+                "sepwise": own_version(),
+                "device": device_to_json(self.device),
                 "threads": self.threads,
                 "report": self.report,
                 "program": _program_to_json(self.program),
@@ -232,7 +242,7 @@ def load(folder: str | Path) -> Artifact:
             body = {key: value for key, value in document.items() if key not in ("format", "sha256")}
             if document["sha256"] != _hash_json(body):
                 raise ValueError("its checksum differs")  # noqa: TRY301 - answered as any other damage below
-            device = _device_from_json(body["device"])
+            device = device_from_json(body["device"])
             program = _program_from_json(body["program"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / _PROGRAM}: damaged ({error}); compile the model again.") from error
@@ -244,12 +254,21 @@ def load(folder: str | Path) -> Artifact:
     program = replace(program, constants=contents[_CONSTANTS], object_code=contents[_KERNELS].tobytes())
     if program.tail is not None:
         program = replace(program, tail=replace(program.tail, model=contents[_TAIL].tobytes()))
-    _check_cpu(folder, device, emulated=_EXECUTABLE in contents)
+    check_cpu(folder, device, emulated=_EXECUTABLE in contents)
     return Artifact(program, report=body["report"], threads=body["threads"], folder=folder)
 
 
-def _check_cpu(folder: Path, device: Device, *, emulated: bool) -> None:
-    """Refuses code that would trap here."""
+def check_cpu(folder: Path, device: Device, *, emulated: bool) -> None:
+    """Refuses code that would trap here.
+
+    Args:
+        folder: Where it is.
+        device: What it was built for.
+        emulated: Whether it runs under an emulator.
+
+    Raises:
+        InputError: This machine lacks an extension.
+    """
     missing = devices.missing_flags(device)
     if missing and not emulated:
         raise InputError(
@@ -258,8 +277,8 @@ def _check_cpu(folder: Path, device: Device, *, emulated: bool) -> None:
         )
 
 
-def _own_version() -> str:
-    """Reads sepwise's version."""
+def own_version() -> str:
+    """Reads sepwise's version; `unknown` where it is not installed."""
     try:
         return version("sepwise")
     except PackageNotFoundError:  # Run out of a source folder.
@@ -267,11 +286,23 @@ def _own_version() -> str:
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """Gives a temporary folder that takes the place of `folder` at the end, or goes where the body fails."""
+def new_folder(folder: Path, *, kind: str, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
+    """Gives a temporary folder that takes the place of `folder` at the end, or goes where the body fails.
+
+    Args:
+        folder: Where it is to appear.
+        kind: What the folder would be called.
+        replaceable: Tells whether a folder that has files may be lost.
+
+    Yields:
+        The folder to write to.
+
+    Raises:
+        InputError: The place is taken by something else, is not writable, or has no room.
+    """
     parent = folder.absolute().parent
-    if (folder.exists() or folder.is_symlink()) and not _replaceable(folder):
-        raise InputError(f"{folder}: exists and is no artifact; choose another place or remove it.")
+    if (folder.exists() or folder.is_symlink()) and not _may_go(folder, replaceable):
+        raise InputError(f"{folder}: exists and is no {kind}; choose another place or remove it.")
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=parent))
     except OSError as error:
@@ -293,9 +324,14 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _replaceable(folder: Path) -> bool:
-    """Whether nothing is lost but an artifact."""
-    return folder.is_dir() and not folder.is_symlink() and ((folder / _PROGRAM).is_file() or not any(folder.iterdir()))
+def _may_go(folder: Path, replaceable: Callable[[Path], bool]) -> bool:
+    """Whether nothing is lost but what can be made again."""
+    return folder.is_dir() and not folder.is_symlink() and (not any(folder.iterdir()) or replaceable(folder))
+
+
+def _is_artifact(folder: Path) -> bool:
+    """Whether a folder holds an artifact."""
+    return (folder / _PROGRAM).is_file()
 
 
 def _umask() -> int:
@@ -305,8 +341,8 @@ def _umask() -> int:
     return mask
 
 
-def _describe_file(path: Path) -> dict[str, Any]:
-    """Gives what `_read_file` checks."""
+def describe_file(path: Path) -> dict[str, Any]:
+    """Gives a file's size and checksum, as manifests hold them."""
     return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
@@ -331,15 +367,15 @@ def _hash_json(body: object) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _device_to_json(device: Device) -> dict[str, Any]:
-    """Writes a device's facts."""
+def device_to_json(device: Device) -> dict[str, Any]:
+    """Gives a device's facts without their sources, as manifests hold them."""
     facts = asdict(device)
     del facts["sources"]
     return {**facts, "features": list(device.features), "flags": sorted(device.flags)}
 
 
-def _device_from_json(facts: Mapping[str, Any]) -> Device:
-    """Reads a device's facts."""
+def device_from_json(facts: Mapping[str, Any]) -> Device:
+    """Reads what `device_to_json` gives."""
     return devices.Device(**{**facts, "features": tuple(facts["features"]), "flags": frozenset(facts["flags"])})
 
 

@@ -46,12 +46,13 @@ FPU_ON = 0xF << 20
 class Core:
     """One emulated core with an image, and memory that is handed out from low to high."""
 
-    def __init__(self, image: Path, cpu: str) -> None:
+    def __init__(self, image: Path, cpu: str, *, entry: str = ENTRY) -> None:
         """Loads an image and switches the floating-point unit on.
 
         Args:
-            image: A static ELF file with the symbol `ENTRY`.
+            image: A static ELF file.
             cpu: A key of `CPU_MODELS`.
+            entry: Symbol of the function in it that is called.
 
         Raises:
             InputError: unicorn does not know the cpu.
@@ -63,8 +64,8 @@ class Core:
         with image.open("rb") as file:
             elf = ELFFile(file)
             loaded = [(segment["p_vaddr"], segment.data()) for segment in elf.iter_segments("PT_LOAD")]
-            (entry,) = elf.get_section_by_name(".symtab").get_symbol_by_name(ENTRY)
-            self._entry: int = entry["st_value"]
+            (function,) = elf.get_section_by_name(".symtab").get_symbol_by_name(entry)
+            self._entry: int = function["st_value"]
         end = max(start + len(data) for start, data in loaded)
         self._map(IMAGE_START, end + PAGE_BYTES - IMAGE_START)
         for start, data in loaded:
@@ -109,7 +110,7 @@ class Core:
         return np.frombuffer(bytes(self._core.mem_read(address, nbytes)), np.uint8)
 
     def call(self, arguments: Sequence[int], *, count: bool = False) -> tuple[int, int]:
-        """Calls `ENTRY`.
+        """Calls the entry.
 
         Args:
             arguments: Integers and addresses of 32 bits.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import Program
 
-__all__ = ["cache_folder", "compile_c", "count_plugin", "link_executable", "link_shared", "run_zig"]
+__all__ = ["cache_folder", "compile_c", "count_plugin", "link_example", "link_executable", "link_shared", "run_zig"]
 
 RUNTIME = Path(__file__).parent / "runtime"
 
@@ -111,7 +111,8 @@ def _host_target() -> str:
 def _runtime_object(name: str, target: str, flags: Sequence[str] = ()) -> Path:
     """Compiles a file of the runtime once; the object is kept in the cache under a hash of all that it depends on."""
     source = RUNTIME / f"{name}.c"
-    parts = [source.read_bytes(), (RUNTIME / "sepwise.h").read_bytes(), repr((target, _FLAGS, flags, _zig())).encode()]
+    headers = (header.read_bytes() for header in sorted(RUNTIME.glob("*.h")))
+    parts = [source.read_bytes(), *headers, repr((target, _FLAGS, flags, _zig())).encode()]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
     output = cache_folder() / f"{name}-{key}.o"
     if not output.exists():
@@ -173,9 +174,42 @@ def link_executable(program: Program, device: Device, output: Path) -> None:
         objects = _program_objects(program, Path(folder), target, flags)
         main, entry = ((), ENTRY) if device.emulator == UNICORN else (("emulated",), "_start")
         runtime = [_runtime_object(name, target, flags) for name in (*main, "freestanding")]
-        emulation = _ELF_EMULATIONS[target.split("-", maxsplit=1)[0]]
-        options = ("-m", emulation, "-static", "-z", "noexecstack", "--gc-sections", "-e", entry)
-        run_zig("ld.lld", *options, "-o", output, *objects, *runtime)
+        _link_static((*objects, *runtime), target, entry, output)
+
+
+def link_example(example: Path, library: Path, device: Device, output: Path, *, entry: str) -> None:
+    """Links a bundle's example for a device, with what little of a C library it needs.
+
+    For a bare core the library is linked alone: whoever emulates it calls the entry.
+
+    Args:
+        example: Its C source; headers beside it are found.
+        library: The static library.
+        device: Its `zig_target` says for what.
+        output: The file to write.
+        entry: The library's function that is called on a bare core.
+
+    Raises:
+        InputError: zig is not installed, or there is no room.
+        SepwiseError: The example does not compile or link.
+    """
+    target, flags = device.zig_target, (f"-mcpu={device.zig_cpu}",)
+    if device.emulator == UNICORN:
+        _link_static((library,), target, entry, output)
+        return
+    with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
+        compiled = Path(folder) / "example.o"
+        headers = target.replace("freestanding-none", "linux-musl").replace("freestanding-", "linux-musl")
+        compile_c(example, compiled, target=headers, flags=(*flags, "-fno-builtin", "-fno-PIC"))
+        runtime = [_runtime_object(name, target, flags) for name in ("example", "freestanding")]
+        _link_static((compiled, library, *runtime), target, "_start", output)
+
+
+def _link_static(objects: Sequence[Path], target: str, entry: str, output: Path) -> None:
+    """Links a static program."""
+    emulation = _ELF_EMULATIONS[target.split("-", maxsplit=1)[0]]
+    options = ("-m", emulation, "-static", "-z", "noexecstack", "--gc-sections", "-e", entry, "-u", entry)
+    run_zig("ld.lld", *options, "-o", output, *objects)
 
 
 def count_plugin(qemu_major: int) -> Path:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.program import BufferRef, KernelCall, Program, Value
     from sepwise.lowering.tail import TailRunner
 
-__all__ = ["EmulatedRunner", "NativeRunner", "Runner", "aligned_empty", "open_runner"]
+__all__ = ["EmulatedRunner", "NativeRunner", "Runner", "aligned_empty", "find_emulator", "open_runner"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -583,7 +583,7 @@ class EmulatedRunner(Runner):
         """
         super().__init__(program)
         self.device = device or devices.get(program.device)
-        self._emulator = _find_emulator(self.device)
+        self._emulator = find_emulator(self.device)
         self._lock = threading.Lock()
         self._guest: _Guest | None = None
         self._closed = False
@@ -963,8 +963,18 @@ def _end_guest(process: subprocess.Popen[bytes], errors: object) -> None:
     errors.close()  # type: ignore[attr-defined]
 
 
-def _find_emulator(device: Device) -> str:
-    """Finds the emulator's program."""
+def find_emulator(device: Device) -> str:
+    """Finds a device's emulator.
+
+    Args:
+        device: What to emulate.
+
+    Returns:
+        The program's path, or the package's name.
+
+    Raises:
+        InputError: The device has no emulator, or it is not installed.
+    """
     if device.emulator is None:
         raise InputError(f"Target '{device.name}': has no emulator; it only runs on a machine of its kind.")
     lacking = devices.reach(device)

@@ -51,7 +51,7 @@ from sepwise.passes.equivalence.tolerances import SEEDS
 from sepwise.passes.errors import SepwiseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import KernelCall, Program
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, np.ndarray]
 
-__all__ = ["KernelChecker", "onnx_name", "verify", "verify_model"]
+__all__ = ["KernelChecker", "check_model", "onnx_name", "verify", "verify_model"]
 
 ORACLE, NONFINITE = "oracle", "nonfinite"
 KERNEL_INPUTS = (ORACLE, *STRESSES)
@@ -166,7 +166,9 @@ def verify_model(
         checker = KernelChecker(program, runner, ungrouped, feeds[0])
         kernel_checks = [check for index in range(len(program.calls)) for check in checker.check(index)]
         executed = model if converted is None else converted
-        model_check, answers = _check_model(runner, model, executed, feeds, name or program.name)
+        model_check, answers = check_model(
+            runner.run, model, executed, feeds, name=name or program.name, flush=device.flushes_subnormals
+        )
         notes = () if converted is None else _tell_conversion(runner, model, feeds[0])
         checks = (*graph_checks, *kernel_checks, model_check)
         found = Verification(
@@ -396,17 +398,31 @@ class KernelChecker:
         return worst_check(checks)
 
 
-def _check_model(
-    runner: Runner, model: ir.Model, executed: ir.Model, feeds: Sequence[Tensors], name: str
+def check_model(
+    run: Callable[[Tensors], Tensors],
+    model: ir.Model,
+    executed: ir.Model,
+    feeds: Sequence[Tensors],
+    *,
+    name: str,
+    flush: bool,
 ) -> tuple[Check, tuple[Agreement, ...]]:
-    """The whole network against what rounding explains, and on the first inputs its answers beside those of the model.
+    """Compares a whole network with what rounding explains, and on the first inputs its answers with those of the model.
 
-    The model that is executed is the model as it came in, or what it was converted to.
+    Args:
+        run: Gives its outputs for inputs, by name.
+        model: As it came in.
+        executed: The same, or what it was converted to.
+        feeds: Inputs by name.
+        name: What to call the check.
+        flush: Whether it takes and gives 0 for numbers below the normal range.
+
+    Returns:
+        The check, and the answers.
     """
     oracle = Oracle(executed)
     expected = [oracle.run(feed) for feed in feeds]
-    flush = devices.get(runner.program.device).flushes_subnormals
-    outputs = [runner.run(feed) for feed in feeds]
+    outputs = [run(feed) for feed in feeds]
 
     @cache
     def sigma(seeds: int) -> list[dict[str, np.ndarray]]:

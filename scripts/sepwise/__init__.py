@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from sepwise import lowering, models, passes
-    from sepwise.api import bench, compile, export, fuse, inspect, load, run, targets, verify
+    from sepwise.api import bench, bundle, compile, export, fuse, inspect, load, run, targets, verify
     from sepwise.passes.errors import CheckFailed, InputError, SepwiseError, UnsupportedError
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "bench",
+    "bundle",
     "compile",
     "export",
     "fuse",
@@ -48,6 +49,7 @@ _HOMES: Final = {
     "SepwiseError": _ERRORS,
     "UnsupportedError": _ERRORS,
     "bench": _API,
+    "bundle": _API,
     "compile": _API,
     "export": _API,
     "fuse": _API,

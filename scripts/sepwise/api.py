@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sepwise.inspection import Inspection
     from sepwise.lowering.artifact import Artifact
     from sepwise.lowering.bench import Benchmark
+    from sepwise.lowering.bundle import Bundle, Weights
     from sepwise.passes.equivalence import Verification
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Refused",
     "TargetFacts",
     "bench",
+    "bundle",
     "compile",
     "export",
     "fuse",
@@ -301,6 +303,60 @@ def compile(
     return compile_model(source.path, target=target, shapes=source.shapes, threads=threads, float16=float16, output=output)
 
 
+def bundle(
+    model: str | Path,
+    output: str | Path,
+    *,
+    target: str = "host",
+    name: str | None = None,
+    weights: Weights = "inside",
+    shapes: Shapes = None,
+    threads: int = 1,
+    float16: bool = False,
+) -> Bundle:
+    """Makes a C library of a network, for projects that have neither Python nor a runtime.
+
+    Args:
+        model: An ONNX file or a zoo name.
+        output: Folder that is to appear; a bundle that is there and was not changed is replaced.
+        target: A name out of `targets()`.
+        name: Prefix of all that is public, a C identifier; made of the model's name where None.
+        weights: `inside` the library, or `separate` in a file that the caller maps.
+        shapes: Shapes of inputs that the file leaves open.
+        threads: Workers that the kernels are shared out to, where the caller brings some.
+        float16: Compute in float16 what does not need float32; for cores that have float16 arithmetic.
+
+    Returns:
+        The bundle: where it is, and what its manifest says.
+
+    Raises:
+        InputError: The model, the target, the name or the folder cannot be used.
+
+    Example:
+        >>> bundle("mobilenet_v2", "mobilenet", target="rpi4").manifest["arena_bytes"]  # doctest: +SKIP
+        5845504
+    """
+    from sepwise.lowering import device
+    from sepwise.lowering.bundle import bundle as bundle_model
+    from sepwise.lowering.bundle import require_name
+
+    device.get(target)
+    if name is not None:
+        require_name(name)
+    require_writable(Path(output))
+    source = resolve(model, shapes)
+    return bundle_model(
+        source.path,
+        output,
+        target=target,
+        name=name,
+        weights=weights,
+        shapes=source.shapes,
+        threads=threads,
+        float16=float16,
+    )
+
+
 def load(folder: str | Path) -> Artifact:
     """Loads what `compile` saved.
 
@@ -336,10 +392,11 @@ def run(artifact: Artifact | str | Path, inputs: Mapping[str, np.ndarray]) -> di
 
 
 def verify(
-    model: str | Path,
+    model: str | Path | None = None,
     *,
     target: str = "host",
     against: str | Path | None = None,
+    bundle: str | Path | None = None,
     inputs: Mapping[str, np.ndarray] | None = None,
     shapes: Shapes = None,
     threads: int = 1,
@@ -350,9 +407,11 @@ def verify(
     """Checks that the numbers did not change: passes, kernels and the whole network on a target.
 
     Args:
-        model: An ONNX file or a zoo name.
+        model: An ONNX file or a zoo name. With `bundle` it may be None where the file lies in the current folder, in the bundle
+            or beside it.
         target: Where the kernels and the network run.
         against: A second file that should compute the same; then nothing is compiled.
+        bundle: Folder of a bundle of the model, which is linked and run; then nothing is compiled.
         inputs: Arrays by input name; drawn where None.
         shapes: Shapes of inputs that the file leaves open.
         threads: Worker threads of the compiled network; 1 with `against`.
@@ -370,6 +429,20 @@ def verify(
 
     if output is not None and not bisect:
         raise InputError(f"Output {output}: is for what bisecting finds. Give --output with --bisect, or neither.")
+    if bundle is not None:
+        _require_defaults(
+            {
+                "--target": (target, "host"),
+                "--against": (against, None),
+                "--shape": (shapes, None),
+                "--threads": (threads, 1),
+                "--float16": (float16, False),
+                "--bisect": (bisect, False),
+            }
+        )
+        return _verify_bundle(Path(bundle), model, inputs)
+    if model is None:
+        raise InputError("Model: none was given. Give an ONNX file or a zoo name, or a bundle with --bundle.")
     source = resolve(model, shapes)
     folder = None
     if bisect:
@@ -377,6 +450,42 @@ def verify(
         require_empty(folder)
     verdict = _verify(source, target, against, inputs, shapes, threads, float16=float16, bisect=bisect)
     return verdict if folder is None else save_reproducer(verdict, folder)
+
+
+def _require_defaults(options: Mapping[str, tuple[object, object]]) -> None:
+    """Refuses options that a bundle leaves nothing to say of, given with their defaults."""
+    from sepwise.passes.errors import InputError
+
+    if given := [option for option, (value, default) in options.items() if value != default]:
+        raise InputError(f"{', '.join(given)}: a bundle is verified as it was made. Give that or --bundle, not both.")
+
+
+def _verify_bundle(folder: Path, model: str | Path | None, inputs: Mapping[str, np.ndarray] | None) -> Verification:
+    """Verifies a bundle against its model, which is looked for where none is given."""
+    from sepwise.lowering.bundle import load_bundle
+    from sepwise.lowering.bundle_check import verify_bundle
+
+    bundle = load_bundle(folder)
+    shapes = {each["name"]: each["shape"] for each in bundle.manifest["inputs"]}
+    source = resolve(_find_model(bundle) if model is None else model, shapes)
+    return verify_bundle(bundle, source.path, inputs=inputs)
+
+
+def _find_model(bundle: Bundle) -> Path | str:
+    """Finds the file that a bundle was made of, by its name, or the zoo network."""
+    from sepwise import models
+    from sepwise.passes.errors import InputError
+
+    described = bundle.manifest["model"]
+    for place in (bundle.folder, bundle.folder.absolute().parent, Path()):
+        if (file := place / str(described["file"])).is_file():
+            return file
+    if described["name"] in models.names():
+        return str(described["name"])
+    raise InputError(
+        f"{bundle.folder}: its model {described['file']} is neither in it, beside it, nor in the current folder. Give it, as in "
+        f"`sepwise verify {described['file']} --bundle {bundle.folder}`."
+    )
 
 
 def _verify(

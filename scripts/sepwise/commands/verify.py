@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from sepwise.console import number, print_json, print_table, working
-from sepwise.options import AsJson, Float16, Model, Shape, Target, Threads, read_shapes
+from sepwise.options import AsJson, Float16, Shape, Target, Threads, read_shapes
 
 if TYPE_CHECKING:
     from sepwise.passes.equivalence import Check
@@ -22,9 +22,14 @@ _BLAS_THREADS: Final = "OPENBLAS_NUM_THREADS"
 
 def verify(
     context: typer.Context,
-    model: Model,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="An ONNX file, or the name of a zoo network.", show_default=False)
+    ] = None,
     target: Target = "host",
     against: Annotated[str | None, typer.Option("--against", help="An ONNX file that should compute the same.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", metavar="DIR", help="A bundle of the model, linked and run where it will run.")
+    ] = None,
     data: Annotated[Path | None, typer.Option("--input", metavar="DATA.npz", help="Inputs by name; drawn where absent.")] = None,
     shape: Shape = None,
     threads: Threads = 1,
@@ -40,18 +45,21 @@ def verify(
     """Check passes, kernels and the whole network against a float64 reference, with derived tolerances."""
     os.environ.setdefault(_BLAS_THREADS, "1")  # read when numpy is loaded
     from sepwise import api
-    from sepwise.files import read_inputs_of
+    from sepwise.files import read_arrays, read_inputs_of
     from sepwise.report import require_places, write_html, write_junit
     from sepwise.report.provenance import spell_command
 
     require_places(html, junit)
     shapes = read_shapes(shape)
-    inputs = None if data is None else read_inputs_of(model, data, shapes)
-    with working(f"verifying {model}"):
+    inputs = None
+    if data is not None:
+        inputs = read_arrays(data) if model is None else read_inputs_of(model, data, shapes)
+    with working(f"verifying {model or bundle}"):
         verdict = api.verify(
             model,
             target=target,
             against=against,
+            bundle=bundle,
             inputs=inputs,
             shapes=shapes,
             threads=threads,
@@ -70,7 +78,7 @@ def verify(
             [check.name, check.scope, check.status, *_margin(check), number(check.worst_ratio)] for check in verdict.checks
         ]
         print_table(
-            f"{verdict.model} on {target}" if against is None else f"{verdict.model} against {against}",
+            f"{verdict.model} on {verdict.target}" if against is None else f"{verdict.model} against {against}",
             ["check", "scope", "status", "judged by", "error", "bound", "error / bound"],
             rows,
         )
