@@ -29,7 +29,18 @@ from sepwise.passes.equivalence.operators import evaluate
 from sepwise.passes.equivalence.oracle import Oracle
 from sepwise.passes.errors import InputError, SepwiseError
 
-__all__ = ["LOOKAHEAD", "Fault", "Search", "Side", "distance_between", "find_faults", "part_of", "run_part", "spell_operation"]
+__all__ = [
+    "LOOKAHEAD",
+    "Fault",
+    "Search",
+    "Side",
+    "distance_between",
+    "find_faults",
+    "judge_part",
+    "part_of",
+    "run_part",
+    "spell_operation",
+]
 
 SCREEN_UNITS = 2.0**14
 """A value further than so many units of rounding from another is not worth the six runs that measure a tolerance."""
@@ -343,35 +354,17 @@ class Search:
     def _part(self, name: str, twin: str, twins: Mapping[str, str]) -> Fault:
         """Judges the operations between the nearest cut points and a value, on the original's tensors.
 
-        What depends on the value in the original is no cut point: something wrong before it was taken for that. Where the
-        original is cut at values that the rewritten graph does not have, what that computes in their stead rounds too: such a
-        part is right as well if it is behind the values that both have.
+        What depends on the value in the original is no cut point: something wrong before it was taken for that.
         """
         later = self._original.after(twin) | {twin}
         twins = {b: a for b, a in self._cuts(twins).items() if a not in later}
+        before, sources = self._original.behind(twin, set(twins.values()))
         after, own_sources = self._rewritten.behind(name, twins)
         fed = {source: twins[source] for source in own_sources}
-        fault = self._judge_on_own(name, twin, set(twins.values()), after, fed)
-        if fault.check.status == "failed" and set(fault.inputs) - set(fed.values()):
-            wide = self._judge_on_own(name, twin, set(fed.values()), after, fed)
-            if wide.check.status != "failed" and set(wide.inputs) == set(fed.values()):
-                return wide
-        return fault
-
-    def _judge_on_own(
-        self, name: str, twin: str, cuts: Collection[str], after: Sequence[Operation], fed: Mapping[str, str]
-    ) -> Fault:
-        """Judges operations that compute a value beside those of the original behind some cut points."""
-        before, sources = self._original.behind(twin, cuts)
         inputs = tuple(dict.fromkeys([*sources, *fed.values()])) or tuple(self._original.inputs)
         feeds = [{source: self._values[source][place] for source in inputs} for place in range(self._sets)]
-        reference = GraphReference(part_of(self._original, before, inputs, twin), feeds)
-        part = part_of(self._rewritten, after, tuple(fed), name)
-        try:
-            results = [run_part(part, {b: feed[a] for b, a in fed.items()}) for feed in feeds]
-            (check,) = reference.judge([{twin: result[name]} for result in results])
-        except InputError as error:
-            check = Check("graph", twin, (), "failed", np.inf, 0.0, None, None, reason=str(error))
+        parts = part_of(self._original, before, inputs, twin), part_of(self._rewritten, after, tuple(fed), name)
+        check = judge_part(*parts, feeds, fed)
         return Fault(inputs, twin, fed, name, tuple(before), tuple(after), check)
 
     # Replacing ------------------------------------------------------------------------------------------------------------
@@ -514,6 +507,41 @@ def part_of(side: Side, operations: Iterable[Operation], inputs: Sequence[str], 
     used = {name: constants[name] for op in chosen for name in _reads(op) if name in constants}
     ports = tuple(Port(name, 0, None) for name in inputs)
     return Graph(ports, (Port(output, 0, None),), used, chosen, side.graph.formats)
+
+
+def judge_part(original: Graph, rewritten: Graph, inputs: Sequence[Mapping[str, Array]], fed: Mapping[str, str]) -> Check:
+    """Decides whether two parts with one output compute the same.
+
+    What they differ by may be what rounding in the original explains, or in the rewritten part: 0.55 x + 0.45 |x| for a leaky
+    ReLU rounds a slope of 1 where the original has none, and what the original is fed the rewritten part may have to compute.
+
+    Args:
+        original: the part of the original.
+        rewritten: that in its place.
+        inputs: sets of tensors by input name of the original part.
+        fed: inputs of the rewritten part, and which of the original's each is.
+
+    Returns:
+        The check, named after the output of the original part; failed where only the rewritten part cannot be computed.
+
+    Raises:
+        InputError: if the tensors do not fit the original part.
+        UnsupportedError: if an operator is not known.
+    """
+    (twin,), (name,) = ([port.name for port in part.outputs] for part in (original, rewritten))
+    reference = GraphReference(original, inputs)
+    own = [{b: feeds[a] for b, a in fed.items()} for feeds in inputs]
+    try:
+        results = [run_part(rewritten, feeds)[name] for feeds in own]
+    except InputError as error:
+        return Check("graph", twin, (), "failed", np.inf, 0.0, None, None, reason=str(error))
+    (check,) = reference.judge([{twin: result} for result in results])
+    if check.status != "failed" or not np.isfinite(check.max_abs_error):
+        return check
+    (mirrored,) = GraphReference(rewritten, own).judge([{name: outputs[twin]} for outputs in reference.outputs])
+    if mirrored.status == "failed":
+        return check
+    return replace(mirrored, name=twin, worst_tensor=twin, computed=mirrored.expected, expected=mirrored.computed)
 
 
 def run_part(part: Graph, scope: Mapping[str, Array]) -> dict[str, Array]:

@@ -7,7 +7,8 @@ differently is fed what reaches every bend in it (`stress`).
 What is drawn is no longer what the network can make, and a right rewrite may use what holds for all that it can: a ReLU behind a
 sigmoid does nothing, and a mean follows from what it is the mean of. So a part is cut wide:
 
-    where the cuts are      results of convolutions and products of matrices, which may be any number
+    where the cuts are      results of convolutions and products of matrices, which may be any number; not of a blur, whose
+                            weights have one sign, so that the sign of its result follows from what it reads
     what both read          the same values: what only one side reads may follow from what the other does
     three times             it has to be wrong by itself, and also together with the operations in front of it, and those before
 
@@ -27,6 +28,7 @@ from sepwise.passes.equivalence.alignment import (
     Search,
     Side,
     distance_between,
+    judge_part,
     part_of,
     run_part,
     spell_operation,
@@ -120,7 +122,7 @@ class _PartSearch(Search):
         self.right: list[Check] = []
         self.undrawn: list[str] = []
         self._ranging = [
-            {*side.inputs, *(op.outputs[0] for op in side.graph.operations if op.operator in RANGING)}
+            {*side.inputs, *(op.outputs[0] for op in side.graph.operations if _ranges(op, side.graph))}
             for side in (self._original, rewritten)
         ]
         self._suspects: dict[str, Fault] = {}
@@ -285,13 +287,10 @@ class _PartSearch(Search):
         self, parts: tuple[Graph, Graph], fed: Mapping[str, str], *, thorough: bool
     ) -> tuple[Check | None, Mapping[str, Array]]:
         """Judges a part on what is drawn, and gives what it was fed; no check where nothing can be drawn or computed."""
-        original, rewritten = parts
-        (twin,), (name,) = ([port.name for port in part.outputs] for part in parts)
         checks: list[Check] = []
         try:
-            for feeds in self._draw(original, thorough=thorough):
-                result = run_part(rewritten, {b: feeds[a] for b, a in fed.items()})[name]
-                checks += GraphReference(original, feeds).judge([{twin: result}])
+            for feeds in self._draw(parts[0], thorough=thorough):
+                checks.append(judge_part(*parts, [feeds], fed))
                 if checks[-1].status == "failed":
                     return checks[-1], feeds
         except SepwiseError:
@@ -308,6 +307,14 @@ class _PartSearch(Search):
             draws += [(Stress(part, tensors, types, seed), "levels") for seed in range(1, MANY_DRAWS)]
         for each, kind in draws:
             yield {source: widen(array) for source, array in each.draw(kind).items()}
+
+
+def _ranges(op: Operation, graph: Graph) -> bool:
+    """Tells whether a result may be any number: not where weights of one sign pass the sign of what they weight on."""
+    if op.operator not in RANGING or op.operator == "BatchNormalization":
+        return op.operator in RANGING
+    weights = [graph.constants[name] for name in op.inputs[:2] if name in graph.constants]
+    return not any(array.size and (np.all(array >= 0) or np.all(array <= 0)) for array in weights)
 
 
 def _without_repetition(graph: Graph) -> Graph:

@@ -75,6 +75,16 @@ RIGHT = {
         " y = Tanh (t) }",
         "{ a = Conv (x, w) r = Relu (a) p = Conv <group = 4> (r, k) o = Conv <group = 4> (p, k) t = Flatten (o) y = Tanh (t) }",
     ),
+    "a rectifier behind three means": (
+        "{ a = Conv (x, w) r = Relu (a) p = Conv <pads = [1,1,1,1], group = 4> (r, k) o = Conv <pads = [1,1,1,1], group = 4> (p, k)"
+        " n = Conv <pads = [1,1,1,1], group = 4> (o, k) q = Relu (n) y = Conv (q, u) }",
+        "{ a = Conv (x, w) r = Relu (a) p = Conv <pads = [1,1,1,1], group = 4> (r, k) o = Conv <pads = [1,1,1,1], group = 4> (p, k)"
+        " n = Conv <pads = [1,1,1,1], group = 4> (o, k) y = Conv (n, u) }",
+    ),
+    "constants of its own that round": (
+        "{ a = Conv (x, w) r = LeakyRelu <alpha = 0.1> (a) y = Conv (r, u) }",
+        "{ a = Conv (x, w) m = Abs (a) s = Mul (a, more) t = Mul (m, less) r = Add (s, t) y = Conv (r, u) }",
+    ),
     "padded channels": (
         "{ a = Conv (x, w) y = Conv (a, u) }",
         "{ a = Conv (x, padded) s = Slice (a, begin, end, channels) y = Conv (s, u) }",
@@ -92,6 +102,7 @@ RIGHT = {
 def model(parse: Callable[..., onnx.ModelProto], body: str) -> onnx.ModelProto:
     constants = CONSTANTS
     constants += ", float far = {1e6}" if "far" in body else ""
+    constants += ", float more = {0.55}, float less = {0.45}" if "more" in body else ""
     constants += ", float[4,1,3,3] k" if " k)" in body else ""
     constants += ", float[6,4,1,1] padded" if "padded" in body else ""
     constants += ", float[16,4,1,1] many, int64[1] last = {3}" if "many" in body else ""
