@@ -464,7 +464,7 @@ class _Writer:
         if self.hosted:
             shutil.copyfile(_TEMPLATES / "loader.py", folder / f"{self._name}.py")
         with tempfile.TemporaryDirectory(prefix="sepwise-") as build:
-            library = self._link(Path(build), folder, words)
+            library = self._link(Path(build), folder)
             run_zig("ar", "rcsD", folder / self.archive, library)
             if self.hosted:
                 options = ("-shared", "-soname", self.shared, "-z", "noexecstack")
@@ -472,19 +472,21 @@ class _Writer:
             nbytes = allocated_bytes(library.read_bytes())
         return nbytes - (0 if self.separate else self._program.constants.nbytes)
 
-    def _link(self, build: Path, folder: Path, words: Mapping[str, object]) -> Path:
+    def source(self) -> str:
+        """Writes the C: the generated program, and behind it the public functions."""
+        return f"{generate_c(self._program)}\n{_fill('bundle.c.in', self._words())}"
+
+    def _link(self, build: Path, folder: Path) -> Path:
         """Compiles and links all to one object that shows nothing but the public functions."""
-        sources = {"program": generate_c(self._program), "public": _fill("bundle.c.in", words)}
-        (build / "kernels.o").write_bytes(self._program.object_code)
+        kernels, source, compiled = build / "kernels.o", build / "source.c", build / "compiled.o"
+        kernels.write_bytes(self._program.object_code)
+        source.write_text(self.source())
         (build / self.weights_file).write_bytes(self._program.constants.data)
         flags = (f"-mcpu={self._device.zig_cpu}", *(("-fPIC",) if self.hosted else ()), "-I", str(folder))
-        for name, source in sources.items():
-            (build / f"{name}.c").write_text(source)
-            compile_c(build / f"{name}.c", build / f"{name}.o", target=self._device.zig_target, flags=flags)
-        objects = [build / f"{name}.o" for name in ("kernels", *sources)]
+        compile_c(source, compiled, target=self._device.zig_target, flags=flags)
         linked = build / f"{self._name}.o"
         (build / "discard.ld").write_text(_DISCARD)
-        run_zig("ld.lld", "-r", "-T", build / "discard.ld", "-o", linked, *objects)
+        run_zig("ld.lld", "-r", "-T", build / "discard.ld", "-o", linked, kernels, compiled)
         public = {f"{self._name}_{function}" for function in ("run", "run_with", "check_weights")}
         code = hide_symbols(linked.read_bytes(), public, f"{self._name}_internal_")
         if needed := undefined_symbols(code):
