@@ -118,8 +118,9 @@ class _Widening:
         if isinstance(statement, tirx.SeqStmt):
             return [wide for each in self._by_input(statement.seq) for wide in self._statements(each)]
         if isinstance(statement, tirx.For):
-            body = _sequence(self._statements(statement.body))
-            return [tirx.For(statement.loop_var, statement.min, statement.extent, statement.kind, body)]
+            each = Var(statement.loop_var.name, statement.loop_var.ty)  # copies of a loop, as of unrolled taps, have one variable
+            body = _sequence(self._statements(_substitute(statement.body, statement.loop_var, each)))
+            return [tirx.For(each, statement.min, statement.extent, statement.kind, body)]
         if isinstance(statement, tirx.AllocBuffer):
             return self._allocate(statement.buffer)
         assert isinstance(statement, tirx.BufferStore), f"no vectors are made of {type(statement).__name__}"
@@ -182,7 +183,8 @@ class _Widening:
         if not (total.a.source.same_as(statement.buffer) and tvm_ffi.structural_equal(total.a.indices[0], statement.indices[0])):
             return None
         x, w = total.b.a, total.b.b
-        x = x.value if isinstance(x, tirx.Broadcast) else x.args[1] if _is_guard(x) else x
+        x = x.value if isinstance(x, tirx.Broadcast) else x
+        x = x.args[1] if _is_guard(x) else x
         return x if all(isinstance(each, TensorLoad) and each.source.scope() != "local" for each in (x, w)) else None
 
     def _offset(self, load: TensorLoad | None, first: TensorLoad | None) -> int | None:
@@ -215,10 +217,9 @@ class _Widening:
             return tirx.Cast(_scalable(value.ty.dtype), self._vector(value.value, j))
         assert isinstance(value, Call), f"no vector is made of {type(value).__name__}"
         if _is_guard(value):
-            condition, inside, outside = value.args
+            inside, conditions = _guarded(value)
             assert isinstance(inside, TensorLoad), "a condition chooses whether an element is read"
-            assert tvm_ffi.structural_equal(outside, tirx.Broadcast(tirx.FloatImm("float32", 0.0), _LANES))
-            return self._load(inside, j, _conjuncts(condition))
+            return self._load(inside, j, conditions)
         arguments = [self._vector(each, j) if int(each.ty.dtype.lanes) == _LANES else each for each in value.args]
         return tirx.call_intrin(_scalable(value.ty.dtype), value.op, *arguments)
 
@@ -237,15 +238,18 @@ class _Widening:
 
     def _lane(self, factor: Expr, j: int) -> tuple[Expr, Expr] | None:
         """The vector and the lane of each of its segments that a broadcast element of the pixel is; None for other factors."""
-        if not (isinstance(factor, tirx.Broadcast) and isinstance(factor.value, TensorLoad)):
+        if not isinstance(factor, tirx.Broadcast):
             return None
-        (index,) = factor.value.indices
-        if self._step(index) == 0:
+        element, conditions = _guarded(factor.value)
+        if not isinstance(element, TensorLoad):
+            return None
+        (index,) = element.indices
+        if self._step(index) == 0 and not conditions:
             return None
         lane = self._analyzer.simplify(tirx.floormod(index, _LANES))
         assert isinstance(lane, tirx.IntImm), "the lane of a factor is known"
         quad = tirx.Ramp(self._analyzer.simplify(index - lane), _int(1), _LANES)
-        return self._load(tirx.BufferLoad(factor.value.source, [quad]), j), lane
+        return self._load(tirx.BufferLoad(element.source, [quad]), j, conditions), lane
 
     def _register(self, buffer: Expr, index: Expr, j: int) -> Expr:
         """The register of a quad of a local buffer."""
@@ -362,6 +366,17 @@ def _is_guard(value: Expr) -> bool:
     return isinstance(value, Call) and getattr(value.op, "name", "") == "prim.if_then_else"
 
 
+def _guarded(value: Expr) -> tuple[Expr, list[Expr]]:
+    """What an expression reads, and the conditions under which it does; otherwise it is 0."""
+    if not _is_guard(value):
+        return value, []
+    condition, inside, outside = value.args
+    zero = outside.value if isinstance(outside, tirx.Broadcast) else outside
+    assert isinstance(zero, tirx.FloatImm), "beside an input lie zeros"
+    assert float(zero) == 0.0
+    return inside, _conjuncts(condition)
+
+
 def _conjuncts(condition: Expr) -> list[Expr]:
     """The parts of a conjunction."""
     return [*_conjuncts(condition.a), *_conjuncts(condition.b)] if isinstance(condition, tirx.And) else [condition]
@@ -373,7 +388,7 @@ def _start(index: Expr) -> Expr:
 
 
 def _substitute(expression: Expr, variable: Var, value: Expr) -> Expr:
-    """`expression` with `value` for `variable`."""
+    """An expression or statement with `value` for `variable`."""
     return tvm_ffi.structural_map(expression, (Var, lambda v: value if v.same_as(variable) else v))
 
 

@@ -57,6 +57,7 @@ CONV_STRATEGIES: list[AnyStrategy] = load_strategies(
     "separable.SeparableStrategy",
     "scalable_pointwise.ScalablePointwiseStrategy",
     "scalable_depthwise.ScalableDepthwiseStrategy",
+    "scalable_dense.ScalableDenseStrategy",
     "pointwise.PointwiseStrategy",
     "depthwise_tile.DepthwiseTileStrategy",
     "depthwise.DepthwiseStrategy",

@@ -1,76 +1,36 @@
 """Pointwise convolution with scalable vectors along the pixels: SVE, right at every vector length.
 
 # for n, oc_t, p_o task:                      p_o: even shares of the pixels of an image
-#   for p by vectors * vscale:                accumulators: `vectors` * oc_i scalable vectors, 25 of 32 for 5 x 5
-#     for ic_o: unrolled ic_i:                one step: oc_i quads of weights, each in all segments
-#       unrolled oc_i, vectors: FMA by lane   `vectors` inputs, loaded once for four steps
+#   for p by vectors * vscale:                the register tile of `scalable_tile`
+#     for ic_o: unrolled ic_i, oc_i, vectors: FMA by lane
 #     unrolled oc_i, vectors: epilogue, store [n, oc_o, p, oc_v]
 
-A vector holds four channels of `vscale` pixels (see `lowering.scalable`), so memory and weights are those of the schedule with
-vectors of four lanes. The FMA by lane takes its inputs from the first eight registers alone.
+Memory and weights are those of the schedule with vectors of four lanes.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from tvm import s_tir
 
 from sepwise.lowering import compute
-from sepwise.lowering.cost import (
-    EPILOGUE_CYCLES,
-    LOOP_INSTRUCTIONS,
-    LOST_SHARE,
-    TILE_OVERHEAD_CYCLES,
-    copy_cycles,
-    parallel_cycles,
-)
+from sepwise.lowering.cost import copy_cycles, parallel_cycles
 from sepwise.lowering.scalable import QUAD_BYTES, mark_scalable
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
+from sepwise.lowering.strategies.scalable_tile import refuse_parted_quads, scalable_tiles, strip_cycles, strip_pixels
 from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction
 from sepwise.lowering.strategies.tiles import grains
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
-from sepwise.lowering.workload import DTypes
 
 if TYPE_CHECKING:
     from sepwise.lowering.device import Device
+    from sepwise.lowering.strategies.scalable_tile import ScalableTile
     from sepwise.lowering.workload import ConvWorkload
 
-__all__ = ["ScalablePointwiseStrategy", "ScalablePointwiseTile"]
-
-MOST_VECTORS: Final = 5
-"""Vectors of inputs that LLVM keeps in z0 to z7, of which alone a lane-indexed FMA takes lanes."""
-
-LEAST_READERS: Final = 3
-"""Quads of weights that have to read an input: for fewer LLVM gives z0 to z7 to accumulators, and moves the inputs."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScalablePointwiseTile:
-    """Sizes of a pointwise kernel.
-
-    Attributes:
-        vectors: Vectors of output pixels in registers.
-        oc_vectors: Quads of output channels in registers.
-        pixels: Output pixels of one task.
-    """
-
-    vectors: int
-    oc_vectors: int
-    pixels: int
-
-    def __post_init__(self) -> None:
-        """Checks that every size is positive."""
-        assert min(self.vectors, self.oc_vectors, self.pixels) >= 1
-
-    def fits(self, device: Device) -> bool:
-        """Whether accumulators, inputs and two quads of weights are registers."""
-        live = self.vectors * self.oc_vectors + self.vectors + min(self.oc_vectors, 2)
-        most_vectors = MOST_VECTORS if self.oc_vectors >= LEAST_READERS else self.oc_vectors
-        return self.vectors <= most_vectors and live <= device.vector_registers
+__all__ = ["ScalablePointwiseStrategy"]
 
 
 class ScalablePointwiseStrategy:
@@ -80,74 +40,50 @@ class ScalablePointwiseStrategy:
     direct = True
 
     def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
-        """Refuses devices without scalable vectors, what moves pixels, groups, and channels that do not fill quads."""
-        if not device.scalable_bytes:
-            return Refusal("the device has no scalable vectors")
-        if workload.dtypes != DTypes():
-            return Refusal(f"elements are {workload.dtypes}")
-        if len(workload.stages) != 1 or not workload.stages[0].flat:
+        """Refuses devices without scalable vectors, what moves pixels, and channels that do not fill quads."""
+        refusal = refuse_parted_quads(workload, device)
+        if refusal is None and not workload.stages[0].flat:
             return Refusal("the kernel, stride or padding moves pixels")
-        if workload.stages[0].groups > 1:
-            return Refusal("channels are grouped")
-        if workload.input_lanes != workload.output_lanes or workload.stages[0].in_channels % workload.input_lanes:
-            return Refusal("the channels of a pixel are not whole vectors")
-        return None
+        return refusal
 
-    def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[ScalablePointwiseTile]:
+    def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[ScalableTile]:
         """All register tiles that fit, each with the pixels of an image in one task or shared out."""
-        pixels, blocks = _pixels(workload), _blocks(workload)
-        found = [
-            ScalablePointwiseTile(vectors, oc_vectors, share)
-            for vectors in range(1, MOST_VECTORS + 1)
-            for oc_vectors in range(1, min(blocks, device.vector_registers) + 1)
-            for share in grains(pixels, threads)
-        ]
-        fitting = [tile for tile in found if tile.fits(device)]
-        return sorted(fitting, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
+        found = scalable_tiles(device, _blocks(workload), grains(_pixels(workload), threads))
+        return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
 
-    def predicted_cycles(
-        self, workload: ConvWorkload, device: Device, threads: int, tile: ScalablePointwiseTile
-    ) -> float:
+    def predicted_cycles(self, workload: ConvWorkload, device: Device, threads: int, tile: ScalableTile) -> float:
         """Register tiles, plus weights and inputs streamed from where they lie."""
-        reduction, pixels = workload.stages[0].in_channels, _pixels(workload)
-        tile_pixels = tile.vectors * (device.scalable_bytes // QUAD_BYTES)
-        strips, oc_tiles = math.ceil(tile.pixels / tile_pixels), math.ceil(_blocks(workload) / tile.oc_vectors)
-        fmas = tile.vectors * tile.oc_vectors
-        loads = tile.vectors / workload.input_lanes + tile.oc_vectors
-        others = loads + LOOP_INSTRUCTIONS / workload.input_lanes
-        step = max(
-            max(fmas, loads) / device.scalable_ports,
-            (fmas + others) / device.issue_width,
-            device.fma_latency_cycles,
-        )
-        step += LOST_SHARE * others / device.issue_width
-        kernel = reduction * step + fmas * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
+        reduction, pixels = workload.stages[0].in_channels_per_group, _pixels(workload)
+        strips, oc_tiles = math.ceil(tile.share / strip_pixels(device, tile)), math.ceil(_blocks(workload) / tile.oc_vectors)
+        kernel = strip_cycles(device, tile, reduction)
         weight_tile = reduction * tile.oc_vectors * QUAD_BYTES
-        input_share = reduction * 4 * tile.pixels
+        input_share = reduction * 4 * tile.share
         # Each strip reads the weights of its output tile; each output tile reads the task's pixels.
-        weights = copy_cycles(device, weight_tile * strips, footprint_bytes=weight_tile + reduction * 4 * tile_pixels)
+        weights = copy_cycles(
+            device, weight_tile * strips, footprint_bytes=weight_tile + reduction * 4 * strip_pixels(device, tile)
+        )
         inputs = copy_cycles(device, input_share, footprint_bytes=input_share + weight_tile)
         # Half of a stream hides behind arithmetic.
-        tasks = workload.batch * oc_tiles * math.ceil(pixels / tile.pixels)
+        tasks = workload.batch * oc_tiles * math.ceil(pixels / tile.share)
         return parallel_cycles(tasks * (strips * kernel + (weights + inputs) / 2), tasks, threads)
 
-    def schedule(self, workload: ConvWorkload, device: Device, tile: ScalablePointwiseTile) -> Implementation:
+    def schedule(self, workload: ConvWorkload, device: Device, tile: ScalableTile) -> Implementation:
         """Builds the loop nest at the head of this file."""
         del device
         pixels, blocks = _pixels(workload), _blocks(workload)
         pack = oc_pack(blocks, tile.oc_vectors)
-        domain = (round_up(pixels, tile.pixels),)
+        domain = (round_up(pixels, tile.share),)
         built = compute.conv(workload, domain, round_up(blocks, tile.oc_vectors), (pack,), flat=True)
         sch = s_tir.Schedule(built.function)
         names = built.stages[0]
         output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
         n, oc_o, p, oc_v = sch.get_loops(output)
         oc_t, oc_i = sch.split(oc_o, [None, tile.oc_vectors])
-        p_o, p_i = sch.split(p, [None, tile.pixels])
+        p_o, p_i = sch.split(p, [None, tile.share])
         sch.reorder(n, oc_t, p_o, p_i, oc_i, oc_v)
         sch.compute_at(total, p_i, preserve_unit_loops=True)
         _, t_oc_i, t_p, t_oc_v, ic = sch.get_loops(total)[4:]
-        steps = split_reduction(sch, ic, workload.stages[0].in_channels, workload.input_lanes)
+        steps = split_reduction(sch, ic, workload.stages[0].in_channels_per_group, workload.input_lanes)
         accumulate_in_registers(
             sch, total, output, steps, unrolled=[t_oc_i, t_p], vector=t_oc_v, output_loops=[oc_i, oc_v]
         )
@@ -156,7 +92,7 @@ class ScalablePointwiseStrategy:
             mark_task(sch, loop)
         mark_scalable(sch, p_i, tile.vectors)
         mark_clamp(sch, oc_t, blocks, tile.oc_vectors)
-        mark_clamp(sch, p_o, pixels, tile.pixels)
+        mark_clamp(sch, p_o, pixels, tile.share)
         function = clamp_tiles(sch.mod["main"], true_shapes(workload, (pack,), flat=True))
         return Implementation(function, conv_packer(workload, (pack,)))
 

@@ -8,7 +8,8 @@ import pytest
 
 from sepwise.lowering import device
 from sepwise.lowering.strategies.base import Refusal
-from sepwise.lowering.strategies.scalable_pointwise import ScalablePointwiseStrategy, ScalablePointwiseTile
+from sepwise.lowering.strategies.scalable_pointwise import ScalablePointwiseStrategy
+from sepwise.lowering.strategies.scalable_tile import ScalableTile
 from sepwise.lowering.workload import ConvWorkload, DTypes, Stage
 from sepwise.passes.vocabulary import Activation
 
@@ -31,8 +32,12 @@ def test_one_object_at_three_lengths(
 ) -> None:
     ragged = pointwise((5, 7), 8, 22, residual=True, batch=2)  # 35 pixels: a whole number of vectors at the shortest length alone
     tiles = [(1, 1, 35), (2, 2, 18), (5, 3, 35), (3, 6, 9), (4, 4, 35), (5, 5, 18), (3, 6, 1)]
-    cases = [make_case(ragged, STRATEGY, ScalablePointwiseTile(*sizes)) for sizes in tiles]
-    others = (pointwise((3, 3, 4), 4, 5, activation=Activation("gelu")), pointwise((1, 9), 12, 16, activation=None))
+    cases = [make_case(ragged, STRATEGY, ScalableTile(*sizes)) for sizes in tiles]
+    others = (
+        pointwise((3, 3, 4), 4, 5, activation=Activation("gelu")),
+        pointwise((1, 9), 12, 16, activation=None),
+        pointwise((1, 9), 16, 24, groups=2),
+    )
     cases += [make_case(each, STRATEGY, STRATEGY.tiles(each, neoverse_v1, 2)[0], "nonfinite") for each in others]
     counts = check_emulated(cases, neoverse_v1, lengths=LENGTHS)
     assert counts[0] > counts[1] > counts[2]
@@ -43,22 +48,12 @@ def test_tiles_fit(check_tiles: Callable[..., None]) -> None:
         check_tiles(STRATEGY, pointwise(shape, in_channels, out_channels), device.get("neoverse-v1"))
 
 
-def test_registers_of_a_tile() -> None:
-    v1 = device.get("neoverse-v1")
-    assert ScalablePointwiseTile(5, 5, 1).fits(v1)  # 25 sums, 5 inputs, 2 quads of weights
-    assert not ScalablePointwiseTile(5, 6, 1).fits(v1)
-    assert not ScalablePointwiseTile(6, 3, 1).fits(v1)  # inputs are in z0 to z7
-    assert not ScalablePointwiseTile(4, 2, 1).fits(v1)
-    with pytest.raises(AssertionError):
-        ScalablePointwiseTile(1, 0, 1)
-
-
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"strides": (1, 2)}, "the kernel, stride or padding moves pixels"),
         ({"pads_end": (1, 0)}, "the kernel, stride or padding moves pixels"),
-        ({"groups": 2}, "channels are grouped"),
+        ({"groups": 4}, "the lanes of a vector belong to different groups"),
         ({"input_lanes": 0}, "the channels of a pixel are not whole vectors"),
     ],
 )
@@ -72,5 +67,5 @@ def test_refuses_channels_between_vectors_other_types_and_other_devices() -> Non
     v1, one = device.get("neoverse-v1"), pointwise((5, 5), 8, 8)
     assert STRATEGY.applies(pointwise((5, 5), 6, 8), v1) == Refusal("the channels of a pixel are not whole vectors")
     assert STRATEGY.applies(replace(one, dtypes=DTypes.all("float16")), v1) == Refusal("elements are float16")
-    assert STRATEGY.applies(replace(one, stages=one.stages * 2), v1) == Refusal("the kernel, stride or padding moves pixels")
+    assert STRATEGY.applies(replace(one, stages=one.stages * 2), v1) == Refusal("one convolution at a time")
     assert STRATEGY.applies(one, device.get("neoverse-n1")) == Refusal("the device has no scalable vectors")
