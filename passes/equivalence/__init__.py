@@ -27,6 +27,7 @@ from sepwise.passes.equivalence.compare import (
 from sepwise.passes.equivalence.extract import extract
 from sepwise.passes.equivalence.oracle import Oracle
 from sepwise.passes.equivalence.parts import compare_parts
+from sepwise.passes.equivalence.precision import compare_precision
 from sepwise.passes.equivalence.reproducer import Reproducer
 from sepwise.passes.equivalence.running_error import run_with_bounds
 from sepwise.passes.equivalence.sample import EMULATED_NETWORK_KINDS, KINDS, NETWORK_KINDS, sample_inputs
@@ -54,6 +55,7 @@ __all__ = [
     "compare_graph",
     "compare_kernel",
     "compare_parts",
+    "compare_precision",
     "constant_rounding_sigma",
     "execution_sigma",
     "extract",

@@ -177,6 +177,7 @@ def compare_files(
         compare_answers,
         compare_graph,
         compare_parts,
+        compare_precision,
         sample_inputs,
         settle,
     )
@@ -196,6 +197,7 @@ def compare_files(
     checks = compare_graph(reference, models[1])
     if all(check.status != "failed" for check in checks):
         checks += compare_parts(models[0], models[1], feeds[0])
+        checks += compare_precision(reference, models[1])
     wrong = tuple(check for check in checks if check.status == "failed")
     agreement: tuple[Agreement, ...] = ()
     runs = 0
