@@ -1,5 +1,7 @@
 """Loads ONNX files from the wild: every defect that a file can have is named in one line."""
 
+import copy
+import heapq
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +34,8 @@ DEMONSTRATION_EXTENT = {0: 1, 1: 3}
 def load_model(path: str | Path, *, shapes: Mapping[str, Sequence[int]] | None = None) -> ir.Model:
     """Loads an ONNX file, checks it, and fixes the shapes of its inputs.
 
+    Nodes that come before what they read, which the format forbids and runtimes put right, are sorted.
+
     Args:
         path: The file; external data is looked for beside it.
         shapes: Shapes of inputs by name, needed where the file leaves dimensions open.
@@ -54,6 +58,7 @@ def load_model(path: str | Path, *, shapes: Mapping[str, Sequence[int]] | None =
     expand_contrib_operators(proto, str(path))
     _check_operators(path, proto)
     _check_external_data(path, proto)
+    _sort(proto.graph)
     _fix_shapes(path, proto, dict(shapes or {}))
     _check_validity(path, proto)
     onnx.load_external_data_for_model(proto, str(path.parent))
@@ -125,11 +130,47 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
-            for inner in attribute.graphs:
-                yield from _nodes(inner)
+        for inner in _subgraphs(node):
+            yield from _nodes(inner)
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _sort(graph: onnx.GraphProto) -> set[str]:
+    """Puts a graph's nodes, and those of its subgraphs, behind what they read, otherwise in the order that they have.
+
+    Returns:
+        The names that it reads from around it. Nodes in a circle stay where they are: the check of validity names one.
+    """
+    nodes = list(graph.node)
+    reads = [set(node.input).union(*map(_sort, _subgraphs(node))) for node in nodes]
+    producer = {name: place for place, node in enumerate(nodes) for name in node.output if name}
+    needed = [{producer[name] for name in names if name in producer} for names in reads]
+    if any(place <= max(before, default=-1) for place, before in enumerate(needed)):
+        readers: dict[int, list[int]] = {}
+        for place, before in enumerate(needed):
+            for each in before:
+                readers.setdefault(each, []).append(place)
+        ready = [place for place, before in enumerate(needed) if not before]
+        order = []
+        while ready:
+            place = heapq.heappop(ready)
+            order.append(place)
+            for reader in readers.get(place, ()):
+                needed[reader].discard(place)
+                if not needed[reader]:
+                    heapq.heappush(ready, reader)
+        if len(order) == len(nodes):
+            in_order = [copy.deepcopy(nodes[place]) for place in order]
+            del graph.node[:]
+            graph.node.extend(in_order)
+    known = {*producer, *(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)}
+    return set().union(*reads, (value.name for value in graph.output)) - known
 
 
 def _domain(name: str) -> str:

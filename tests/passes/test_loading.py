@@ -259,3 +259,26 @@ def test_saved_models_load_again(tmp_path: Path) -> None:
     save_model(fused, tmp_path / "fused.onnx")
     assert [node.op_type for node in load_model(tmp_path / "fused.onnx").graph] == ["FusedConv_convRelu"]
     ort.InferenceSession(tmp_path / "fused.onnx", providers=["CPUExecutionProvider"])
+
+
+def test_nodes_are_sorted(tmp_path: Path) -> None:
+    """Also where only a branch reads what comes later, and there in the branch; what is in order stays in its order."""
+    text = """<ir_version: 10, opset_import: ["" : 17]>
+    g (float[3] x, bool p) => (float[3] y, float[3] z) {
+        [choose] y = If (p) <
+            then_branch = t () => (float[3] a) { [second] a = Exp (b) [first] b = Abs (late) },
+            else_branch = e () => (float[3] c) { c = Neg (x) }
+        >
+        [after] z = Sub (late, x)
+        [late] late = Relu (x)
+    }"""
+    model = load_model(write(tmp_path, text))
+    assert [node.name for node in model.graph] == ["late", "choose", "after"]
+    branch = next(node for node in model.graph if node.name == "choose").attributes["then_branch"].as_graph()
+    assert [node.name for node in branch] == ["first", "second"]
+
+
+def test_nodes_in_a_circle(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 17]>
+    g (float[3] x) => (float[3] y) { [one] a = Add (x, b) [two] b = Relu (a) y = Neg (b) }"""
+    assert "is not a valid model: Nodes in a graph must be topologically sorted" in refusal(write(tmp_path, text))
