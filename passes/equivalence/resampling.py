@@ -4,6 +4,11 @@
 
 Every mode of Resize is linear and separable: axis by axis, each output is a weighted sum of inputs. `axis_weights`
 makes that matrix; `nearest` gathers instead, which is exact.
+
+An execution computes the matrix for itself, in binary32 whatever the format of the elements. A position is a product of one
+step for all of them, which carries up to two roundings (the quotient of the sizes, its inverse), and a whole number, then a
+difference: two roundings of its own. They matter as much as those of the sums where an axis is long, since what is left behind
+the whole part is off by u times the position.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from sepwise.passes.equivalence.formats import BINARY32
 from sepwise.passes.equivalence.graph import Array, Operation
 from sepwise.passes.errors import InputError, UnsupportedError
 
@@ -129,8 +135,33 @@ def nearest_indices(plan: Plan, axis: int, before: int, *, single: bool = False)
     return np.clip(NEAREST[plan.rounding](where), 0, before - 1).astype(np.int64)
 
 
-def axis_weights(op: Operation, plan: Plan, axis: int, before: int) -> Array:
-    """Makes the matrix (output size, input size) of one axis."""
+def _position_errors(plan: Plan, axis: int, where: Array, before: int, rng: np.random.Generator) -> Array:
+    """Draws by how much positions are off that are computed in binary32.
+
+    The error of the step is one for all of them, which nothing averages out, so it counts with the largest that it may be, 2 u;
+    the two roundings of each position count as one unit each. Nothing is rounded where the step is a power of two.
+    """
+    after = plan.sizes[axis]
+    corners = plan.coordinates == "align_corners"
+    step = (before - 1) / max(after - 1, 1) if corners else 1 / plan.scales[axis]
+    if np.abs(np.frexp(step)[0]) in {0.0, 0.5}:
+        return np.zeros(after)
+    halves = 0.5 if "half_pixel" in plan.coordinates else 0.0
+    centre = before if plan.coordinates == "half_pixel_symmetric" else 0.0  # moved by (1 - size / wanted) before / 2
+    noise: Array = 2 * rng.standard_normal() + np.sqrt(2) * rng.standard_normal(after)
+    return BINARY32.unit * noise * (np.abs(where) + halves + centre)
+
+
+def axis_weights(op: Operation, plan: Plan, axis: int, before: int, rng: np.random.Generator | None = None) -> Array:
+    """Makes the matrix (output size, input size) of one axis.
+
+    Args:
+        op: the operation.
+        plan: what it does.
+        axis: the axis.
+        before: input size.
+        rng: rounds positions and polynomials at random, as an execution does; none are rounded where it is None.
+    """
     after = plan.sizes[axis]
     weights = np.zeros((after, before))
     rows = np.arange(after)
@@ -138,6 +169,8 @@ def axis_weights(op: Operation, plan: Plan, axis: int, before: int) -> Array:
     if plan.mode == "nearest":
         weights[rows, nearest_indices(plan, axis, before)] = 1.0
         return weights
+    if rng is not None:
+        where = where + _position_errors(plan, axis, where, before, rng)
     if plan.mode == "linear":
         where = np.clip(where, 0, before - 1)
         left = np.floor(where).astype(np.int64)
@@ -146,13 +179,16 @@ def axis_weights(op: Operation, plan: Plan, axis: int, before: int) -> Array:
         np.add.at(weights, (rows, np.minimum(left + 1, before - 1)), part)
         return weights
     a = op.number("cubic_coeff_a", -0.75)
+    near, far = np.array([[a + 2, -(a + 3), 0, 1], [a, -5 * a, 8 * a, -4 * a]])[..., None]
     left = np.floor(where).astype(np.int64)
     part = where - left
     for offset in (-1, 0, 1, 2):
         distance = np.abs(part - offset)
-        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-        far = a * (((distance - 5) * distance + 8) * distance - 4)
-        weight = np.where(distance <= 1, near, far)
+        terms = np.where(distance <= 1, near, far) * distance ** np.array([[3], [2], [1], [0]])
+        weight = terms.sum(axis=0)
+        if rng is not None:  # one rounding of each term that binary32 does not have
+            rounded = np.where(BINARY32.misses(terms) > 0, terms, 0.0)
+            weight = weight + BINARY32.unit * rng.standard_normal(after) * np.sqrt((rounded**2).sum(axis=0))
         index = left + offset
         if op.integer("exclude_outside", 0):
             weight = np.where((index >= 0) & (index < before), weight, 0.0)
@@ -172,13 +208,13 @@ def resized_axes(plan: Plan, shape: Sequence[int]) -> list[int]:
     return [axis for axis, size in enumerate(shape) if plan.sizes[axis] != size or plan.scales[axis] != 1.0]
 
 
-def resize(op: Operation, x: Array, *inputs: Array | None) -> Array:
-    """Computes an ONNX Resize or Upsample."""
+def resize(op: Operation, x: Array, *inputs: Array | None, rng: np.random.Generator | None = None) -> Array:
+    """Computes an ONNX Resize or Upsample; with `rng` by weights that are rounded at random (`axis_weights`)."""
     plan = read_plan(op, x, *inputs)
     y = x
     for axis in resized_axes(plan, x.shape):
         if plan.mode == "nearest":
             y = np.take(y, nearest_indices(plan, axis, x.shape[axis]), axis=axis)
         else:
-            y = apply_axis(axis_weights(op, plan, axis, x.shape[axis]), y, axis)
+            y = apply_axis(axis_weights(op, plan, axis, x.shape[axis], rng), y, axis)
     return y

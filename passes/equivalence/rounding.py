@@ -15,12 +15,19 @@ import numpy as np
 from sepwise.passes.equivalence.convolution import conv, conv_transpose
 from sepwise.passes.equivalence.formats import Format
 from sepwise.passes.equivalence.graph import Array, Operation
-from sepwise.passes.equivalence.operators import fold_channels, gemm_operands, normalized_axes, reduced_axes, softmax_view
+from sepwise.passes.equivalence.operators import (
+    evaluate,
+    fold_channels,
+    gemm_operands,
+    normalized_axes,
+    reduced_axes,
+    softmax_view,
+)
 from sepwise.passes.equivalence.pooling import average_pool, average_pool_counts
-from sepwise.passes.equivalence.resampling import apply_axis, axis_weights, read_plan, resized_axes
+from sepwise.passes.equivalence.resampling import apply_axis, axis_weights, read_plan, resize, resized_axes
 from sepwise.passes.errors import UnsupportedError
 
-__all__ = ["ALLOWANCES", "CASTS", "MOVES", "SELECTS", "Allowance", "may_overflow", "noise_scale", "repeats"]
+__all__ = ["ALLOWANCES", "CASTS", "MOVES", "SELECTS", "Allowance", "evaluate_rounded", "may_overflow", "noise_scale", "repeats"]
 
 DRIFT = 3.0  # of a sum: see noise_scale
 REPEATED_SHARE = 0.25
@@ -191,6 +198,25 @@ def noise_scale(
         noise = allowance.noise * np.abs(y) + (allowance.absolute + allowance.cancelled) / MAXIMUM_SIGMAS * scale
         return unit * noise + arithmetic.smallest if allowance.ulps else None
     raise UnsupportedError(f"{op}: how it rounds is not known, so no tolerance can be derived.")
+
+
+def evaluate_rounded(op: Operation, inputs: Sequence[Array | None], rng: np.random.Generator) -> tuple[Array, ...]:
+    """Computes one operation with what it computes of its own rounded at random.
+
+    The weights of a Resize are the same for whole rows and for all channels, so their noise is no matter of single elements.
+    What `noise_scale` says of the sums is left out.
+
+    Args:
+        op: the operation.
+        inputs: its inputs.
+        rng: draws the roundings.
+
+    Returns:
+        Its outputs.
+    """
+    if op.operator in ("Resize", "Upsample") and inputs[0] is not None:
+        return (resize(op, inputs[0], *inputs[1:], rng=rng),)
+    return evaluate(op, inputs)
 
 
 def repeats(values: Array) -> bool:

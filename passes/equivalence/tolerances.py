@@ -16,7 +16,7 @@ from sepwise.passes.equivalence.graph import Array, Graph, Model, Operation
 from sepwise.passes.equivalence.interpreter import interpret, read_inputs
 from sepwise.passes.equivalence.operators import evaluate
 from sepwise.passes.equivalence.oracle import Oracle, as_graph
-from sepwise.passes.equivalence.rounding import may_overflow, noise_scale, repeats
+from sepwise.passes.equivalence.rounding import evaluate_rounded, may_overflow, noise_scale, repeats
 
 __all__ = ["constant_rounding_sigma", "constant_rounding_sigmas", "execution_sigma", "structural_values"]
 
@@ -230,7 +230,8 @@ def execution_sigma(
     The argument: an execution rounds after every operation, in an order of its own, at worst in the format of the
     result throughout. The model is run in float64 with the result of every floating-point node perturbed by what such rounding
     amounts to: sums (Conv, Gemm, MatMul, Reduce, pools, norms) by u (sqrt(k) sqrt(sum terms^2 + y^2 / 9) + |y|) N(0, 1), all
-    others by their ulps u |y| N(0, 1) (`rounding.noise_scale`). sigma_x is the root mean square deviation over the seeds.
+    others by their ulps u |y| N(0, 1) (`rounding.noise_scale`); the weights of a Resize, which an execution computes, are
+    perturbed themselves (`rounding.evaluate_rounded`). sigma_x is the root mean square deviation over the seeds.
     Runtimes that sum in blocks, with FMA, or fuse nodes, do better than that, so RMS(e) <= RMS(sigma_x) holds with a margin;
     with sum |terms| in place of the root of squares the tolerance would be tens of times wider and hide faint mistakes.
     Where a value repeats, as on an image of one colour, it was computed from the same numbers and is rounded alike, so that
@@ -277,7 +278,7 @@ def execution_sigma(
 
     def perturbed(rng: np.random.Generator) -> Callable[[Operation, list[Array | None]], tuple[Array, ...]]:
         def step(op: Operation, operands: list[Array | None]) -> tuple[Array, ...]:
-            outputs = evaluate(op, operands)
+            outputs = evaluate_rounded(op, operands, rng)
             scale = scales.get(op.outputs)
             if scale is None or scale.shape != outputs[0].shape:  # another shape: no output that depends on it is judged
                 return outputs

@@ -113,3 +113,14 @@ def test_what_is_not_known_is_refused(attributes: dict[str, object], message: st
 def test_neither_scales_nor_sizes() -> None:
     with pytest.raises(InputError, match="neither scales nor sizes are given"):
         run(operation())
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+@pytest.mark.parametrize("coordinates", ["half_pixel", "asymmetric", "pytorch_half_pixel", "half_pixel_symmetric"])
+def test_nothing_is_rounded_where_all_positions_are_short(mode: str, coordinates: str) -> None:
+    op = operation(mode=mode, coordinate_transformation_mode=coordinates)
+    for size, rounded in ((2, False), (8, False), (5, True)):
+        plan = read_plan(op, X, None, None, np.array([1, 1, size]))
+        drawn = axis_weights(op, plan, 2, 4, np.random.default_rng(0))
+        assert np.array_equal(drawn, axis_weights(op, plan, 2, 4)) != rounded
+        np.testing.assert_allclose(drawn.sum(axis=1), 1, rtol=0, atol=1e-5)

@@ -207,6 +207,24 @@ def test_areas_of_one_colour_do_not_average_their_rounding_out(kind: str, parse,
         assert not compare_execution(wrong, expected, sigma).passed
 
 
+@pytest.mark.parametrize(("mode", "wanted"), [("linear", 64), ("linear", 57), ("cubic", 64), ("cubic", 57)])
+@pytest.mark.parametrize("coordinates", ["align_corners", "half_pixel", "asymmetric"])
+def test_positions_that_a_runtime_rounds_are_within_the_tolerance(
+    mode: str, wanted: int, coordinates: str, parse, run_onnxruntime
+) -> None:
+    model = parse(
+        f"{HEADER} g (float[1,2,40,32] x) => (float y) <int64[4] sizes = {{1, 2, {wanted}, {wanted}}}> "
+        f'{{ y = Resize<mode="{mode}", coordinate_transformation_mode="{coordinates}">(x, "", "", sizes) }}'
+    )
+    inputs = sample_inputs(model, 0)
+    expected, sigma = Oracle(model).run(inputs), execution_sigma(model, inputs)
+    check = compare_execution(run_onnxruntime(model, inputs), expected, sigma)
+    assert check.passed, check
+    assert check.worst_ratio < 0.5
+    stretched = {"y": (expected["y"] * (1 + 1e-5)).astype(np.float32)}
+    assert not compare_execution(stretched, expected, sigma).passed
+
+
 def test_operators_of_unknown_rounding_are_named(parse) -> None:
     model = parse(f"{HEADER} g (float[2,2] x) => (float y) {{ y = Det(x) }}")
     with pytest.raises(UnsupportedError, match="Det 'y': how it rounds is not known"):
