@@ -94,4 +94,4 @@ def _draw(port: Port, rng: np.random.Generator, kind: str) -> Array:
         return rng.integers(0, 3, shape).astype(dtype)
     if dtype.kind == "b":
         return rng.integers(0, 2, shape).astype(bool)
-    return KINDS[kind](rng, shape).astype(np.float32).astype(dtype)
+    return np.asarray(KINDS[kind](rng, shape), np.float32).astype(dtype)

@@ -60,3 +60,11 @@ def test_open_shapes_are_refused() -> None:
     model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }')
     with pytest.raises(InputError, match=r"'x' has shape \(None, 3\); fix it first"):
         sample_inputs(model, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inputs_without_axes_are_arrays(kind: str) -> None:
+    text = '<ir_version: 8, opset_import: ["" : 18]> g (float x, bool b, uint8 i) => (float y) { y = Relu(x) }'
+    for name, array in sample_inputs(onnx.parser.parse_model(text), 0, kind).items():
+        assert isinstance(array, np.ndarray), name
+        assert array.shape == ()
