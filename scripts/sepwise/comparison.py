@@ -53,10 +53,12 @@ def run_onnxruntime(
 
 
 def _match_names(first: ir.Model, second: ir.Model, labels: Sequence[str]) -> str | None:
-    """Gives the inputs and outputs of the second model the names of the first's, by position where the names differ.
+    """Gives the inputs and outputs of the second model the names of the first's, by position where names do not survive.
+
+    Inputs that have an initializer are constants: nothing is fed to them.
 
     Args:
-        first: The reference.
+        first: The reference; outputs that it merely passes on get names of their own, in place.
         second: The other, renamed in place.
         labels: What the files are called.
 
@@ -68,29 +70,61 @@ def _match_names(first: ir.Model, second: ir.Model, labels: Sequence[str]) -> st
     """
     from sepwise.passes.errors import InputError
 
+    for model in (first, second):
+        _separate_outputs(model)
     notes = []
     for kind in ("inputs", "outputs"):
-        wanted, found = list(getattr(first.graph, kind)), list(getattr(second.graph, kind))
-        names, others = [value.name for value in wanted], [value.name for value in found]
-        same_names = set(names) == set(others)
-        partners = sorted(found, key=lambda value: names.index(value.name)) if same_names else found
-        if len(wanted) != len(found) or not all(map(_alike, wanted, partners)):
+        sides = ((model, getattr(model.graph, kind)) for model in (first, second))
+        wanted, found = ([value for value in values if not _has_default(model, value)] for model, values in sides)
+        partners = _pair(wanted, found)
+        if partners is None:
             spelled = (f"{', '.join(map(_spell, side))} of {label}" for side, label in zip((wanted, found), labels, strict=True))
             raise InputError(
                 f"The {kind} of the two files do not fit: {' against '.join(spelled)}. They need the same types and shapes, and "
                 "the same names or the same order."
             )
-        if same_names:
-            continue
+        pairs = [(a.name or "", b.name, b) for a, b in zip(wanted, partners, strict=True) if a.name != b.name]
         made = (value for node in second.graph for value in node.outputs)
         taken = {value.name: value for value in (*made, *second.graph.inputs, *second.graph.initializers.values())}
-        for name, value in zip(names, found, strict=True):
+        for name, _, value in pairs:
             other = taken.get(name)
             if other is not None and other is not value:
                 other.name = f"{name}.{second.graph.name or 'second'}"
             value.name = name
-        notes.append(f"{kind} matched by position: " + ", ".join(f"{b} is {a}" for a, b in zip(names, others, strict=True)))
+        if pairs:
+            notes.append(f"{kind} matched by position: " + ", ".join(f"{other} is {name}" for name, other, _ in pairs))
     return "; ".join(notes) or None
+
+
+def _has_default(model: ir.Model, value: ir.Value) -> bool:
+    """Tells whether an input need not be fed, as the model holds a value for it."""
+    return value.is_graph_input() and value.name in model.graph.initializers
+
+
+def _separate_outputs(model: ir.Model) -> None:
+    """Makes values of their own of outputs that are inputs, constants or other outputs as well, so that each may be renamed."""
+    import onnx_ir
+
+    seen: list[str] = []
+    for place, value in enumerate(model.graph.outputs):
+        name = value.name or ""
+        if value.producer() is None or name in seen:
+            again = seen.count(name)
+            copy = onnx_ir.Value(name=f"{name}.output{again or ''}", type=value.type, shape=value.shape)
+            model.graph.append(onnx_ir.node("Identity", [value], outputs=[copy]))
+            model.graph.outputs[place] = copy
+        seen.append(name)
+
+
+def _pair(wanted: Sequence[ir.Value], found: Sequence[ir.Value]) -> list[ir.Value] | None:
+    """Finds the partner of each value: that of the same name, and for the others in their order; or else all in their order."""
+    if len(wanted) != len(found):
+        return None
+    names = [value.name for value in wanted]
+    same = {value.name: value for value in found}
+    rest = (value for value in found if value.name not in names)
+    surviving = [same[name] if name in same else next(rest) for name in names]
+    return next((pairs for pairs in (surviving, list(found)) if all(map(_alike, wanted, pairs))), None)
 
 
 def _alike(a: ir.Value, b: ir.Value) -> bool:
@@ -157,8 +191,9 @@ def compare_files(
 
     Returns:
         One graph check for each output, and where all are right one for the parts that differ, by themselves; one model check
-        for each file that ONNX Runtime runs; a note for one that it cannot run for lack of a kernel, or not even as the
-        reference is spelled. One that it does not run though it runs the reference is skipped.
+        for each file that ONNX Runtime runs, unless it is not known how an operator rounds, which a note says; a note for one
+        that it cannot run for lack of a kernel, or not even as the reference is spelled. One that it does not run though it
+        runs the reference is skipped.
 
     Raises:
         InputError: A file cannot be used, or they differ in inputs or outputs.
@@ -181,7 +216,7 @@ def compare_files(
         sample_inputs,
         settle,
     )
-    from sepwise.passes.errors import CheckFailed
+    from sepwise.passes.errors import CheckFailed, UnsupportedError
 
     models = [load_model(file.path, shapes=file.shapes) for file in (first, second)]
     labels = _labels(first, second)
@@ -201,7 +236,14 @@ def compare_files(
     wrong = tuple(check for check in checks if check.status == "failed")
     agreement: tuple[Agreement, ...] = ()
     runs = 0
-    for label, model in zip(labels, models, strict=True):
+    try:
+        reference.execution_sigma()
+    except UnsupportedError as error:
+        notes.append(f"not judged in ONNX Runtime: {error}")
+        executed = []
+    else:
+        executed = list(zip(labels, models, strict=True))
+    for label, model in executed:
         name = f"{label} in ONNX Runtime"
         try:
             outputs = run_onnxruntime(model, feeds)

@@ -6,7 +6,7 @@ import pytest
 from onnx import parser
 
 from sepwise.comparison import compare_files
-from sepwise.files import resolve
+from sepwise.files import ModelFile, resolve
 from sepwise.passes.errors import InputError
 
 NETWORK = """
@@ -152,3 +152,68 @@ def test_bisection_of_files(tmp_path: Path) -> None:
     found = compare_files(first, other, bisect=True).reproducer
     assert found is not None
     assert (found.nodes, found.checks, found.reproduces) == (("h",), ("y",), True)
+
+
+def written(path: Path, text: str, version: str = 'ir_version: 10, opset_import: ["" : 18]') -> ModelFile:
+    onnx.save(parser.parse_model(f"<{version}> g {text}"), path)
+    return resolve(path)
+
+
+@pytest.mark.parametrize("version", [3, 8])
+def test_inputs_with_an_initializer_are_constants(version: int, tmp_path: Path) -> None:
+    """Up to IR version 3 each initializer has to be among the inputs."""
+    listed = written(
+        tmp_path / "a.onnx",
+        "(float[2, 3] x, float[3] w) => (float[2, 3] y) <float[3] w = {1, 2, 3}> { y = Mul (x, w) }",
+        f'ir_version: {version}, opset_import: ["" : 8]',
+    )
+    plain = "(float[2, 3] x) => (float[2, 3] y) <float[3] v = {1, 2, 3}> { y = Mul (x, v) }"
+    other = written(tmp_path / "b.onnx", plain)
+    wrong = written(tmp_path / "c.onnx", plain.replace("3}", "4}"))
+    assert compare_files(listed, other).passed
+    assert compare_files(other, listed).passed
+    assert not compare_files(wrong, listed).passed
+
+
+def test_inputs_without_axes(tmp_path: Path) -> None:
+    text = "(float[2, 3] x, float t) => (float[2, 3] y) { y = Mul (x, t) }"
+    file = written(tmp_path / "a.onnx", text)
+    assert compare_files(file, file).passed
+    assert not compare_files(file, written(tmp_path / "b.onnx", text.replace("Mul", "Add"))).passed
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        (
+            "(float[3] x) => (float[3] y, float[3] passed) { passed = Identity (x) y = Exp (x) }",
+            "(float[3] x) => (float[3] y, float[3] x) { y = Exp (x) }",
+        ),
+        (
+            "(float[3] x) => (float[3] y, float[3] z) { y = Exp (x) z = Exp (x) }",
+            "(float[3] x) => (float[3] y, float[3] y) { y = Exp (x) }",
+        ),
+        (
+            "(float[3] x) => (float[3] y, float[3] z) { y = Exp (x) z = Abs (x) }",
+            "(float[3] x) => (float[3] z, float[3] w) { w = Exp (x) z = Abs (x) }",
+        ),
+    ],
+)
+def test_names_that_survive_are_matched_first(text: str, other: str, *, swapped: bool, tmp_path: Path) -> None:
+    """And an output that is an input, or an output twice, takes nothing of its name."""
+    first, second = (written(tmp_path / f"{name}.onnx", each) for name, each in (("a", text), ("b", other)))
+    wrong = written(tmp_path / "c.onnx", other.replace("Exp", "Sin"))
+    assert compare_files(*((second, first) if swapped else (first, second))).passed
+    assert not compare_files(*((wrong, first) if swapped else (first, wrong))).passed
+
+
+def test_how_it_rounds_is_not_known(tmp_path: Path) -> None:
+    """The graphs are compared nevertheless."""
+    text = "(float[1, 2, 4, 4] x, float[1, 3, 3, 2] t) => (float[1, 2, 3, 3] y) { z = GridSample (x, t) y = Mul (z, z) }"
+    file = written(tmp_path / "a.onnx", text)
+    verdict = compare_files(file, file)
+    assert verdict.passed
+    assert {check.scope for check in verdict.checks} == {"graph"}
+    assert verdict.notes == ("not judged in ONNX Runtime: GridSample 'z': how it rounds is not known, so no tolerance can be derived.",)
+    assert not compare_files(file, written(tmp_path / "b.onnx", text.replace("Mul", "Add"))).passed
