@@ -25,6 +25,7 @@ from sepwise.passes.equivalence.operators import (
 )
 from sepwise.passes.equivalence.pooling import average_pool, average_pool_counts
 from sepwise.passes.equivalence.resampling import apply_axis, axis_weights, read_plan, resize, resized_axes
+from sepwise.passes.equivalence.winograd import Winograd
 from sepwise.passes.errors import UnsupportedError
 
 __all__ = ["ALLOWANCES", "CASTS", "MOVES", "SELECTS", "Allowance", "evaluate_rounded", "may_overflow", "noise_scale", "repeats"]
@@ -149,7 +150,11 @@ SELECTS = frozenset(
 
 
 def noise_scale(
-    op: Operation, inputs: Sequence[Array | None], outputs: Sequence[Array], arithmetic: Format
+    op: Operation,
+    inputs: Sequence[Array | None],
+    outputs: Sequence[Array],
+    arithmetic: Format,
+    algorithm: Winograd | None = None,
 ) -> Array | None:
     """Estimates the standard deviation of the rounding noise of one operation.
 
@@ -169,6 +174,8 @@ def noise_scale(
         inputs: its inputs.
         outputs: its outputs, exact.
         arithmetic: the format in which it rounds.
+        algorithm: of a convolution that is computed by transformed tiles, whose terms are others (`Winograd.energy`); None for
+            what the definition adds up.
 
     Returns:
         The scale of the first output, or None where nothing is rounded.
@@ -183,6 +190,8 @@ def noise_scale(
         return None
     if op.operator in SUMS:
         k, energy = SUMS[op.operator](op, *inputs)
+        if algorithm is not None and inputs[0] is not None and inputs[1] is not None:
+            energy = np.maximum(energy, algorithm.energy(op, inputs[0], inputs[1]) / k)
         noise = np.sqrt(k * (energy + (y / DRIFT) ** 2)) + np.abs(y)
         if op.operator in PLAIN_SUMS and inputs[0] is not None and repeats(inputs[0][inputs[0] != 0]):
             noise = noise + REPEATED_SHARE * k * np.abs(y)

@@ -55,6 +55,7 @@ from sepwise.passes.equivalence.resampling import (
     resized_axes,
 )
 from sepwise.passes.equivalence.rounding import ALLOWANCES, CASTS, MOVES
+from sepwise.passes.equivalence.winograd import Winograd
 from sepwise.passes.errors import UnsupportedError
 
 __all__ = ["run_with_bounds"]
@@ -97,7 +98,12 @@ Rule: TypeAlias = Callable[..., Array]
 
 
 def run_with_bounds(
-    model: "Model | Oracle", inputs: Mapping[str, Array], *, keep: Collection[str] = (), flush: bool = False
+    model: "Model | Oracle",
+    inputs: Mapping[str, Array],
+    *,
+    keep: Collection[str] = (),
+    flush: bool = False,
+    winograd: Mapping[str, int] | None = None,
 ) -> dict[str, tuple[Array, Array]]:
     """Computes the outputs of a model and how far any execution may be from them.
 
@@ -114,6 +120,8 @@ def run_with_bounds(
             error is 0.
         keep: names of intermediate values to return as well.
         flush: whether arithmetic takes and gives 0 for numbers below the normal range of binary32.
+        winograd: m of the convolutions, by the names of their outputs, that are computed as F(m x m, 3 x 3) and have the bound of
+            that (`Winograd.bound`).
 
     Returns:
         (value, bound) of each output, then of what was to be kept; both float64 and of one shape. The bound is
@@ -130,7 +138,7 @@ def run_with_bounds(
             graph,
             {name: Bounded(array, EXACT) for name, array in feeds.items()},
             constant=lambda _, array, __: Bounded(array, EXACT),
-            step=partial(_step, flush=flush),
+            step=partial(_step, flush=flush, winograd=winograd or {}),
             truth=_truth,
             keep=keep,
         )
@@ -148,7 +156,7 @@ def _truth(condition: Bounded) -> bool:
     return bool(condition.value.all())
 
 
-def _step(op: Operation, operands: Operands, *, flush: bool) -> tuple[Bounded, ...]:
+def _step(op: Operation, operands: Operands, *, flush: bool, winograd: Mapping[str, int]) -> tuple[Bounded, ...]:
     op = replace(op, format=_as_compared(op.format))
     values = [None if o is None else o.value for o in operands]
     outputs = evaluate(op, values)
@@ -167,6 +175,8 @@ def _step(op: Operation, operands: Operands, *, flush: bool) -> tuple[Bounded, .
     if op.operator in MOVES:
         return _move(op, operands, outputs)
     rule = RULES.get(op.operator)
+    if op.operator == "Conv" and op.outputs[0] in winograd:
+        rule = partial(_winograd_rule, Winograd.of(winograd[op.outputs[0]]), flush)
     if rule is None:
         raise UnsupportedError(f"{op}: has no rule in the running error analysis, so no bound can be given for it.")
     error = rule(op, outputs[0], *operands)
@@ -274,6 +284,23 @@ def _products(
 
 def _conv_rule(op: Operation, y: Array, x: Bounded, w: Bounded, b: Bounded | None = None) -> Array:
     return _products(op, lambda p, q: conv(op, p, q), x, w, w.value[0].size, _per_channel(y, b))
+
+
+def _winograd_rule(
+    algorithm: Winograd, flush: bool, op: Operation, y: Array, x: Bounded, w: Bounded, b: Bounded | None = None
+) -> Array:
+    below = BINARY32.normal if flush else op.format.smallest
+    bias = _per_channel(y, b)
+    others = FOLDED_ROUNDINGS + (bias is not None)
+    error, total = algorithm.bound(op, x.size, w.size, below, others)
+    if bias is not None:
+        error = error + op.format.gamma(others) * bias.size + bias.error
+        total = total + bias.size
+    if not x.exact:
+        error = error + conv(op, np.broadcast_to(x.error, x.value.shape), np.abs(w.value))
+    if not w.exact:
+        error = error + conv(op, x.size, np.broadcast_to(w.error, w.value.shape))
+    return _summed(op, total, error)
 
 
 def _conv_transpose_rule(op: Operation, y: Array, x: Bounded, w: Bounded, b: Bounded | None = None) -> Array:

@@ -17,6 +17,7 @@ from sepwise.passes.equivalence.interpreter import interpret, read_inputs
 from sepwise.passes.equivalence.operators import evaluate
 from sepwise.passes.equivalence.oracle import Oracle, as_graph
 from sepwise.passes.equivalence.rounding import evaluate_rounded, may_overflow, noise_scale, repeats
+from sepwise.passes.equivalence.winograd import Winograd
 
 __all__ = ["constant_rounding_sigma", "constant_rounding_sigmas", "execution_sigma", "structural_values"]
 
@@ -224,6 +225,7 @@ def execution_sigma(
     *,
     arithmetic: Format | None = None,
     flush: bool = False,
+    winograd: Mapping[str, int] | None = None,
 ) -> dict[str, Array]:
     """Measures how far floating-point arithmetic is expected to move the outputs of a model (sigma_x).
 
@@ -247,6 +249,7 @@ def execution_sigma(
         arithmetic: format in which all operations round; each in that of its result where None.
         flush: whether arithmetic takes and gives 0 for numbers below the normal range of binary32, which makes every result
             one off by up to the smallest normal number.
+        winograd: m of the convolutions, by the names of their outputs, that are computed as F(m x m, 3 x 3) and round so.
 
     Returns:
         sigma_x of each output, NaN where an execution may overflow; for integer outputs it tells where rounding decides the
@@ -265,7 +268,9 @@ def execution_sigma(
     def measure(op: Operation, operands: list[Array | None]) -> tuple[Array, ...]:
         outputs = evaluate(op, operands)
         if not fixed.intersection(op.outputs):
-            scale = noise_scale(op, operands, outputs, arithmetic or op.format)
+            outputs_of_tile = winograd.get(op.outputs[0]) if winograd and op.operator == "Conv" else None
+            algorithm = Winograd.of(outputs_of_tile) if outputs_of_tile else None
+            scale = noise_scale(op, operands, outputs, arithmetic or op.format, algorithm)
             beyond = may_overflow(op, operands, outputs[0], scale, arithmetic or op.format)
             if beyond.any():
                 open_ended[op.outputs] = beyond
