@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from sepwise.lowering.guarded import StrayAccessError
 from sepwise.lowering.program import Home, KernelCall
-from sepwise.lowering.verify import CONVERSION, onnx_name, verify_model
+from sepwise.lowering.verify import CONVERSION, onnx_name, transformed, verify_model
 from sepwise.passes.equivalence import (
     Oracle,
     Reproducer,
@@ -33,6 +33,7 @@ from sepwise.passes.equivalence import (
     reduce_inputs,
     run_with_bounds,
 )
+from sepwise.passes.equivalence.graph import read_graph
 from sepwise.passes.errors import SepwiseError
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _isolate_kernel(checker: KernelChecker, check: Check, device: Device, thread
 def _kernel_fails(checker: KernelChecker, index: int, part: onnx.ModelProto, feeds: Arrays) -> bool:
     """Tells whether a kernel, as it ships, is wrong on some tensors."""
     call = checker.program.calls[index]
-    bounds = run_with_bounds(part, feeds, flush=checker.flush)
+    bounds = run_with_bounds(part, feeds, flush=checker.flush, winograd=transformed(call, read_graph(part)))
     arrays = [feeds[onnx_name(checker.program, name)] for name in call.inputs]
     try:
         written = {onnx_name(checker.program, name): array for name, array in checker.runner.run_kernel(index, arrays).items()}
@@ -331,7 +332,9 @@ def _worst_rounding(checker: KernelChecker, check: Check, device: Device, thread
         arrays = [feeds[onnx_name(program, name)] for name in call.inputs]
         written = {onnx_name(program, name): array for name, array in checker.runner.run_kernel(index, arrays).items()}
         try:
-            judged = compare_execution(written, part.run(feeds), execution_sigma(part, feeds, flush=checker.flush))
+            winograd = transformed(call, part.graph)
+            sigma = execution_sigma(part, feeds, flush=checker.flush, winograd=winograd)
+            judged = compare_execution(written, part.run(feeds), sigma)
         except SepwiseError:
             continue
         ratio = math.inf if judged.worst_ratio is None else judged.worst_ratio

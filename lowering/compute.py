@@ -7,7 +7,9 @@ tensor is `[n, oc_o, *spatial, oc_v]`.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -17,23 +19,26 @@ from tvm import te, tirx
 from sepwise.lowering.vector_math import activation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tvm.ir import PrimExpr
 
     from sepwise.lowering.workload import ConvWorkload, DTypes, LinearWorkload, Stage
+    from sepwise.passes.equivalence.winograd import Winograd
     from sepwise.passes.vocabulary import Activation
 
 __all__ = [
     "ConvCompute",
     "LaneSource",
     "StageTensors",
+    "WinogradCompute",
     "conv",
     "groups_of_block",
     "input_extents",
     "lane_source",
     "linear",
     "permuted_channels",
+    "winograd",
 ]
 
 
@@ -118,7 +123,8 @@ def conv(
         total, weight = form.accumulate(pad or source)
         bias = te.placeholder((blocks, lanes), dtype, name=f"bias{index}")
         output = form.epilogue(
-            total,
+            lambda *index, sums=total: sums[index],
+            total.shape,
             bias,
             residual if index == last else None,
             workload.post_activation if index == last else None,
@@ -127,6 +133,140 @@ def conv(
         names.append(StageTensors(pad.tensor.op.name if pad else None, total.op.name, output.op.name))
         source = _Source(output, lanes)
     return ConvCompute(te.create_prim_func([*parameters, source.tensor]), tuple(names))
+
+
+@dataclass(frozen=True)
+class WinogradCompute:
+    """A convolution by transformed tiles as a PrimFunc.
+
+    Attributes:
+        function: Parameters: input, residual if any, weight, bias, output.
+        pad: Name of the block that stages the padded input.
+        rows: Name of the block that transforms the columns of input tiles, which makes rows of values.
+        values: Name of the block that transforms these rows.
+        accumulator: Name of the reduction block.
+        product: Name of the block that writes sums to memory.
+        columns: Name of the block that transforms the columns of sums.
+        output: Name of the block that transforms their rows, with the epilogue.
+    """
+
+    function: tirx.PrimFunc
+    pad: str
+    rows: str
+    values: str
+    accumulator: str
+    product: str
+    columns: str
+    output: str
+
+
+def winograd(
+    workload: ConvWorkload, algorithm: Winograd, grid: tuple[int, int], oc_blocks: int, oc_pack: int
+) -> WinogradCompute:
+    """Builds the compute of a 3 x 3 convolution by transformed tiles.
+
+    Args:
+        workload: What to compute, packed alike in and out.
+        algorithm: The points, and with them the size of tiles.
+        grid: Rows and columns of the blocks of tiles over which tensors between the stages are laid out.
+        oc_blocks: Blocks of output channels to compute over.
+        oc_pack: Output blocks that lie together in the weights, `[oc_o / pack, n * n, ic, oc_o % pack, oc_v]`.
+
+    Returns:
+        The PrimFunc over whole blocks of tiles, and the names of its blocks.
+    """
+    (stage,), lanes, dtype = workload.stages, workload.output_lanes, _element_type(workload.dtypes)
+    m, size, (rows, columns) = algorithm.outputs, algorithm.size, grid
+    blocks = [math.ceil(extent / (m * tiles)) for extent, tiles in zip(workload.spatials[-1], grid, strict=True)]
+    domain = tuple(count * tiles * m for count, tiles in zip(blocks, grid, strict=True))
+    source = _Source.placeholder("data", workload.batch, stage.in_channels, workload.spatial, lanes, dtype)
+    form = _Form(stage, 0, lanes, oc_blocks, oc_pack, domain, flat=False, permuted=False)
+    pad = form.stage_input(source, workload.spatial)
+    outer = (workload.batch, *blocks)
+    in_blocks, tiles = math.ceil(stage.in_channels / lanes), rows * columns
+
+    def start(s_h: PrimExpr, s_w: PrimExpr, p: PrimExpr) -> tuple[PrimExpr, PrimExpr]:
+        """The first row and column of a tile."""
+        return (s_h * rows + tirx.floordiv(p, columns)) * m, (s_w * columns + tirx.floormod(p, columns)) * m
+
+    def transform_columns(n: Any, s_h: Any, s_w: Any, ic_o: Any, p: Any, a: Any, v: Any, ic_v: Any) -> PrimExpr:
+        row, column = start(s_h, s_w, p)
+        return _one_of(a, _input_transform(algorithm, [pad.tensor[n, ic_o, row + u, column + v, ic_v] for u in range(size)]))
+
+    first = te.compute((*outer, in_blocks, tiles, size, size, lanes), transform_columns, name="rows0")
+
+    def transform_rows(n: Any, s_h: Any, s_w: Any, e: Any, ic_o: Any, p: Any, ic_v: Any) -> PrimExpr:
+        a, b = tirx.floordiv(e, size), tirx.floormod(e, size)
+        return _one_of(b, _input_transform(algorithm, [first[n, s_h, s_w, ic_o, p, a, v, ic_v] for v in range(size)]))
+
+    values = te.compute((*outer, size**2, in_blocks, tiles, lanes), transform_rows, name="values0")
+    weight = te.placeholder((oc_blocks // oc_pack, size**2, stage.in_channels, oc_pack, lanes), dtype, name="weight0")
+    ic = te.reduce_axis((0, stage.in_channels), name="ic")
+
+    def multiply(n: Any, s_h: Any, s_w: Any, e: Any, oc_o: Any, p: Any, oc_v: Any) -> PrimExpr:
+        value = values[n, s_h, s_w, e, tirx.floordiv(ic, lanes), p, tirx.floormod(ic, lanes)]
+        return te.sum(value * weight[tirx.floordiv(oc_o, oc_pack), e, ic, tirx.floormod(oc_o, oc_pack), oc_v], axis=ic)
+
+    shape = (*outer, size**2, oc_blocks, tiles, lanes)
+    total = te.compute(shape, multiply, name="conv0")
+    product = te.compute(shape, lambda *index: total[index], name="product0")
+
+    def gather_columns(n: Any, s_h: Any, s_w: Any, oc_o: Any, p: Any, i: Any, b: Any, oc_v: Any) -> PrimExpr:
+        column = [product[n, s_h, s_w, a * size + b, oc_o, p, oc_v] for a in range(size)]
+        return _one_of(i, _output_transform(algorithm, column))
+
+    second = te.compute((*outer, oc_blocks, tiles, m, size, lanes), gather_columns, name="columns0")
+
+    def gather_rows(n: Any, oc_o: Any, oh: Any, ow: Any, oc_v: Any) -> PrimExpr:
+        s_h, s_w = tirx.floordiv(oh, rows * m), tirx.floordiv(ow, columns * m)
+        p = tirx.floormod(tirx.floordiv(oh, m), rows) * columns + tirx.floormod(tirx.floordiv(ow, m), columns)
+        row = [second[n, s_h, s_w, oc_o, p, tirx.floormod(oh, m), b, oc_v] for b in range(size)]
+        return _one_of(tirx.floormod(ow, m), _output_transform(algorithm, row))
+
+    shape = (workload.batch, oc_blocks, *domain, lanes)
+    residual = te.placeholder(shape, dtype, name="residual") if workload.residual else None
+    bias = te.placeholder((oc_blocks, lanes), dtype, name="bias0")
+    output = form.epilogue(gather_rows, shape, bias, residual, workload.post_activation)
+    parameters = [source.tensor, *([] if residual is None else [residual]), weight, bias, output]
+    blocks_of = (pad.tensor, first, values, total, product, second, output)
+    return WinogradCompute(te.create_prim_func(parameters), *(tensor.op.name for tensor in blocks_of))
+
+
+def _one_of(index: PrimExpr, values: Sequence[PrimExpr]) -> PrimExpr:
+    """The value of an index that is constant once loops are unrolled."""
+    *others, chosen = values
+    for number, value in reversed(list(enumerate(others))):
+        chosen = tirx.Select(index == number, value, chosen)
+    return chosen
+
+
+def _weighted(values: Sequence[PrimExpr], factors: Sequence[float]) -> PrimExpr:
+    """The sum of values times constants, multiplied by those that are not 1."""
+    terms = [v if factor == 1 else v * factor for v, factor in zip(values, factors, strict=True)]
+    return functools.reduce(operator.add, terms)
+
+
+def _input_transform(algorithm: Winograd, d: Sequence[PrimExpr]) -> list[PrimExpr]:
+    """B' d, the sums of even and of odd elements shared by the points of a pair."""
+    whole = algorithm.even()
+    values = [_weighted(d[0:-1:2], whole)]
+    for square in algorithm.squares:
+        part = algorithm.even(square)
+        even, odd = _weighted(d[2::2], part), _weighted(d[1:-1:2], part)
+        odd = odd if square == 1 else odd * math.sqrt(square)
+        values += [even + odd, even - odd]
+    return [*values, _weighted(d[1::2], whole)]
+
+
+def _output_transform(algorithm: Winograd, m: Sequence[PrimExpr]) -> list[PrimExpr]:
+    """A' m, sums and differences shared by even and by odd powers."""
+    both = [(m[1 + 2 * pair] + m[2 + 2 * pair], m[1 + 2 * pair] - m[2 + 2 * pair]) for pair in range(len(algorithm.squares))]
+    values = []
+    for power in range(algorithm.outputs):
+        factors = [square ** (power // 2) * (math.sqrt(square) if power % 2 else 1.0) for square in algorithm.squares]
+        values.append(_weighted([pair[power % 2] for pair in both], factors))
+    values[0], values[-1] = values[0] + m[0], values[-1] + m[-1]
+    return values
 
 
 def linear(workload: LinearWorkload, rows: int, tile_features: int) -> ConvCompute:
@@ -385,13 +525,20 @@ class _Form:
         shape = (batch, self.blocks, *self.domain, self.lanes)
         return te.compute(shape, total, name=f"conv{self.index}"), weight
 
-    def epilogue(self, total: Any, bias: Any, residual: Any, post: Activation | None) -> Any:
+    def epilogue(
+        self,
+        total: Callable[..., PrimExpr],
+        shape: Sequence[int],
+        bias: Any,
+        residual: Any,
+        post: Activation | None,
+    ) -> Any:
         """`post(activation(total + bias) + residual)`."""
 
         def value(n: PrimExpr, oc_o: PrimExpr, *rest: PrimExpr) -> PrimExpr:
-            result = _activate(self.stage.activation, total[(n, oc_o, *rest)] + bias[oc_o, rest[-1]])
+            result = _activate(self.stage.activation, total(n, oc_o, *rest) + bias[oc_o, rest[-1]])
             if residual is not None:
                 result = result + residual[(n, oc_o, *rest)]
             return _activate(post, result)
 
-        return te.compute(total.shape, value, name=f"output{self.index}")
+        return te.compute(shape, value, name=f"output{self.index}")

@@ -126,6 +126,7 @@ class PhaseConv:
             pads_end=(0,) * lift + tuple(ends),
             dilations=(1,) * lift + tuple(axis.step if axis.count > 1 else 1 for axis in self.axes),
             activation=whole.activation,
+            phase=True,
         )
 
     def weights(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

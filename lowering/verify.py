@@ -21,7 +21,7 @@ from sepwise.lowering import device as devices
 from sepwise.lowering.build import build_program, require_float16
 from sepwise.lowering.guarded import StrayAccessError
 from sepwise.lowering.runner import open_runner
-from sepwise.lowering.strategies import is_direct
+from sepwise.lowering.strategies import algorithm_of, is_direct
 from sepwise.passes import fuse, load_model
 from sepwise.passes.convert_float16 import ConvertFloat16Pass
 from sepwise.passes.equivalence import (
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, np.ndarray]
 
-__all__ = ["KernelChecker", "check_model", "onnx_name", "verify", "verify_model"]
+__all__ = ["KernelChecker", "check_model", "onnx_name", "transformed", "verify", "verify_model"]
 
 ORACLE, NONFINITE = "oracle", "nonfinite"
 KERNEL_INPUTS = (ORACLE, *STRESSES)
@@ -167,7 +167,13 @@ def verify_model(
         kernel_checks = [check for index in range(len(program.calls)) for check in checker.check(index)]
         executed = model if converted is None else converted
         model_check, answers = check_model(
-            runner.run, model, executed, feeds, name=name or program.name, flush=device.flushes_subnormals
+            runner.run,
+            model,
+            executed,
+            feeds,
+            name=name or program.name,
+            flush=device.flushes_subnormals,
+            winograd=_transformed_values(program, canonical),
         )
         notes = () if converted is None else _tell_conversion(runner, model, feeds[0])
         checks = (*graph_checks, *kernel_checks, model_check)
@@ -295,14 +301,15 @@ class KernelChecker:
             return [self._compare(call, feeds, targets, bounds, ORACLE)]
         try:
             part = read_graph(extract(self.model, sources, list(targets)))
-            bounds = run_with_bounds(part, feeds, flush=self.flush)
+            winograd = transformed(call, part)
+            bounds = run_with_bounds(part, feeds, flush=self.flush, winograd=winograd)
         except SepwiseError as error:
             skipped = Check("kernel", call.name, call.nodes, "skipped", 0.0, 0.0, None, None, reason=str(error))
             return [replace(skipped, strategy=call.strategy)]
         worst = self._compare(call, feeds, targets, bounds, ORACLE)
         for kind, drawn in self._draw(index, part, feeds):
             try:
-                bounds = run_with_bounds(part, drawn, flush=self.flush)
+                bounds = run_with_bounds(part, drawn, flush=self.flush, winograd=winograd)
             except SepwiseError:  # how much rounding may do is not known there; on the oracle's tensors it is
                 continue
             check = self._compare(call, drawn, targets, bounds, kind)
@@ -406,6 +413,7 @@ def check_model(
     *,
     name: str,
     flush: bool,
+    winograd: Mapping[str, int] | None = None,
 ) -> tuple[Check, tuple[Agreement, ...]]:
     """Compares a whole network with what rounding explains, and on the first inputs its answers with those of the model.
 
@@ -416,6 +424,7 @@ def check_model(
         feeds: Inputs by name.
         name: What to call the check.
         flush: Whether it takes and gives 0 for numbers below the normal range.
+        winograd: m of the convolutions, by the names of their outputs, that it computes as F(m x m, 3 x 3).
 
     Returns:
         The check, and the answers.
@@ -426,7 +435,7 @@ def check_model(
 
     @cache
     def sigma(seeds: int) -> list[dict[str, np.ndarray]]:
-        return [execution_sigma(oracle, feed, seeds=seeds, flush=flush) for feed in feeds]
+        return [execution_sigma(oracle, feed, seeds=seeds, flush=flush, winograd=winograd) for feed in feeds]
 
     check = settle(lambda seeds: compare_execution(outputs, expected, sigma(seeds), name=name))
     answers = expected[0] if executed is model else Oracle(model).run(feeds[0])
@@ -445,6 +454,32 @@ def _tell_conversion(runner: Runner, model: ir.Model, feed: Tensors) -> tuple[st
         if size and math.isfinite(error):
             notes.append(f"{name}: float16, weights and arithmetic, moves it by {error / size:.2g} of its root mean square.")
     return tuple(notes)
+
+
+def transformed(call: KernelCall, part: Graph) -> dict[str, int]:
+    """Finds the convolutions that a kernel computes by Winograd's algorithm, whose bound is another.
+
+    Args:
+        call: Knows its strategy.
+        part: What it covers.
+
+    Returns:
+        m of F(m x m, 3 x 3) by the output of the convolution.
+    """
+    algorithm = algorithm_of(call.strategy)
+    convolutions = [op.outputs[0] for op in part.operations if op.operator == "Conv"]
+    return {} if algorithm is None else dict.fromkeys(convolutions, algorithm.outputs)
+
+
+def _transformed_values(program: Program, canonical: ir.Model) -> dict[str, int]:
+    """Finds the values that a Program computes by Winograd's algorithm: m of F(m x m, 3 x 3) by name."""
+    convolutions = {node.name: node.outputs[0].name or "" for node in canonical.graph if node.op_type == "Conv"}
+    found = {}
+    for call in program.calls:
+        algorithm = algorithm_of(call.strategy)
+        if algorithm is not None:
+            found.update({convolutions[node]: algorithm.outputs for node in call.nodes if node in convolutions})
+    return found
 
 
 def onnx_name(program: Program, name: str) -> str:

@@ -84,6 +84,7 @@ class Stage:
         pads_end: Zero padding behind the last element.
         dilations: Dilations.
         activation: Applied after the bias, or None.
+        phase: Whether it makes phases of a transposed convolution (`lowering.subpixel`).
     """
 
     in_channels: int
@@ -95,6 +96,7 @@ class Stage:
     pads_end: tuple[int, ...]
     dilations: tuple[int, ...]
     activation: Activation | None = None
+    phase: bool = False
 
     @property
     def kind(self) -> ConvKind:
@@ -162,7 +164,8 @@ class Stage:
         activation = ""
         if self.activation is not None:
             activation = ":" + "_".join([self.activation.kind, *map(repr, self.activation.parameters)])
-        return f"{self.in_channels}>{self.out_channels}g{self.groups}[{','.join(axes)}]{activation}"
+        phase = "t" if self.phase else ""
+        return f"{self.in_channels}>{self.out_channels}g{self.groups}{phase}[{','.join(axes)}]{activation}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +223,9 @@ class ConvWorkload:
 
             conv/n1x9x9/13>13g13[3s1p0.1d1,3s1p0.1d1]:relu|13>21g1[1s1p0.0d1,1s1p0.0d1]+r:relu/l16.16/float32
 
-        Batch and spatial shape; of each stage channels in and out, groups, for each axis kernel, stride, pads before and
-        behind, and dilation, and the activation; `+r` for a residual, with the activation behind it; lanes of input and
-        output, 0 for a plain tensor; element types.
+        Batch and spatial shape; of each stage channels in and out, groups (`t` for phases of a transposed one), for each axis
+        kernel, stride, pads before and behind, and dilation, and the activation; `+r` for a residual, with the activation
+        behind it; lanes of input and output, 0 for a plain tensor; element types.
         """
         stages = "|".join(map(str, self.stages))
         tail = "+r" if self.residual else ""

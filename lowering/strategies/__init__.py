@@ -15,8 +15,18 @@ from sepwise.lowering.workload import ConvWorkload
 if TYPE_CHECKING:
     from sepwise.lowering.strategies.base import AnyStrategy
     from sepwise.lowering.workload import LinearWorkload
+    from sepwise.passes.equivalence.winograd import Winograd
 
-__all__ = ["CONV_STRATEGIES", "LINEAR_STRATEGIES", "Implementation", "Refusal", "is_direct", "load_strategies", "strategies_for"]
+__all__ = [
+    "CONV_STRATEGIES",
+    "LINEAR_STRATEGIES",
+    "Implementation",
+    "Refusal",
+    "algorithm_of",
+    "is_direct",
+    "load_strategies",
+    "strategies_for",
+]
 
 
 def load_strategies(*entries: str) -> list[AnyStrategy]:
@@ -62,6 +72,8 @@ CONV_STRATEGIES: list[AnyStrategy] = load_strategies(
     "depthwise_tile.DepthwiseTileStrategy",
     "depthwise.DepthwiseStrategy",
     "dense.DenseStrategy",
+    "winograd.Winograd2Strategy",
+    "winograd.Winograd4Strategy",
     "grouped.GroupedStrategy",
 )
 
@@ -92,3 +104,15 @@ def is_direct(name: str) -> bool:
         What it says of itself; False for what is no strategy of this package, as the generic schedule.
     """
     return any(strategy.direct for strategy in (*CONV_STRATEGIES, *LINEAR_STRATEGIES) if strategy.name == name)
+
+
+def algorithm_of(name: str) -> Winograd | None:
+    """Tells by which transformed tiles a strategy convolves, on which the bound of its rounding depends.
+
+    Args:
+        name: The strategy, as calls name it.
+
+    Returns:
+        Its `algorithm`; None where it has none.
+    """
+    return next((getattr(strategy, "algorithm", None) for strategy in CONV_STRATEGIES if strategy.name == name), None)
