@@ -24,7 +24,7 @@ from sepwise.lowering.cost import EPILOGUE_CYCLES, LOST_SHARE, TILE_OVERHEAD_CYC
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.depthwise import refuse_shared_lanes
 from sepwise.lowering.strategies.packing import conv_packer, true_shapes
-from sepwise.lowering.strategies.steps import accumulate_in_registers, start_from_bias
+from sepwise.lowering.strategies.steps import start_from_bias, tile_rectangle
 from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, grains
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
@@ -34,7 +34,15 @@ if TYPE_CHECKING:
     from sepwise.lowering.device import Device
     from sepwise.lowering.workload import ConvWorkload, Stage
 
-__all__ = ["DepthwiseTile", "DepthwiseTileStrategy", "border_tiles", "code_fits", "rectangle_cycles", "rectangle_fits"]
+__all__ = [
+    "DepthwiseTile",
+    "DepthwiseTileStrategy",
+    "border_tiles",
+    "code_fits",
+    "rectangle_cycles",
+    "rectangle_fits",
+    "weights_of_row",
+]
 
 MOST_PEELED_FMAS = 9 * MOST_UNROLLED_FMAS
 """Multiply-adds of all versions of a tile together: beyond, code would fill the instruction cache."""
@@ -114,23 +122,9 @@ class DepthwiseTileStrategy:
         domain = (*outer, round_up(height, tile.rows), round_up(width, tile.pixels))
         built = compute.conv(workload, domain, blocks, (1,))
         sch = s_tir.Schedule(built.function)
-        names = built.stages[0]
-        if names.pad is not None:
-            sch.compute_inline(sch.get_sblock(names.pad))
-        output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
-        n, oc_o, *depth, oh, ow, oc_v = sch.get_loops(output)
-        oh_o, oh_i = sch.split(oh, [None, tile.rows])
-        ow_o, ow_i = sch.split(ow, [None, tile.pixels])
-        sch.reorder(n, oc_o, *depth, oh_o, ow_o, oh_i, ow_i, oc_v)
-        sch.compute_at(total, ow_o, preserve_unit_loops=True)
-        rank = len(stage.kernel)
-        *_, t_oh_i, t_ow_i, t_oc_v = sch.get_loops(total)[: -rank - 1]
-        taps = sch.get_loops(total)[-rank - 1 :]
-        accumulate_in_registers(
-            sch, total, output, taps, unrolled=[t_oh_i, t_ow_i], vector=t_oc_v, output_loops=[oh_i, ow_i, oc_v]
+        n, oc_o, *depth, oh_o, ow_o = tile_rectangle(
+            sch, built.stages[0], rank=len(stage.kernel), rows=tile.rows, pixels=tile.pixels
         )
-        for tap in taps:
-            sch.unroll(tap)
         for loop in (n, oc_o, *depth):
             mark_task(sch, loop)
         mark_task(sch, oh_o, tile.grain)
@@ -207,27 +201,42 @@ def border_tiles(
     return found
 
 
-def code_fits(stage: Stage, inputs: Sequence[int], outputs: Sequence[int], tiles: Sequence[int]) -> bool:
+def code_fits(
+    stage: Stage, inputs: Sequence[int], outputs: Sequence[int], tiles: Sequence[int], *, vectors: int = 1
+) -> bool:
     """Whether all versions of a tile that the borders need are short enough to be written out.
 
     Args:
         stage: The convolution.
-        inputs: Spatial extents of its input.
+        inputs: Spatial extents of its input, of the first axes where a tile has no borders along the last.
         outputs: Spatial extents that are computed.
         tiles: Spatial extents of a tile.
+        vectors: Vectors at each place of the tile.
     """
-    fmas = math.prod(tiles) * math.prod(stage.kernel)
+    fmas = math.prod(tiles) * vectors * math.prod(stage.kernel)
     counts = [math.ceil(extent / tile) for extent, tile in zip(outputs, tiles, strict=True)]
     borders = border_tiles(stage, inputs, outputs, tiles)
     versions = math.prod(min(sum(ends) + 1, count) for ends, count in zip(borders, counts, strict=True))
     return fmas <= MOST_UNROLLED_FMAS and fmas * versions <= MOST_PEELED_FMAS
 
 
+def weights_of_row(stage: Stage, rows: int) -> int:
+    """Counts the weights of the rows of taps that read one row of the input.
+
+    Args:
+        stage: The convolution.
+        rows: Output rows in registers.
+
+    Returns:
+        The weights.
+    """
+    reach = (rows - 1) * stage.strides[-2] + 1  # rows of the input between the first and the last reader of a weight
+    return stage.kernel[-1] * min(stage.kernel[-2], math.ceil(reach / stage.dilations[-2]))
+
+
 def _beside(stage: Stage, rows: int, pixels: int) -> int:
     """Registers beside the accumulators: weights of the rows of taps that read one row of the input, and that row."""
-    reach = (rows - 1) * stage.strides[-2] + 1  # rows of the input between the first and the last reader of a weight
-    weights = stage.kernel[-1] * min(stage.kernel[-2], math.ceil(reach / stage.dilations[-2]))
-    return weights + _columns(stage, pixels)
+    return weights_of_row(stage, rows) + _columns(stage, pixels)
 
 
 def _columns(stage: Stage, pixels: int) -> int:

@@ -27,7 +27,7 @@ from sepwise.lowering.cost import (
 )
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
-from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, start_from_bias, unroll_lanes
+from sepwise.lowering.strategies.steps import start_from_bias, tile_flat_pixels, unroll_lanes
 from sepwise.lowering.strategies.tiles import grains
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
@@ -124,19 +124,16 @@ class PointwiseStrategy:
             flat=True,
         )
         sch = s_tir.Schedule(built.function)
-        names = built.stages[0]
-        output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
-        n, oc_o, p, oc_v = sch.get_loops(output)
-        oc_t, oc_i = sch.split(oc_o, [None, tile.oc_vectors])
-        p_o, p_i = sch.split(p, [None, tile.pixels])
-        sch.reorder(n, oc_t, p_o, oc_i, p_i, oc_v)
-        sch.compute_at(total, p_o, preserve_unit_loops=True)
-        _, t_oc_i, t_p_i, t_oc_v, ic = sch.get_loops(total)[3:]
-        steps = split_reduction(sch, ic, workload.stages[0].in_channels_per_group, workload.input_lanes)
-        accumulate_in_registers(
-            sch, total, output, steps, unrolled=[t_oc_i, t_p_i], vector=t_oc_v, output_loops=[oc_i, p_i, oc_v]
+        stage = workload.stages[0]
+        (n, oc_t, p_o), ic_i = tile_flat_pixels(
+            sch,
+            built.stages[0],
+            channels=stage.in_channels_per_group,
+            lanes=workload.input_lanes,
+            pixels=tile.pixels,
+            oc_vectors=tile.oc_vectors,
         )
-        unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
+        unroll_lanes(sch, device, ic_i, tile.pixels * tile.oc_vectors)
         mark_task(sch, n)
         mark_task(sch, oc_t)
         mark_task(sch, p_o, tile.grain)

@@ -24,10 +24,10 @@ from sepwise.lowering.cost import EPILOGUE_CYCLES, LOST_SHARE, TILE_OVERHEAD_CYC
 from sepwise.lowering.scalable import QUAD_BYTES, mark_scalable
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.depthwise import refuse_shared_lanes
-from sepwise.lowering.strategies.depthwise_tile import MOST_PEELED_FMAS, border_tiles
+from sepwise.lowering.strategies.depthwise_tile import border_tiles, code_fits, weights_of_row
 from sepwise.lowering.strategies.packing import conv_packer, true_shapes
-from sepwise.lowering.strategies.steps import accumulate_in_registers
-from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, grains
+from sepwise.lowering.strategies.steps import tile_rectangle
+from sepwise.lowering.strategies.tiles import grains
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 from sepwise.lowering.workload import DTypes
 
@@ -93,7 +93,7 @@ class ScalableDepthwiseStrategy:
         found = []
         for rows in range(1, min(height, device.vector_registers) + 1):
             shares = grains(math.ceil(height / rows), threads)
-            weights = _weights(workload.stages[0], rows)
+            weights = weights_of_row(workload.stages[0], rows)
             for vectors in range(1, device.vector_registers + 1):
                 if self._code_fits(workload, rows, vectors):
                     found += [ScalableDepthwiseTile(rows, vectors, weights, grain) for grain in shares]
@@ -139,22 +139,7 @@ class ScalableDepthwiseStrategy:
         blocks = math.ceil(stage.out_channels / workload.output_lanes)
         built = compute.conv(workload, (*outer, round_up(height, tile.rows), width), blocks, (1,))
         sch = s_tir.Schedule(built.function)
-        names = built.stages[0]
-        if names.pad is not None:
-            sch.compute_inline(sch.get_sblock(names.pad))
-        output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
-        n, oc_o, *depth, oh, ow, oc_v = sch.get_loops(output)
-        oh_o, oh_i = sch.split(oh, [None, tile.rows])
-        sch.reorder(n, oc_o, *depth, oh_o, ow, oh_i, oc_v)
-        sch.compute_at(total, ow, preserve_unit_loops=True)
-        rank = len(stage.kernel)
-        *_, t_oh_i, t_ow, t_oc_v = sch.get_loops(total)[: -rank - 1]
-        taps = sch.get_loops(total)[-rank - 1 :]
-        accumulate_in_registers(
-            sch, total, output, taps, unrolled=[t_oh_i, t_ow], vector=t_oc_v, output_loops=[oh_i, oc_v]
-        )
-        for tap in taps:
-            sch.unroll(tap)
+        n, oc_o, *depth, oh_o, ow = tile_rectangle(sch, built.stages[0], rank=len(stage.kernel), rows=tile.rows, pixels=1)
         for loop in (n, oc_o, *depth):
             mark_task(sch, loop)
         mark_task(sch, oh_o, tile.grain)
@@ -174,17 +159,8 @@ class ScalableDepthwiseStrategy:
     def _code_fits(self, workload: ConvWorkload, rows: int, vectors: int) -> bool:
         """Whether all versions of a tile that the borders need are short enough to be written out."""
         *outer, height, _ = workload.spatials[-1]
-        fmas = rows * vectors * math.prod(workload.stages[0].kernel)
-        counts = (*outer, math.ceil(height / rows))
-        ends = self._borders(workload, rows)
-        versions = math.prod(min(first + last + 1, count) for (first, last), count in zip(ends, counts, strict=True))
-        return fmas <= MOST_UNROLLED_FMAS and fmas * versions <= MOST_PEELED_FMAS
-
-
-def _weights(stage: Stage, rows: int) -> int:
-    """Weights of the rows of taps that read one row of the input."""
-    reach = (rows - 1) * stage.strides[-2] + 1  # rows of the input between the first and the last reader of a weight
-    return stage.kernel[-1] * min(stage.kernel[-2], math.ceil(reach / stage.dilations[-2]))
+        tiles = (*(1 for _ in outer), rows)
+        return code_fits(workload.stages[0], workload.spatial[:-1], (*outer, height), tiles, vectors=vectors)
 
 
 def _predicates(stage: Stage, vectors: int) -> int:

@@ -21,7 +21,7 @@ from sepwise.lowering.scalable import QUAD_BYTES, mark_scalable
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
 from sepwise.lowering.strategies.scalable_tile import refuse_parted_quads, scalable_tiles, strip_cycles, strip_pixels
-from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction
+from sepwise.lowering.strategies.steps import tile_flat_pixels
 from sepwise.lowering.strategies.tiles import grains
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
@@ -75,19 +75,17 @@ class ScalablePointwiseStrategy:
         domain = (round_up(pixels, tile.share),)
         built = compute.conv(workload, domain, round_up(blocks, tile.oc_vectors), (pack,), flat=True)
         sch = s_tir.Schedule(built.function)
-        names = built.stages[0]
-        output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
-        n, oc_o, p, oc_v = sch.get_loops(output)
-        oc_t, oc_i = sch.split(oc_o, [None, tile.oc_vectors])
-        p_o, p_i = sch.split(p, [None, tile.share])
-        sch.reorder(n, oc_t, p_o, p_i, oc_i, oc_v)
-        sch.compute_at(total, p_i, preserve_unit_loops=True)
-        _, t_oc_i, t_p, t_oc_v, ic = sch.get_loops(total)[4:]
-        steps = split_reduction(sch, ic, workload.stages[0].in_channels_per_group, workload.input_lanes)
-        accumulate_in_registers(
-            sch, total, output, steps, unrolled=[t_oc_i, t_p], vector=t_oc_v, output_loops=[oc_i, oc_v]
+        stage = workload.stages[0]
+        (n, oc_t, p), ic_i = tile_flat_pixels(
+            sch,
+            built.stages[0],
+            channels=stage.in_channels_per_group,
+            lanes=workload.input_lanes,
+            pixels=1,
+            oc_vectors=tile.oc_vectors,
         )
-        sch.unroll(steps[-1])
+        sch.unroll(ic_i)
+        p_o, p_i = sch.split(p, [None, tile.share])
         for loop in (n, oc_t, p_o):
             mark_task(sch, loop)
         mark_scalable(sch, p_i, tile.vectors)

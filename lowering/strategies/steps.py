@@ -15,9 +15,18 @@ if TYPE_CHECKING:
 
     from tvm.s_tir.schedule import LoopRV, SBlockRV
 
+    from sepwise.lowering.compute import StageTensors
     from sepwise.lowering.device import Device
 
-__all__ = ["accumulate_in_registers", "split_reduction", "stage_rows", "start_from_bias", "unroll_lanes"]
+__all__ = [
+    "accumulate_in_registers",
+    "split_reduction",
+    "stage_rows",
+    "start_from_bias",
+    "tile_flat_pixels",
+    "tile_rectangle",
+    "unroll_lanes",
+]
 
 MOST_SCHEDULED_FMAS = 100
 """Multiply-adds of one iteration that LLVM schedules without loading all of its inputs first."""
@@ -75,6 +84,69 @@ def accumulate_in_registers(
     for loop in init_loops[-1 - len(unrolled) : -1]:
         sch.unroll(loop)
     sch.vectorize(init_loops[-1])
+
+
+def tile_rectangle(sch: s_tir.Schedule, names: StageTensors, *, rank: int, rows: int, pixels: int) -> list[LoopRV]:
+    """`for n, oc_o, [od], oh, ow: for taps` -> `for n, oc_o, [od], oh_o, ow_o: unrolled taps, oh_i, ow_i: vector FMA; epilogue`.
+
+    The input is read as it is: what would be staged of it is computed where it is read.
+
+    Args:
+        sch: The schedule.
+        names: The convolution's blocks.
+        rank: Its spatial axes.
+        rows: Extent of `oh_i`.
+        pixels: Extent of `ow_i`.
+
+    Returns:
+        The loops over tiles, outer first.
+    """
+    if names.pad is not None:
+        sch.compute_inline(sch.get_sblock(names.pad))
+    output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
+    *outer, oh, ow, oc_v = sch.get_loops(output)
+    oh_o, oh_i = sch.split(oh, [None, rows])
+    ow_o, ow_i = sch.split(ow, [None, pixels])
+    sch.reorder(*outer, oh_o, ow_o, oh_i, ow_i, oc_v)
+    sch.compute_at(total, ow_o, preserve_unit_loops=True)
+    *_, t_oh_i, t_ow_i, t_oc_v = sch.get_loops(total)[: -rank - 1]
+    taps = sch.get_loops(total)[-rank - 1 :]
+    accumulate_in_registers(
+        sch, total, output, taps, unrolled=[t_oh_i, t_ow_i], vector=t_oc_v, output_loops=[oh_i, ow_i, oc_v]
+    )
+    for tap in taps:
+        sch.unroll(tap)
+    return [*outer, oh_o, ow_o]
+
+
+def tile_flat_pixels(
+    sch: s_tir.Schedule, names: StageTensors, *, channels: int, lanes: int, pixels: int, oc_vectors: int
+) -> tuple[list[LoopRV], LoopRV]:
+    """`for n, oc_o, p: for ic` -> `for n, oc_t, p_o: for ic_o, ic_i: unrolled oc_i, p_i: vector FMA; epilogue`.
+
+    Args:
+        sch: The schedule.
+        names: The blocks of a convolution whose spatial axes are one.
+        channels: Input channels of a group.
+        lanes: Lanes of the packed input, 0 for a plain one.
+        pixels: Extent of `p_i`.
+        oc_vectors: Extent of `oc_i`.
+
+    Returns:
+        The loops over tiles, outer first, and `ic_i`.
+    """
+    output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
+    n, oc_o, p, oc_v = sch.get_loops(output)
+    oc_t, oc_i = sch.split(oc_o, [None, oc_vectors])
+    p_o, p_i = sch.split(p, [None, pixels])
+    sch.reorder(n, oc_t, p_o, oc_i, p_i, oc_v)
+    sch.compute_at(total, p_o, preserve_unit_loops=True)
+    _, t_oc_i, t_p_i, t_oc_v, ic = sch.get_loops(total)[3:]
+    steps = split_reduction(sch, ic, channels, lanes)
+    accumulate_in_registers(
+        sch, total, output, steps, unrolled=[t_oc_i, t_p_i], vector=t_oc_v, output_loops=[oc_i, p_i, oc_v]
+    )
+    return [n, oc_t, p_o], steps[-1]
 
 
 def unroll_lanes(sch: s_tir.Schedule, device: Device, ic_i: LoopRV, accumulators: int) -> None:

@@ -3,7 +3,16 @@
 import pytest
 from tvm import s_tir, te, tirx
 
-from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows, start_from_bias
+from sepwise.lowering import compute
+from sepwise.lowering.strategies.steps import (
+    accumulate_in_registers,
+    split_reduction,
+    stage_rows,
+    start_from_bias,
+    tile_flat_pixels,
+    tile_rectangle,
+)
+from sepwise.lowering.workload import ConvWorkload, Stage
 
 ROWS, CHANNELS, LANES = 4, 24, 8
 
@@ -62,6 +71,37 @@ def test_accumulators_are_zeroed_summed_and_written_in_registers() -> None:
     assert extents(sch, "total_update") == [2, CHANNELS, 2, LANES]
     assert kinds(sch, "total_update") == ["SERIAL", "SERIAL", "UNROLLED", "VECTORIZED"]
     assert kinds(sch, "output") == ["SERIAL", "UNROLLED", "VECTORIZED"]
+
+
+def convolution(groups: int, taps: int, *, flat: bool) -> tuple[s_tir.Schedule, compute.StageTensors]:
+    """8 channels of 6 x 10 pixels in blocks of 4, the border staged."""
+    around = (taps // 2,) * 2
+    stage = Stage(8, 8, groups, (taps, taps), (1, 1), around, around, (1, 1), None)
+    workload = ConvWorkload(1, (6, 10), (stage,), False, None, 4, 4)
+    built = compute.conv(workload, (60,) if flat else (6, 10), 2, (1,), flat=flat)
+    return s_tir.Schedule(built.function), built.stages[0]
+
+
+def test_a_rectangle_is_in_registers_and_reads_the_input_itself() -> None:
+    sch, names = convolution(8, 3, flat=False)
+    loops = tile_rectangle(sch, names, rank=2, rows=3, pixels=5)
+    assert [int(sch.get(loop).extent) for loop in loops] == [1, 2, 2, 2]
+    assert extents(sch, names.output) == [1, 2, 2, 2, 3, 5, 4]
+    assert kinds(sch, names.output) == ["SERIAL"] * 4 + ["UNROLLED", "UNROLLED", "VECTORIZED"]
+    update = f"{names.accumulator}_update"
+    assert kinds(sch, update)[-6:] == ["UNROLLED"] * 5 + ["VECTORIZED"]  # taps, the channel of a group, rows, pixels
+    assert names.pad is not None
+    with pytest.raises(Exception, match=names.pad):
+        sch.get_sblock(names.pad)
+
+
+def test_flat_pixels_are_in_registers() -> None:
+    sch, names = convolution(1, 1, flat=True)
+    loops, ic_i = tile_flat_pixels(sch, names, channels=8, lanes=4, pixels=6, oc_vectors=2)
+    assert [int(sch.get(loop).extent) for loop in loops] == [1, 1, 10]
+    assert int(sch.get(ic_i).extent) == 4
+    assert extents(sch, names.output) == [1, 1, 10, 2, 6, 4]
+    assert extents(sch, f"{names.accumulator}_update")[-5:] == [2, 4, 2, 6, 4]
 
 
 @pytest.mark.parametrize("vector", [False, True])
