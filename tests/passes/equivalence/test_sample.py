@@ -68,3 +68,9 @@ def test_inputs_without_axes_are_arrays(kind: str) -> None:
     for name, array in sample_inputs(onnx.parser.parse_model(text), 0, kind).items():
         assert isinstance(array, np.ndarray), name
         assert array.shape == ()
+
+
+def test_booleans_take_both_values(model: onnx.ModelProto) -> None:
+    first, second, third = (sample_inputs(model, seed)["b"] for seed in range(3))
+    assert (first != second).all()
+    assert third.dtype == bool
