@@ -13,6 +13,7 @@ Needs neither TVM nor torch, and imports in a fraction of a second.
 
 from sepwise.passes.equivalence.agreement import Agreement, compare_answers
 from sepwise.passes.equivalence.bisection import bisect_graphs, reduce_inputs
+from sepwise.passes.equivalence.branches import compare_branches
 from sepwise.passes.equivalence.compare import (
     HISTOGRAM_EDGES,
     Check,
@@ -51,6 +52,7 @@ __all__ = [
     "Verification",
     "bisect_graphs",
     "compare_answers",
+    "compare_branches",
     "compare_execution",
     "compare_graph",
     "compare_kernel",

@@ -190,7 +190,8 @@ def compare_files(
         bisect: Whether to narrow a difference down to operators.
 
     Returns:
-        One graph check for each output, and where all are right one for the parts that differ, by themselves; one model check
+        One graph check for each output; where all are right one for the parts that differ, by themselves, and a skipped one for
+        each branch that differs and that no input takes; one model check
         for each file that ONNX Runtime runs, unless it is not known how an operator rounds, which a note says; a note for one
         that it cannot run for lack of a kernel, or not even as the reference is spelled. One that it does not run though it
         runs the reference is skipped.
@@ -210,6 +211,7 @@ def compare_files(
         Verification,
         bisect_graphs,
         compare_answers,
+        compare_branches,
         compare_graph,
         compare_parts,
         compare_precision,
@@ -231,6 +233,7 @@ def compare_files(
     reference = GraphReference(models[0], feeds)
     checks = compare_graph(reference, models[1])
     if all(check.status != "failed" for check in checks):
+        checks += compare_branches(models[0], models[1], feeds)
         checks += compare_parts(models[0], models[1], feeds[0])
         checks += compare_precision(reference, models[1])
     wrong = tuple(check for check in checks if check.status == "failed")

@@ -217,3 +217,21 @@ def test_how_it_rounds_is_not_known(tmp_path: Path) -> None:
     assert {check.scope for check in verdict.checks} == {"graph"}
     assert verdict.notes == ("not judged in ONNX Runtime: Det 'z': how it rounds is not known, so no tolerance can be derived.",)
     assert not compare_files(file, written(tmp_path / "b.onnx", text.replace("Mul", "Add"))).passed
+
+
+def test_a_branch_that_no_input_takes_has_not_passed(tmp_path: Path) -> None:
+    """One that an input decides is taken."""
+    text = """(float[4] x, bool p) => (float[4] y) <float high = {1e9}> {
+        top = ReduceMax <keepdims = 0> (x)
+        big = Greater (top, high)
+        y = If (big) <then_branch = a () => (float[4] b) { b = Exp (x) }, else_branch = c () => (float[4] d) { d = Abs (x) }>
+    }"""
+    file = written(tmp_path / "a.onnx", text)
+    assert compare_files(file, file).passed
+    verdict = compare_files(file, written(tmp_path / "b.onnx", text.replace("Exp", "Sin")))
+    assert {check.name for check in verdict.checks if not check.passed} == {"then_branch of If 'y'"}
+    first = written(tmp_path / "c.onnx", text.replace("(big)", "(p)"))
+    assert compare_files(first, first).passed
+    for name in ("Exp", "Abs"):
+        other = written(tmp_path / "d.onnx", text.replace("(big)", "(p)").replace(name, "Sin"))
+        assert compare_files(first, other).checks[0].status == "failed"
