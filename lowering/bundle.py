@@ -72,6 +72,11 @@ _PYTHON_CACHE = "__pycache__"
 _DISCARD = "SECTIONS { /DISCARD/ : { *(.debug*) *(.comment) *(.llvm_addrsig) } }\n"
 """The linker's script: what nothing that runs needs is left out (`--strip-debug` does nothing to relocatable objects)."""
 
+_HUGE_PAGES = """
+
+What the first run takes longer than later ones is mostly the system's clearing of the arena's pages. Where that counts, allocate
+the arena at a multiple of 2 MiB, and ask for huge pages with `madvise(arena, bytes, MADV_HUGEPAGE)` before the first run."""
+
 _C_TYPES = {
     "bool": "uint8_t",
     "float16": "uint16_t",
@@ -545,6 +550,7 @@ class _Writer:
             "example_outputs": ", ".join(f".{tensor.field} = out_{tensor.field}" for tensor in self.outputs),
             "example_fill": "\n".join(f"  /* Fill in_{tensor.field}, from a sensor for instance. */" for tensor in self.inputs),
             "build": self._describe_build(),
+            "first_run": _HUGE_PAGES if self.hosted else "",
             "weights_file": self.weights_file,
             "weights_crc": f"{zlib.crc32(program.constants.data):#010x}",
             "weights_size": program.constants.nbytes,
