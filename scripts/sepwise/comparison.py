@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy as np
+    import onnx
     import onnx_ir as ir
 
     from sepwise.files import ModelFile
@@ -162,6 +163,43 @@ def _require_types(model: ir.Model, inputs: Mapping[str, np.ndarray]) -> None:
             raise InputError(f"Input '{value.name}': found {found}, needed {declared}.")
 
 
+def _compare_declarations(files: Sequence[ModelFile], labels: Sequence[str]) -> list[str]:
+    """Says where two files leave other dimensions of an input open, of which one shape was fixed."""
+    import onnx
+
+    if not any(file.shapes for file in files):
+        return []
+    graphs = [onnx.load(file.path, load_external_data=False).graph for file in files]
+    first, second = ({value.name: _spell_dimensions(value.type.tensor_type.shape) for value in graph.input} for graph in graphs)
+    return [
+        f"{name} is {first[name]} in {labels[0]} and {second[name]} in {labels[1]}: they are compared at the given shape alone"
+        for name in first
+        if name in second and first[name] != second[name]
+    ]
+
+
+def _spell_dimensions(shape: onnx.TensorShapeProto) -> str:
+    """Writes a declared shape; all open dimensions are alike, whatever they are called."""
+    return f"[{','.join(str(dim.dim_value) if dim.dim_value > 0 else '?' for dim in shape.dim)}]"
+
+
+def _compare_formats(first: ir.Model, second: ir.Model, labels: Sequence[str]) -> list[str]:
+    """Says that the second file has constants of fewer digits than the first, whose rounding is then taken for a mistake."""
+    from sepwise.passes.equivalence.graph import read_graph
+
+    graphs = [read_graph(model) for model in (first, second)]
+    held = [[graph.format_of(name) for name, array in graph.constants.items() if array.dtype.kind == "f"] for graph in graphs]
+    if not all(held):
+        return []
+    a, b = (max(formats, key=lambda each: each.unit) for formats in held)
+    if b.unit <= a.unit:
+        return []
+    return [
+        f"{labels[1]} holds constants in {b.dtype} and {labels[0]} none below {a.dtype}, whose rounding is all that is allowed: "
+        "to judge such a conversion give the coarser file first"
+    ]
+
+
 def _labels(first: ModelFile, second: ModelFile) -> tuple[str, str]:
     """Calls two files by their names, by their paths where those are alike, and one file twice by its place."""
     if first.path.name != second.path.name:
@@ -223,7 +261,7 @@ def compare_files(
     models = [load_model(file.path, shapes=file.shapes) for file in (first, second)]
     labels = _labels(first, second)
     matched = _match_names(models[0], models[1], labels)
-    notes = [] if matched is None else [matched]
+    notes = [*([] if matched is None else [matched]), *_compare_declarations((first, second), labels)]
     described: tuple[str, ...]
     if inputs is not None:
         _require_types(models[0], inputs)
@@ -235,8 +273,11 @@ def compare_files(
     if all(check.status != "failed" for check in checks):
         checks += compare_branches(models[0], models[1], feeds)
         checks += compare_parts(models[0], models[1], feeds[0])
-        checks += compare_precision(reference, models[1])
     wrong = tuple(check for check in checks if check.status == "failed")
+    if wrong:
+        notes += _compare_formats(models[0], models[1], labels)
+    else:
+        checks += compare_precision(reference, models[1])
     agreement: tuple[Agreement, ...] = ()
     runs = 0
     try:
@@ -260,6 +301,8 @@ def compare_files(
             checks.append(settle(partial(_judge, outputs, reference, name)))
             if inputs is not None and model is models[1]:
                 agreement = compare_answers(outputs[0], reference.outputs[0], reference.execution_sigma()[0])
+    if bisect and not wrong and any(check.status == "failed" for check in checks):
+        notes.append("not narrowed down: computed in float64 all parts are the same; what failed is how an execution rounds")
     verdict = Verification(
         first.name,
         None,

@@ -235,3 +235,37 @@ def test_a_branch_that_no_input_takes_has_not_passed(tmp_path: Path) -> None:
     for name in ("Exp", "Abs"):
         other = written(tmp_path / "d.onnx", text.replace("(big)", "(p)").replace(name, "Sin"))
         assert compare_files(first, other).checks[0].status == "failed"
+
+
+def test_what_is_compared_at_one_shape_alone(tmp_path: Path) -> None:
+    text = "(float[n, 4] x) => (float[m, 4] y) { y = Exp (x) }"
+    paths = [written(tmp_path / f"{name}.onnx", text.replace("n,", f"{size},")).path for name, size in (("a", "n"), ("b", "2"), ("c", "k"))]
+    first, second, third = (resolve(path, (2, 4)) for path in paths)
+    note = "x is [?,4] in a.onnx and [2,4] in b.onnx: they are compared at the given shape alone"
+    assert compare_files(first, second).notes == (note,)
+    assert compare_files(first, third).notes == ()
+
+
+def test_the_coarser_file_comes_first(tmp_path: Path) -> None:
+    text = "(float[50, 3] x) => (float[50, 3] y) <float[3] w = {0.1, 0.2, 0.3}> { v = Cast <to = 1> (w) y = Mul (x, v) }"
+    first = written(tmp_path / "a.onnx", text)
+    coarse = onnx.load(first.path)
+    weights = onnx.numpy_helper.to_array(coarse.graph.initializer[0])
+    coarse.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights.astype(np.float16), "w"))
+    onnx.save(coarse, tmp_path / "b.onnx")
+    second = resolve(tmp_path / "b.onnx")
+    verdict = compare_files(first, second)
+    assert not verdict.passed
+    assert any("give the coarser file first" in note for note in verdict.notes)
+    assert compare_files(second, first).checks[0].passed
+
+
+def test_what_no_part_is_wrong_in_is_not_narrowed_down(tmp_path: Path) -> None:
+    """A cast to float16 and back is nothing in float64."""
+    text = "(float[50, 3] x) => (float[50, 3] y) { z = Mul (x, x) y = Exp (z) }"
+    rounded = text.replace("{ z = Mul (x, x)", "{ s = Mul (x, x) h = Cast <to = 10> (s) z = Cast <to = 1> (h)")
+    first, second = written(tmp_path / "a.onnx", text), written(tmp_path / "b.onnx", rounded)
+    verdict = compare_files(first, second, bisect=True)
+    assert not verdict.passed
+    assert verdict.reproducer is None
+    assert any(note.startswith("not narrowed down") for note in verdict.notes)
