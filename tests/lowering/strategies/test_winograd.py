@@ -47,7 +47,7 @@ def workloads(draws: SimpleNamespace, lanes: int) -> st.SearchStrategy[ConvWorkl
 def test_drawn_kernels(
     strategy: Any, explore: Callable[..., None], draws: SimpleNamespace, check_native: Callable[..., None], target: device.Device
 ) -> None:
-    cases = draws.batch_of_cases(workloads(draws, target.lanes), strategy, target, 4)
+    cases = draws.batch_of_cases(workloads(draws, target.lanes), strategy, target, 2)
     explore(cases, lambda drawn: check_native(drawn, target))
 
 
@@ -62,12 +62,11 @@ def test_every_tile(
     lanes = target.lanes
     workload = square((9, 11), lanes + 1, 2 * lanes + 3, lanes, residual=True, pads_begin=(2, 0), pads_end=(0, 3))
     tiles = strategy.tiles(workload, target, 1)
-    count = 12 // strategy.algorithm.outputs, 13 // strategy.algorithm.outputs
     assert {tile.rows for tile in tiles} >= {1, 2}
-    assert {tile.columns for tile in tiles} >= {1, count[1] // 2}
+    assert {tile.columns for tile in tiles} >= {1, 2}
     assert {tile.oc_vectors for tile in tiles} == {1, 2, 3}
     some = drawn_tiles(tiles)
-    check_native([make_case(workload, strategy, tile) for tile in some[:: max(1, len(some) // 8)]], target)
+    check_native([make_case(workload, strategy, tile) for tile in some[:: max(1, len(some) // 4)]], target)
 
 
 def test_tiles_fit_every_device(every_device: dict[str, device.Device], check_tiles: Callable[..., None]) -> None:
