@@ -12,10 +12,10 @@ vectors are inputs, each is read by neighbouring statements and needs no registe
     #   ->  a1 += x[0:4] * w0; a0 += x[4:8] * w0; a1 += x[4:8] * w1
 
 A reduction reads each of its tensors through one pointer, which every load of up to four vectors moves on. LLVM by itself loads
-two at most, and computes addresses apart:
+two at most, and computes addresses apart. As nothing else depends on its variable then, several iterations share a counter:
 
     # for i: a0 += x * w[16 i : 16 i + 4]; ...; a3 += x * w[16 i + 12 : 16 i + 16]
-    #   ->  p = &w[0]; for i: v = ld1(p), p += 64; a0 += x * v[0:4]; ...; a3 += x * v[12:16]
+    #   ->  p = &w[0]; for i by 4: 4 times (v = ld1(p), p += 64; a0 += x * v[0:4]; ...; a3 += x * v[12:16])
 
 Minimum and maximum give NaN for NaN, so a clamp takes two instructions instead of four:
 
@@ -47,6 +47,9 @@ __all__ = ["clamp_by_minimum", "load_by_streams", "load_lanes_together", "order_
 
 REGISTER_BITS: Final = 128
 """Bits of a vector register."""
+
+MOST_REPEATED_FMAS: Final = 256
+"""Multiply-adds of iterations that are written out behind each other, so that a counter and a branch serve all of them."""
 
 FLOATS: Final = ("float16", "float32")
 """Types that vector instructions compute in; kernels have the first only where the device computes in it."""
@@ -134,7 +137,7 @@ def order_by_input(function: tirx.PrimFunc) -> tirx.PrimFunc:
     return function.with_body(tvm_ffi.structural_map(function.body, (tirx.SeqStmt, on_sequence)))
 
 
-def load_by_streams(function: tirx.PrimFunc, registers: int) -> tirx.PrimFunc:
+def load_by_streams(function: tirx.PrimFunc, registers: int, *, repeated: bool = True) -> tirx.PrimFunc:
     """Vector loads of loops that do nothing but accumulate -> loads of several vectors from pointers that they move on.
 
     A loop whose accumulators and inputs leave no registers for that stays as it is.
@@ -142,6 +145,7 @@ def load_by_streams(function: tirx.PrimFunc, registers: int) -> tirx.PrimFunc:
     Args:
         function: Flat and vectorised, its loops unrolled, inputs loaded as lanes. It is the last of these passes.
         registers: Vector registers of the device.
+        repeated: Whether several iterations may share a counter.
 
     Returns:
         The function with such loads replaced, and with LLVM's intermediate code of what it calls for them.
@@ -153,7 +157,7 @@ def load_by_streams(function: tirx.PrimFunc, registers: int) -> tirx.PrimFunc:
         run = list(loop.body.seq) if isinstance(loop.body, tirx.SeqStmt) else [loop.body]
         if not all(isinstance(statement, tirx.BufferStore) and statement.buffer.scope() == "local" for statement in run):
             return loop
-        return _by_streams(loop, run, registers, analyzer, kinds)
+        return _by_streams(loop, run, registers, MOST_REPEATED_FMAS if repeated else 0, analyzer, kinds)
 
     body = tvm_ffi.structural_map(function.body, (tirx.For, on_loop))
     if kinds:
@@ -200,10 +204,27 @@ class _Stream(NamedTuple):
         return found
 
 
+class _Move(NamedTuple):
+    """A load of neighbouring vectors of a stream, from a pointer that moves on by `distance` bytes.
+
+    `reader` is the number of the first statement that reads them or what the pointer comes to later in the iteration.
+    """
+
+    number: int
+    stream: _Stream
+    part: tuple[int, ...]
+    reader: int
+    place: Expr
+    distance: Expr
+
+
 def _by_streams(
-    loop: tirx.For, run: Sequence[tirx.Stmt], registers: int, analyzer: Any, kinds: set[tuple[str, int]]
+    loop: tirx.For, run: Sequence[tirx.Stmt], registers: int, most_fmas: int, analyzer: Any, kinds: set[tuple[str, int]]
 ) -> tirx.Stmt:
-    """A loop over `run` with the loads of its streams; `kinds` gets the types and counts of vectors that are loaded together."""
+    """A loop over `run` with the loads of its streams, in bodies of up to `most_fmas` multiply-adds where one has no more.
+
+    `kinds` gets the types and counts of vectors that are loaded together.
+    """
     streams, places = _streams(loop, run, analyzer)
     totals = {(statement.buffer, str(statement.indices[0])) for statement in run}
     inputs = sum(max(map(len, stream.rows)) for stream in streams if stream.by_lane)
@@ -211,20 +232,16 @@ def _by_streams(
     if not inputs or together < LEAST_TOGETHER or int(getattr(loop.extent, "value", 0)) == 1:
         return loop
     before: list[tirx.Stmt] = []
-    loads: dict[int, list[tirx.Stmt]] = {}
-    behind: list[tirx.Stmt] = []
-    loaded: dict[tuple[int, int], tuple[Var, int]] = {}
+    moves: list[_Move] = []
     for number, stream in enumerate(streams):
         parts = stream.parts(MOST_TOGETHER if stream.by_lane else together)
         if min(map(len, parts)) < LEAST_TOGETHER:
             continue
-        dtype = str(stream.source.ty.dtype)
         element_bytes = int(stream.source.ty.dtype.dtype.bits) // 8
         place = tirx.decl_buffer((1,), "int64", "place", scope="local")
         first = tirx.BufferLoad(stream.source, [_with(stream.base, loop.loop_var, loop.min) + parts[0][0]])
         start = tirx.call_extern("int64", "sepwise_place", tirx.address_of(first))
         before += [tirx.AllocBuffer(place), tirx.BufferStore(place, start, [0])]
-        here: Expr = tirx.BufferLoad(place, [0])
         for at, part in enumerate(parts):
             later = parts[at:]
             following = later[1][0] if len(later) > 1 else parts[0][0] + stream.step
@@ -232,21 +249,72 @@ def _by_streams(
             if following != part[0] + len(part) * stream.lanes:  # an instruction takes it from a register alone
                 distance, constant = Var("distance", PrimType("int64")), distance
                 before.append(tirx.Bind(distance, _opaque(constant)))
-            pointer = Var("pointer", PrimType("int64"))
-            vectors = Var("vectors", PrimType(f"{dtype}x{len(part) * stream.lanes}"))
-            load = tirx.call_extern(str(vectors.ty.dtype), _load_name(dtype, len(part)), pointer)
             reader = min(stream.readers[offset] for row in later for offset in row)
-            loads.setdefault(reader, []).extend([tirx.Bind(pointer, here), tirx.Bind(vectors, load)])
-            here = _opaque(pointer + distance)
-            kinds.add((dtype, len(part)))
-            loaded.update({(number, offset): (vectors, lane * stream.lanes) for lane, offset in enumerate(part)})
-        behind.append(tirx.BufferStore(place, here, [0]))
-    if not loads:
+            moves.append(_Move(number, stream, tuple(part), reader, place, distance))
+            kinds.add((str(stream.source.ty.dtype), len(part)))
+    if not moves:
         return loop
     extent = loop.extent
-    if isinstance(extent, tirx.IntImm):  # LLVM would unroll a short loop, and load what all of it reads first
+    repeats = 1
+    if isinstance(extent, tirx.IntImm):
+        if all(map(_is_register, run)) and not _reads_place(run, moves, places, loop.loop_var):
+            repeats = _repeats(int(extent), len(run), most_fmas)
+        # LLVM would unroll a short loop, and load what all of it reads first
         extent = Var("extent", PrimType("int32"))
-        before.append(tirx.Bind(extent, tirx.call_extern("int32", "sepwise_extent", loop.extent)))
+        before.append(tirx.Bind(extent, tirx.call_extern("int32", "sepwise_extent", loop.extent // repeats)))
+    iterations = [_moving(run, moves, places) for _ in range(repeats)]
+    for iteration in iterations[1:]:
+        iteration[:0] = _behind(run[-1], moves)
+    body = tirx.SeqStmt([statement for iteration in iterations for statement in iteration])
+    return tirx.SeqStmt(
+        [*before, tirx.For(loop.loop_var, loop.min, extent, loop.kind, body, loop.thread_binding, loop.annotations)]
+    )
+
+
+def _repeats(extent: int, multiply_adds: int, most: int) -> int:
+    """How often the body of a loop is written out, so that all bodies are."""
+    return max(n for n in range(1, extent + 1) if extent % n == 0 and (n == 1 or n * multiply_adds <= most))
+
+
+def _is_register(statement: tirx.BufferStore) -> bool:
+    """Whether a statement writes one vector register of floating-point numbers."""
+    (ramp,) = statement.indices
+    lanes = _register_lanes(statement.buffer)
+    return str(statement.buffer.ty.dtype) in FLOATS and isinstance(ramp, tirx.Ramp) and str(ramp.lanes) == str(lanes)
+
+
+def _reads_place(
+    run: Sequence[tirx.Stmt], moves: Sequence[_Move], places: dict[TensorLoad, tuple[int, int]], variable: Var
+) -> bool:
+    """Whether something else than the loads that pointers serve depends on a loop's variable."""
+    moved = {move.number for move in moves}
+    found: list[Var] = []
+
+    def on_load(load: TensorLoad) -> tvm_ffi.WalkResult | None:
+        return tvm_ffi.WalkResult.SKIP if places.get(load, (-1, 0))[0] in moved else None
+
+    for statement in run:
+        tvm_ffi.structural_walk(statement, ((TensorLoad, on_load), (Var, found.append)), order="pre")
+    return any(each.same_as(variable) for each in found)
+
+
+def _moving(run: Sequence[tirx.Stmt], moves: Sequence[_Move], places: dict[TensorLoad, tuple[int, int]]) -> list[tirx.Stmt]:
+    """The statements of one iteration, each after the loads of what it is first to read."""
+    loads: dict[int, list[tirx.Stmt]] = {}
+    loaded: dict[tuple[int, int], tuple[Var, int]] = {}
+    for move in moves:
+        dtype = str(move.stream.source.ty.dtype)
+        pointer = Var("pointer", PrimType("int64"))
+        vectors = Var("vectors", PrimType(f"{dtype}x{len(move.part) * move.stream.lanes}"))
+        load = tirx.call_extern(str(vectors.ty.dtype), _load_name(dtype, len(move.part)), pointer)
+        loads.setdefault(move.reader, []).extend(
+            [
+                tirx.Bind(pointer, tirx.BufferLoad(move.place, [0])),
+                tirx.Bind(vectors, load),
+                tirx.BufferStore(move.place, _opaque(pointer + move.distance), [0]),
+            ]
+        )
+        loaded.update({(move.number, offset): (vectors, lane * move.stream.lanes) for lane, offset in enumerate(move.part)})
 
     def on_load(load: TensorLoad) -> Expr:
         vectors, first = loaded.get(places.get(load, (-1, 0)), (None, 0))
@@ -257,10 +325,17 @@ def _by_streams(
     statements: list[tirx.Stmt] = []
     for number, statement in enumerate(run):
         statements += [*loads.get(number, []), tvm_ffi.structural_map(statement, (TensorLoad, on_load))]
-    body = tirx.SeqStmt([*statements, *behind])
-    return tirx.SeqStmt(
-        [*before, tirx.For(loop.loop_var, loop.min, extent, loop.kind, body, loop.thread_binding, loop.annotations)]
-    )
+    return statements
+
+
+def _behind(last: tirx.BufferStore, moves: Sequence[_Move]) -> list[tirx.Stmt]:
+    """Makes pointers seem to depend on the last sum of an iteration, so that LLVM loads nothing of the next one before it."""
+    total = tirx.BufferLoad(last.buffer, last.indices)
+    name = f"sepwise_behind_{last.buffer.ty.dtype}"
+    places = list(dict.fromkeys(move.place for move in moves))
+    return [
+        tirx.BufferStore(place, tirx.call_extern("int64", name, tirx.BufferLoad(place, [0]), total), [0]) for place in places
+    ]
 
 
 def _streams(
@@ -335,6 +410,16 @@ define i64 @sepwise_place(ptr %address) {
 
 define i64 @sepwise_opaque(i64 %value) {
   %same = call i64 asm "", "=r,0"(i64 %value) memory(none)
+  ret i64 %same
+}
+
+define i64 @sepwise_behind_float32(i64 %value, <4 x float> %other) {
+  %same = call i64 asm "", "=r,0,w"(i64 %value, <4 x float> %other) memory(none)
+  ret i64 %same
+}
+
+define i64 @sepwise_behind_float16(i64 %value, <8 x half> %other) {
+  %same = call i64 asm "", "=r,0,w"(i64 %value, <8 x half> %other) memory(none)
   ret i64 %same
 }
 

@@ -29,7 +29,9 @@ from tvm.ir.expr import Call, TensorLoad, Var
 
 from sepwise.lowering.advanced_simd import clamp_by_minimum, load_by_streams, load_lanes_together, order_by_input
 from sepwise.lowering.borders import peel_borders
+from sepwise.lowering.cost import repeats_iterations
 from sepwise.lowering.lane_loads import permute_loads
+from sepwise.lowering.prefetch import prefetch_next
 from sepwise.lowering.scalable import widen_loops
 from sepwise.lowering.tiling import TASK_LOOP
 from sepwise.lowering.vector_math import replace_math
@@ -49,6 +51,10 @@ ALIGNMENT_BYTES = 64
 
 FLOAT16_FEATURES = frozenset({"fullfp16", "avx512fp16"})
 """LLVM's names of float16 arithmetic."""
+
+LLVM_OPTIONS = ("-misched-cyclicpath:bool=false",)
+"""LLVM's options where iterations share a counter. Its scheduler would otherwise take the chains of accumulations of a long loop
+for what limits it, load what all of them read first, and spill; their loads stand where they are needed."""
 
 OBJECT_BYTES = 32 << 20
 """Room that an object file is given, ample for hundreds of kernels."""
@@ -84,6 +90,8 @@ def tvm_target(device: Device) -> tvm.target.Target:
     options["vector-width"] = 8 * device.vector_bytes
     if device.features:
         options["mattr"] = list(device.features)
+    if repeats_iterations(device):
+        options["cl-opt"] = list(LLVM_OPTIONS)
     return tvm.target.Target(options)
 
 
@@ -129,8 +137,8 @@ def lower_kernel(function: tirx.PrimFunc, symbol: str, device: Device) -> Compil
     if device.scalable_bytes:
         lowered = widen_loops(lowered)
     if device.multiplies_by_lane:
-        lowered = order_by_input(load_lanes_together(clamp_by_minimum(lowered)))
-        lowered = load_by_streams(lowered, device.vector_registers)
+        lowered = prefetch_next(order_by_input(load_lanes_together(clamp_by_minimum(lowered))))
+        lowered = load_by_streams(lowered, device.vector_registers, repeated=repeats_iterations(device))
     module = _FINISH(tvm.IRModule({symbol: lowered}))
     return CompiledKernel(symbol, module[symbol], tasks, scratch_bytes)
 

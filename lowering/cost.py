@@ -19,10 +19,12 @@ __all__ = [
     "MOST_TOGETHER",
     "SPARE_REGISTERS",
     "copy_cycles",
+    "is_prefetched",
     "micro_kernel_cycles",
     "parallel_cycles",
     "register_tile_fits",
     "register_tiles",
+    "repeats_iterations",
     "stream_cycles",
     "vectors_together",
 ]
@@ -213,6 +215,32 @@ def copy_cycles(device: Device, nbytes: float, *, footprint_bytes: float) -> flo
     if footprint_bytes <= device.l2_bytes * CACHE_SHARE:
         return nbytes / device.l2_bytes_per_cycle
     return nbytes / device.memory_bytes_per_cycle
+
+
+def is_prefetched(device: Device, nbytes: float) -> bool:
+    """Tells whether a kernel asks ahead for lines of a tensor that no prefetcher of the core foresees.
+
+    Args:
+        device: Gives the caches and the kind of core; x86 cores are left to their prefetchers.
+        nbytes: Of the tensor.
+
+    Returns:
+        Whether it comes from memory, and so is waited for longer than a few instructions hide.
+    """
+    return device.multiplies_by_lane and nbytes > max(device.l2_bytes, device.l3_bytes) * CACHE_SHARE
+
+
+def repeats_iterations(device: Device) -> bool:
+    """Tells whether several iterations of a reduction share a counter.
+
+    Args:
+        device: The core. Where a vector takes more than a cycle to load, it runs in order, and for such LLVM 22 moves loads
+            across iterations until it spills (cortex-a55, `sepwise bench`).
+
+    Returns:
+        Whether the order in which they are written stays.
+    """
+    return device.multiplies_by_lane and device.load_ports >= 1
 
 
 def stream_cycles(device: Device, nbytes: float) -> float:

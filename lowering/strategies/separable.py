@@ -24,7 +24,8 @@ from tvm import s_tir
 
 from sepwise.lowering import compute
 from sepwise.lowering.borders import mark_border
-from sepwise.lowering.cost import copy_cycles, micro_kernel_cycles, parallel_cycles, register_tile_fits
+from sepwise.lowering.cost import copy_cycles, is_prefetched, micro_kernel_cycles, parallel_cycles, register_tile_fits
+from sepwise.lowering.prefetch import mark_prefetch
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.depthwise import depthwise_cycles, unrolled_taps
 from sepwise.lowering.strategies.depthwise_tile import border_tiles, code_fits, rectangle_cycles, rectangle_fits
@@ -141,6 +142,7 @@ class SeparableStrategy:
         depthwise, pointwise = workload.stages
         *outer, height, width = workload.spatials[-1]
         blocks = math.ceil(pointwise.out_channels / workload.output_lanes)
+        in_blocks = math.ceil(depthwise.out_channels / workload.output_lanes)
         packs = (1, oc_pack(blocks, tile.oc_vectors))
         domain = (*outer, round_up(height, tile.rows), round_up(width, tile.pixels))
         built = compute.conv(workload, domain, round_up(blocks, tile.oc_vectors), packs)
@@ -196,6 +198,8 @@ class SeparableStrategy:
             borders = border_tiles(depthwise, workload.spatial, extents, tiles)
             for loop, (begin, end) in zip((*depth, oh_o, d_ow_o), borders, strict=True):
                 mark_border(sch, loop, begin, end)
+            if is_prefetched(device, in_blocks * math.prod(workload.spatial) * device.vector_bytes):
+                mark_prefetch(sch, d_ic_o, "data")
 
         for loop in (n, *depth, oh_o):
             mark_task(sch, loop)

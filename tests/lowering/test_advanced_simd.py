@@ -218,7 +218,7 @@ WEIGHTS = tirx.decl_buffer((4096,), "float32", "w")
 SUMS = tirx.decl_buffer((128,), "float32", "sums", scope="local")
 
 
-def reduction(pixels: int, vectors: int, *, steps: int = 6, weight_row: int = 0) -> tirx.PrimFunc:
+def reduction(pixels: int, vectors: int, *, steps: int = 7, weight_row: int = 0) -> tirx.PrimFunc:
     """`for i: for k, v, p: sums[p, v] += lane k of x[i, p] * w[i, k, v]`, a row of weights by default as long as those of a step."""
     i = Var("i", PrimType("int32"))
     row = weight_row or 4 * vectors
@@ -290,3 +290,24 @@ def test_streams_of_single_vectors_stay() -> None:
 def test_a_single_iteration_stays() -> None:
     before = reduction(8, 2, steps=1)
     assert str(advanced_simd.load_by_streams(before, 32)) == str(before)
+
+
+@pytest.mark.parametrize(("steps", "repeats"), [(8, 4), (6, 3), (7, 1), (2, 2)])
+def test_iterations_share_a_counter_up_to_256_multiply_adds(steps: int, repeats: int) -> None:
+    after = advanced_simd.load_by_streams(reduction(8, 2, steps=steps), 32)
+    extents: list[Call] = []
+    tvm_ffi.structural_walk(after.body, (Call, lambda call: extents.append(call) if "sepwise_extent" in str(call) else None))
+    assert [int(call.args[1]) for call in extents] == [steps // repeats]
+    assert calls(after, "sepwise_load_float32_4") == 4 * repeats
+    assert calls(after, "sepwise_behind_float32") == 2 * (repeats - 1)  # both pointers wait for the last sum before
+
+
+def test_iterations_that_read_by_their_number_keep_a_counter_each() -> None:
+    loop = reduction(8, 2, steps=8).body
+    place = ramp(64)
+    single = tirx.Broadcast(tirx.BufferLoad(PIXELS, [loop.loop_var]), 4)
+    total = tirx.BufferStore(SUMS, tirx.BufferLoad(SUMS, [place]) + single, [place])
+    body = tirx.SeqStmt([*loop.body.seq, total])
+    after = advanced_simd.load_by_streams(tirx.PrimFunc([], tirx.For(loop.loop_var, 0, 8, loop.kind, body)), 32)
+    assert calls(after, "sepwise_load_float32_3") > 0
+    assert calls(after, "sepwise_behind_float32") == 0

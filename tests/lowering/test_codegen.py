@@ -16,6 +16,7 @@ from tvm import s_tir, te, tirx
 
 from sepwise.lowering import codegen, device, link
 from sepwise.lowering.build import build_program
+from sepwise.lowering.cost import repeats_iterations
 from sepwise.lowering.generic import ELEMENT_TYPES
 from sepwise.lowering.runner import NativeRunner
 from sepwise.lowering.strategies import CONV_STRATEGIES, LINEAR_STRATEGIES
@@ -119,6 +120,13 @@ def test_features_reach_the_compiler() -> None:
     for name in device.names():
         each = device.get(name)
         assert tuple(dict(codegen.tvm_target(each).attrs).get("mattr", ())) == each.features
+
+
+def test_the_scheduler_of_llvm_leaves_loads_where_they_stand_if_iterations_share_a_counter() -> None:
+    for name in device.names():
+        each = device.get(name)
+        options = tuple(dict(codegen.tvm_target(each).attrs).get("cl-opt", ()))
+        assert options == (codegen.LLVM_OPTIONS if repeats_iterations(each) else ())
 
 
 # Tasks -----------------------------------------------------------------------------------------------------------------

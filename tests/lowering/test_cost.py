@@ -166,3 +166,18 @@ def test_vectors_that_are_loaded_together_cost_less() -> None:
     together, pairs = (cost.micro_kernel_cycles(a72, p, v, 128) / (p * v) for p, v in ((4, 4), (9, 2)))
     assert together < pairs  # though 9 x 2 loads fewer vectors for each multiply-add
     assert cost.micro_kernel_cycles(a72, 8, 2, 128) < cost.micro_kernel_cycles(a72, 8, 2, 128, weights_together=False)
+
+
+def test_lines_are_asked_for_where_they_come_from_memory_and_no_x86_core_asks() -> None:
+    a72, n1 = device.get("cortex-a72"), device.get("neoverse-n1")
+    limit = a72.l2_bytes * cost.CACHE_SHARE
+    assert cost.is_prefetched(a72, limit + 1)
+    assert not cost.is_prefetched(a72, limit)
+    assert not cost.is_prefetched(n1, limit + 1)  # which has a third level
+    assert not cost.is_prefetched(V3, 1 << 30)
+
+
+def test_iterations_share_a_counter_on_cores_out_of_order() -> None:
+    repeating = {each.name for each in DEVICES if cost.repeats_iterations(each)}
+    assert {"cortex-a72", "cortex-a76", "neoverse-n1"} <= repeating
+    assert not repeating & {"cortex-a53", "cortex-a55", "cortex-a7", "x86-64-v3"}

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from sepwise.lowering import device
+from sepwise.lowering.codegen import lower_kernel
 from sepwise.lowering.cost import CACHE_SHARE
 from sepwise.lowering.strategies.base import Refusal
 from sepwise.lowering.strategies.separable import SeparableStrategy, SeparableTile
@@ -129,6 +130,15 @@ def test_refusals(changes: dict[str, Any], reason: str) -> None:
     v3 = device.get("x86-64-v3")
     assert STRATEGY.applies(separable((5, 5), 8, 16, 8), v3) is None
     assert STRATEGY.applies(separable((5, 5), 8, 16, 8, **changes), v3) == Refusal(reason)
+
+
+@pytest.mark.parametrize(("size", "asks"), [(112, True), (28, False)])
+def test_inputs_that_no_cache_holds_are_asked_for_ahead(size: int, asks: bool) -> None:
+    a72 = device.get("cortex-a72")
+    tile = SeparableTile(rows=4, pixels=4, oc_vectors=2, rectangle=4)
+    function = STRATEGY.schedule(separable((size, size), 64, 8, a72.lanes), a72, tile).function
+    kernel = lower_kernel(function, "kernel", a72)
+    assert ("sepwise_prefetch" in str(kernel.function)) == asks
 
 
 def test_refuses_one_and_three() -> None:

@@ -1,0 +1,192 @@
+"""Prefetches of what the next iteration of a loop will read, where no prefetcher of a core foresees it.
+
+A prefetcher follows lines that lie behind each other. A rectangle of outputs reads a few lines of each of its rows, and in the
+next block of channels the same rows of another plane: every row begins anew, and its first lines are waited for.
+
+    # for ic_o:                              for ic_o:
+    #   for t: f(x[P ic_o + T t + ...])  ->    for t: prefetch(x[P (ic_o + 1) + T t + last of each row]); f(...)
+
+The lines that a tile reads and the tile before it does not are asked for once, an iteration of the marked loop early: half of
+them at the head of the tile, half where it reads what lies before the first of that half, so that a core has room for them; not
+beside each row, which costs LLVM registers. The last iteration asks for lines behind its own, which is allowed for any address.
+It runs on flat functions, their tiles unrolled and their statements in order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import PrimType
+from tvm.ir.expr import StringImm, TensorLoad, Var
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tvm import s_tir
+
+    Expr = Any  # tvm has no type stubs
+
+__all__ = ["PREFETCH_LOOP", "mark_prefetch", "prefetch_next"]
+
+PREFETCH_LOOP: Final = "sepwise.prefetch"
+"""Annotation of a loop: the name of the parameter that its next iteration reads elsewhere."""
+
+LINE_BYTES: Final = 64
+"""What one prefetch brings; where lines are longer some are asked for twice."""
+
+_CODE: Final = """
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+
+define i64 @sepwise_ahead(ptr %address, i64 %distance) {
+  %place = ptrtoint ptr %address to i64
+  %sum = add i64 %place, %distance
+  %ahead = call i64 asm "", "=r,0"(i64 %sum) memory(none)
+  ret i64 %ahead
+}
+
+define void @sepwise_prefetch(i64 %place) {
+  %address = inttoptr i64 %place to ptr
+  call void @llvm.prefetch.p0(ptr %address, i32 0, i32 3, i32 1)
+  ret void
+}
+"""
+"""The first keeps an address in a register, to which prefetches add a constant."""
+
+
+def mark_prefetch(sch: s_tir.Schedule, loop: s_tir.schedule.LoopRV, parameter: str) -> None:
+    """Notes that the next iteration of a loop reads a parameter where no prefetcher foresees it.
+
+    Args:
+        sch: The schedule.
+        loop: The loop.
+        parameter: The parameter's name.
+    """
+    sch.annotate(loop, PREFETCH_LOOP, parameter)
+
+
+def prefetch_next(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Writes the prefetches of marked loops; see above.
+
+    Args:
+        function: Flat and vectorised, its tiles unrolled.
+
+    Returns:
+        The function without marks, with LLVM's intermediate code of what it calls.
+    """
+    analyzer = tvm.sym.Analyzer()
+    marked: list[tirx.For] = []
+
+    def on_loop(loop: tirx.For) -> tirx.Stmt:
+        if PREFETCH_LOOP not in loop.annotations:
+            return loop
+        marked.append(loop)
+        body = _with_prefetches(loop.body, loop, None, analyzer)
+        annotations = {key: value for key, value in loop.annotations.items() if key != PREFETCH_LOOP}
+        return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, annotations)
+
+    body = tvm_ffi.structural_map(function.body, (tirx.For, on_loop))
+    if marked:
+        body = tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", StringImm(_CODE), body)
+    return function.with_body(body)
+
+
+def _with_prefetches(body: tirx.Stmt, marked: tirx.For, tile: Var | None, analyzer: Any) -> tirx.Stmt:
+    """The body of a marked loop or of one inside, whose variable is `tile`, with prefetches at the head of each tile."""
+    if isinstance(body, tirx.For):
+        inner = _with_prefetches(body.body, marked, body.loop_var, analyzer)
+        return tirx.For(body.loop_var, body.min, body.extent, body.kind, inner, body.thread_binding, body.annotations)
+    if not isinstance(body, tirx.SeqStmt):
+        return body
+    statements = [_with_prefetches(each, marked, tile, analyzer) for each in body.seq]
+    loads: list[tuple[TensorLoad, int]] = []
+    parameter = str(marked.annotations[PREFETCH_LOOP])
+    for number, statement in enumerate(statements):
+        found: list[TensorLoad] = []
+        if isinstance(statement, tirx.BufferStore):
+            tvm_ffi.structural_walk(statement.value, (TensorLoad, found.append))
+        vectors = (load for load in found if load.source.name == parameter and isinstance(load.indices[0], tirx.Ramp))
+        loads += [(load, number) for load in vectors]
+    before = _prefetches(loads, marked.loop_var, tile, analyzer)
+    return tirx.SeqStmt([each for number, statement in enumerate(statements) for each in (*before.get(number, ()), statement)])
+
+
+def _prefetches(
+    loads: Iterable[tuple[TensorLoad, int]], marked: Var, tile: Var | None, analyzer: Any
+) -> dict[int, list[tirx.Stmt]]:
+    """Prefetches of what vector loads of one parameter will read with the next value of `marked`.
+
+    Args:
+        loads: Each with the number of its statement.
+        marked: The variable of the marked loop.
+        tile: That of the loop over tiles, None for a tile that is apart.
+        analyzer: TVM's.
+
+    Returns:
+        What stands before which statement.
+    """
+    places: list[tuple[TensorLoad, Expr, dict[int, int]]] = []
+    for load, number in loads:
+        index = load.indices[0].base
+        apart = ((analyzer.simplify(index - base), readers) for _, base, readers in places)
+        known = ((int(offset), readers) for offset, readers in apart if isinstance(offset, tirx.IntImm))
+        found: tuple[int, dict[int, int]] | None = next(known, None)
+        if found is None:
+            found = 0, {}
+            places.append((load, index, found[1]))
+        found[1].setdefault(found[0], number)
+    before: dict[int, list[tirx.Stmt]] = {}
+    for load, base, readers in places:
+        ahead = _step(base, marked, analyzer)
+        if not ahead:
+            continue
+        element_bytes = int(load.source.ty.dtype.dtype.bits) // 8
+        new = None if tile is None else _step(base, tile, analyzer)
+        offsets = _first_read(readers, LINE_BYTES // element_bytes, new)
+        if not offsets:
+            continue
+        here = tirx.address_of(tirx.BufferLoad(load.source, [base + offsets[0]]))
+        place = Var("ahead", PrimType("int64"))
+        start = tirx.call_extern("int64", "sepwise_ahead", here, tirx.IntImm("int64", ahead * element_bytes))
+        before.setdefault(0, []).append(tirx.Bind(place, start))
+        first, middle = 0, len(offsets) // 2
+        for at, offset in enumerate(offsets):
+            if at and at == middle:
+                first = readers[offset]
+            beyond = tirx.IntImm("int64", (offset - offsets[0]) * element_bytes)
+            ask = tirx.call_extern("void", "sepwise_prefetch", place + beyond)
+            before.setdefault(first, []).append(tirx.Evaluate(ask))
+    return before
+
+
+def _first_read(offsets: Iterable[int], line: int, new: int | None) -> list[int]:
+    """Gives an offset in each line that a tile is the first to read.
+
+    Args:
+        offsets: All that it reads.
+        line: Elements of a line.
+        new: Elements that tiles are apart, 0 or fewer where none is new; None where nothing was read before.
+
+    Returns:
+        Offsets, row by row.
+    """
+    rows: list[tuple[int, int]] = []
+    for offset in sorted(offsets):
+        if rows and offset - rows[-1][1] < line:
+            rows[-1] = rows[-1][0], offset
+        else:
+            rows.append((offset, offset))
+    found = []
+    for first, last in rows:
+        found += sorted({first, *range(last, first, -line)} if new is None else range(last, last - new, -line))
+    return found
+
+
+def _step(base: Expr, variable: Var, analyzer: Any) -> int | None:
+    """How far an index moves with a variable's next value; None where that is no constant."""
+    later = tvm_ffi.structural_map(base, (Var, lambda v: v + 1 if v.same_as(variable) else v))
+    step = analyzer.simplify(later - base)
+    return int(step) if isinstance(step, tirx.IntImm) else None
+
