@@ -175,15 +175,13 @@ def _leaky_relu(op: Operation, x: Array) -> Array:
     return np.where(x < 0, op.number("alpha", 0.01) * x, x)
 
 
-def channel_slope(x: Array, slope: Array) -> Array:
-    """Lines up the slope of a PRelu, which may be one value per channel, with its input."""
-    if slope.ndim == 1 and x.ndim > 2 and slope.shape[0] == x.shape[1] and slope.shape[0] != 1:
-        return slope.reshape(-1, *[1] * (x.ndim - 2))
-    return slope
+def aligned_slope(op: Operation, x: Array, slope: Array) -> Array:
+    """Lines up the slope of a PRelu with its input: by its last axes, or below opset 7 one number by channel."""
+    return fold_channels(x, slope) if op.version < 7 and slope.size > 1 else slope
 
 
-def _prelu(_: Operation, x: Array, slope: Array) -> Array:
-    return np.where(x < 0, channel_slope(x, slope) * x, x)
+def _prelu(op: Operation, x: Array, slope: Array) -> Array:
+    return np.where(x < 0, aligned_slope(op, x, slope) * x, x)
 
 
 def _elu(op: Operation, x: Array) -> Array:

@@ -34,7 +34,7 @@ from sepwise.passes.equivalence.formats import BINARY32, BINARY64, Format
 from sepwise.passes.equivalence.graph import Array, Model, Operation
 from sepwise.passes.equivalence.interpreter import interpret, read_inputs
 from sepwise.passes.equivalence.operators import (
-    channel_slope,
+    aligned_slope,
     clip_limits,
     evaluate,
     fold_channels,
@@ -601,7 +601,7 @@ def _elu_rule(op: Operation, y: Array, x: Bounded) -> Array:
 
 
 def _slope_rule(op: Operation, y: Array, x: Bounded, slope: Bounded | None = None) -> Array:
-    stored = _attribute(op, "alpha", 0.01) if slope is None else Bounded(channel_slope(x.value, slope.value), EXACT)
+    stored = _attribute(op, "alpha", 0.01) if slope is None else Bounded(aligned_slope(op, x.value, slope.value), EXACT)
     if slope is not None and not slope.exact:
         raise UnsupportedError(f"{op}: its slope is computed; a bound is known for a constant one only.")
     alpha = stored.size

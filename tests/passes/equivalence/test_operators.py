@@ -98,6 +98,7 @@ CASES: dict[str, tuple[int, str, str, str]] = {
     "clip attributes": (6, IMAGE, "", "y = Clip<min=0.0,max=1.5>(x)"),
     "leaky relu": (18, IMAGE, "", "y = LeakyRelu<alpha=0.1>(x)"),
     "prelu": (18, IMAGE, "float[4,1,1] s", "y = PRelu(x, s)"),
+    "prelu along the last axis": (17, "float[2,4,5,4] x", "float[4] s", "y = PRelu(x, s)"),
     "elu": (18, IMAGE, "", "y = Elu<alpha=1.5>(x)"),
     "selu": (18, IMAGE, "", "y = Selu(x)"),
     "celu": (18, IMAGE, "", "y = Celu<alpha=2.0>(x)"),
