@@ -430,7 +430,9 @@ def _slice(op: Operation, x: Array, *inputs: Array | None) -> Array:
     axes = axes or list(range(len(starts)))
     where = [slice(None)] * x.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps or [1] * len(starts), strict=True):
-        # A negative step that ends before the first element ends at None; ONNX writes it as a very negative number.
+        # Like numpy's, but that a negative step starts at the first element where it would start before it.
+        start = max(start, -x.shape[axis]) if step < 0 else start
+        # One that ends before the first element ends at None; ONNX writes it as a very negative number.
         stop = None if step < 0 and end < -x.shape[axis] else end
         where[axis] = slice(start, stop, step)
     return np.ascontiguousarray(x[tuple(where)])

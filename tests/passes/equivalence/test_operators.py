@@ -189,6 +189,12 @@ CASES: dict[str, tuple[int, str, str, str]] = {
         "int64[2] a = {6,0}, int64[2] e = {-9223372036854775807,8}, int64[2] d = {2,3}, int64[2] t = {-2,3}",
         "y = Slice(x, a, e, d, t)",
     ),
+    "slice from before the first": (
+        17,
+        "float[10] x",
+        "int64[1] s = {-100}, int64[1] e = {-1000}, int64[1] a = {0}, int64[1] t = {-1}",
+        "y = Slice(x, s, e, a, t)",
+    ),
     "slice 9": (9, IMAGE, "", "y = Slice<axes=[1,3],starts=[0,-4],ends=[2,-1]>(x)"),
     "transpose": (18, IMAGE, "", "y = Transpose<perm=[0,2,3,1]>(x)"),
     "transpose reversed": (18, IMAGE, "", "y = Transpose(x)"),
