@@ -345,8 +345,8 @@ def shift_the_bias(monkeypatch: pytest.MonkeyPatch) -> None:
 def forget_the_residual(monkeypatch: pytest.MonkeyPatch) -> None:
     epilogue = compute._Form.epilogue
 
-    def wrong(self: Any, total: Any, bias: Any, residual: Any, post: Any) -> Any:
-        return epilogue(self, total, bias, None, post)
+    def wrong(self: Any, total: Any, shape: Any, bias: Any, residual: Any, post: Any) -> Any:
+        return epilogue(self, total, shape, bias, None, post)
 
     monkeypatch.setattr(compute._Form, "epilogue", wrong)
 
