@@ -9,6 +9,7 @@ are left out are None. What is not in the table goes to the implementation that 
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -60,6 +61,9 @@ def evaluate_by_reference(op: Operation, inputs: Sequence[Array | None]) -> tupl
     """
     from onnx.reference import ReferenceEvaluator  # 0.2 s, and rarely needed
 
+    if op.operator == "GridSample":  # its modes have other names since opset 20, which alone it knows
+        mode = op.text("mode", "linear").removeprefix("bi")
+        op = replace(op, version=max(op.version, 20), attributes={**op.attributes, "mode": mode})
     names = [f"x{i}" if x is not None else "" for i, x in enumerate(inputs)]
     outputs = [f"y{i}" if name else "" for i, name in enumerate(op.outputs)]
     attributes: dict[str, Any] = {}
@@ -257,6 +261,37 @@ def _instance_normalization(op: Operation, x: Array, scale: Array, bias: Array) 
     mean = x.mean(axis=axes, keepdims=True)
     inverse = 1 / np.sqrt(((x - mean) ** 2).mean(axis=axes, keepdims=True) + op.number("epsilon", 1e-5))
     return (x - mean) * inverse * fold_channels(x, scale) + fold_channels(x, bias)
+
+
+def channel_window_sums(op: Operation, x: Array) -> Array:
+    """Adds up, for each channel, it and those around it that a LRN divides it by."""
+    size = op.integer("size", 1)
+    before = (size - 1) // 2
+    padded = np.pad(x, [(0, 0), (before, size - 1 - before), *[(0, 0)] * (x.ndim - 2)])
+    return np.sum([padded[:, start : start + x.shape[1]] for start in range(size)], axis=0)
+
+
+def lrn_parameters(op: Operation) -> tuple[float, float, float]:
+    """Reads what the sum of squares of a LRN is multiplied by, what is added to that, and the exponent."""
+    return op.number("alpha", 1e-4) / op.integer("size", 1), op.number("bias", 1.0), op.number("beta", 0.75)
+
+
+def _lrn(op: Operation, x: Array) -> Array:
+    """Not left to onnx's implementation, which takes the extent of the batch for that of the channels."""
+    share, bias, beta = lrn_parameters(op)
+    return x / (bias + share * channel_window_sums(op, x * x)) ** beta
+
+
+def lp_norm(op: Operation, x: Array) -> Array:
+    """Computes the norm that a LpNormalization divides by; the axis stays, of extent 1."""
+    p = op.integer("p", 2)
+    return (np.abs(x) ** p).sum(axis=op.integer("axis", -1), keepdims=True) ** (1 / p)
+
+
+def _lp_normalization(op: Operation, x: Array) -> Array:
+    """Not left to onnx's implementation, which adds up numbers rather than magnitudes for p = 1."""
+    norm = lp_norm(op, x)
+    return x / np.where(norm == 0, 1.0, norm)
 
 
 def softmax_view(op: Operation, x: Array) -> tuple[Array, int]:
@@ -596,7 +631,9 @@ OPERATORS: dict[str, Evaluate] = {
     "BatchNormalization": _batch_normalization,
     "InstanceNormalization": _instance_normalization,
     "LayerNormalization": _layer_normalization,
+    "LRN": _lrn,
     "LogSoftmax": _log_softmax,
+    "LpNormalization": _lp_normalization,
     "Softmax": _softmax,
     # reductions and selection
     "ArgMax": _arg(np.argmax),

@@ -13,12 +13,14 @@ from typing import TypeAlias
 import numpy as np
 
 from sepwise.passes.equivalence.convolution import conv, conv_transpose
-from sepwise.passes.equivalence.formats import Format
+from sepwise.passes.equivalence.formats import BINARY32, Format
 from sepwise.passes.equivalence.graph import Array, Operation
 from sepwise.passes.equivalence.operators import (
+    channel_window_sums,
     evaluate,
     fold_channels,
     gemm_operands,
+    lrn_parameters,
     normalized_axes,
     reduced_axes,
     softmax_view,
@@ -28,7 +30,18 @@ from sepwise.passes.equivalence.resampling import apply_axis, axis_weights, read
 from sepwise.passes.equivalence.winograd import Winograd
 from sepwise.passes.errors import UnsupportedError
 
-__all__ = ["ALLOWANCES", "CASTS", "MOVES", "SELECTS", "Allowance", "evaluate_rounded", "may_overflow", "noise_scale", "repeats"]
+__all__ = [
+    "ALLOWANCES",
+    "CASTS",
+    "MOVES",
+    "SELECTS",
+    "Allowance",
+    "evaluate_rounded",
+    "may_overflow",
+    "moves",
+    "noise_scale",
+    "repeats",
+]
 
 DRIFT = 3.0  # of a sum: see noise_scale
 REPEATED_SHARE = 0.25
@@ -120,17 +133,24 @@ MOVES: Mapping[str, tuple[int, ...]] = {
     "DepthToSpace": (0,),
     "Expand": (0,),
     "Flatten": (0,),
+    "CenterCropPad": (0,),
+    "Compress": (0,),
     "Gather": (0,),
     "GatherElements": (0,),
     "GatherND": (0,),
+    "OneHot": (2,),
     "Pad": (0,),
     "Reshape": (0,),
+    "ReverseSequence": (0,),
+    "ScatterElements": (0, 2),
+    "ScatterND": (0, 2),
     "Slice": (0,),
     "SpaceToDepth": (0,),
     "Split": (0,),
     "Squeeze": (0,),
     "Tile": (0,),
     "Transpose": (0,),
+    "Trilu": (0,),
     "Unsqueeze": (0,),
     "Dropout": (0,),
     "Identity": (0,),
@@ -143,10 +163,15 @@ SELECTS = frozenset(
     {
         *CASTS,
         *("Ceil", "Clip", "Floor", "Max", "Min", "Relu", "Round", "Sign", "ThresholdedRelu", "Where"),
-        *("GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMin", "TopK"),
+        *("GlobalMaxPool", "Hardmax", "MaxPool", "ReduceMax", "ReduceMin", "TopK"),
         *("ConstantOfShape", "Range", "Shape", "Size", "NonZero"),
     }
 )
+
+
+def moves(op: Operation) -> bool:
+    """Tells whether an operation is one of `MOVES` and only moves elements, as a scatter does that adds nothing up."""
+    return op.operator in MOVES and op.text("reduction", "none") == "none"
 
 
 def noise_scale(
@@ -186,7 +211,7 @@ def noise_scale(
     y, unit = outputs[0], arithmetic.unit
     if op.operator in CASTS and y.dtype.kind == "f":
         return _cast_noise(op, y)
-    if y.dtype.kind != "f" or op.operator in MOVES or op.operator in SELECTS:
+    if y.dtype.kind != "f" or moves(op) or op.operator in SELECTS:
         return None
     if op.operator in SUMS:
         k, energy = SUMS[op.operator](op, *inputs)
@@ -196,8 +221,8 @@ def noise_scale(
         if op.operator in PLAIN_SUMS and inputs[0] is not None and repeats(inputs[0][inputs[0] != 0]):
             noise = noise + REPEATED_SHARE * k * np.abs(y)
         return unit * noise + np.sqrt(k) * arithmetic.smallest
-    if op.operator in ("Softmax", "LogSoftmax"):
-        return unit * _softmax_units(op, y, inputs[0])
+    if op.operator in UNITS:
+        return unit * UNITS[op.operator](op, y, *inputs) + arithmetic.smallest
     if op.operator in ("Resize", "Upsample"):
         units = _resize_units(op, y, *inputs)
         return None if units is None else unit * units
@@ -212,7 +237,8 @@ def noise_scale(
 def evaluate_rounded(op: Operation, inputs: Sequence[Array | None], rng: np.random.Generator) -> tuple[Array, ...]:
     """Computes one operation with what it computes of its own rounded at random.
 
-    The weights of a Resize are the same for whole rows and for all channels, so their noise is no matter of single elements.
+    The weights of a Resize are the same for whole rows and for all channels, so their noise is no matter of single elements;
+    the positions of a GridSample are so for all channels.
     What `noise_scale` says of the sums is left out.
 
     Args:
@@ -225,6 +251,9 @@ def evaluate_rounded(op: Operation, inputs: Sequence[Array | None], rng: np.rand
     """
     if op.operator in ("Resize", "Upsample") and inputs[0] is not None:
         return (resize(op, inputs[0], *inputs[1:], rng=rng),)
+    if op.operator == "GridSample" and inputs[1] is not None and op.text("mode", "linear") != "nearest":
+        grid = inputs[1]  # in -1..1: 1 is added, then half of the size multiplied in
+        inputs = [inputs[0], grid + 2 * BINARY32.unit * (np.abs(grid) + 1) * rng.standard_normal(grid.shape)]
     return evaluate(op, inputs)
 
 
@@ -355,31 +384,70 @@ def _normalization_energy(op: Operation, x: Array, scale: Array, bias: Array | N
     return 4, energy if bias is None else energy + bias**2
 
 
+def _plain_energy(op: Operation, *inputs: Array | None) -> Energy:
+    # Of operators that add up products of elements of their operands, or elements: with ones in place of all they count.
+    moved = [x is not None and x.dtype.kind == "f" for x in inputs]
+    ones, squares = (
+        [change(x) if is_moved and x is not None else x for x, is_moved in zip(inputs, moved, strict=True)]
+        for change in (np.ones_like, np.square)
+    )
+    return evaluate(op, ones)[0], evaluate(op, squares)[0]
+
+
+def _scatter_energy(op: Operation, *inputs: Array | None) -> Energy:
+    # What is added to elements; one that replaces them is among `MOVES`.
+    if op.text("reduction", "none") != "add":
+        raise UnsupportedError(f"{op}: how it rounds is not known, so no tolerance can be derived.")
+    return _plain_energy(op, *inputs)
+
+
+def _lp_pool_energy(op: Operation, x: Array) -> Energy:
+    # y = s^(1/p), so an error of s becomes one of y divided by p y^(p-1).
+    p = op.integer("p", 2)
+    (y,), (k,), (squares,) = (evaluate(op, [each]) for each in (x, np.ones_like(x), x * x))
+    return np.rint(k**p), squares**p / np.maximum((p * y ** (p - 1)) ** 2, np.finfo(np.float64).tiny)
+
+
+def _grid_sample_energy(op: Operation, x: Array, grid: Array) -> Energy:
+    # The 2^d weights are between 0 and 1 and add up to 1, so the squares of the terms are at most the mean of squares.
+    if op.text("mode", "linear") not in {"linear", "bilinear"}:
+        raise UnsupportedError(f"{op}: how it rounds is not known, so no tolerance can be derived.")
+    return 2 ** grid.shape[-1], evaluate(op, [x * x, grid])[0]
+
+
 SUMS: Mapping[str, Callable[..., Energy]] = {
     "AveragePool": _average_pool_energy,
     "BatchNormalization": _batch_normalization_energy,
     "Conv": _conv_energy,
     "ConvTranspose": _conv_transpose_energy,
+    "CumSum": _plain_energy,
+    "Einsum": _plain_energy,
     "Gemm": _gemm_energy,
     "GlobalAveragePool": _global_average_pool_energy,
+    "GridSample": _grid_sample_energy,
     "InstanceNormalization": _normalization_energy,
     "LayerNormalization": _normalization_energy,
+    "LpPool": _lp_pool_energy,
     "MatMul": _matmul_energy,
     "ReduceL1": _reduce_sum_energy,
     "ReduceL2": _reduce_l2_energy,
     "ReduceMean": _reduce_mean_energy,
     "ReduceSum": _reduce_sum_energy,
     "ReduceSumSquare": _reduce_squares_energy,
+    "ScatterElements": _scatter_energy,
+    "ScatterND": _scatter_energy,
 }
 
 
 MEANS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
-PLAIN_SUMS = MEANS | {"ReduceL1", "ReduceSum"}  # of the operand's elements as they are
+PLAIN_SUMS = MEANS | {"CumSum", "ReduceL1", "ReduceSum"}  # of the operand's elements as they are
 
 
-def _softmax_units(op: Operation, y: Array, x: Array | None) -> Array:
-    """Noise of a softmax in units of u: the shift x - max, the exponential, the sum of the weights."""
-    assert x is not None
+# The noise of what divides by a sum, in units of u -----------------------------------------------------------------
+
+
+def _softmax_units(op: Operation, y: Array, x: Array) -> Array:
+    """The shift x - max, the exponential, the sum of the weights."""
     view, axis = softmax_view(op, x)
     shift = view.max(axis=axis, keepdims=True) - view
     weights = np.exp(-shift)
@@ -389,6 +457,49 @@ def _softmax_units(op: Operation, y: Array, x: Array | None) -> Array:
     if op.operator == "Softmax":
         return (relative.reshape(y.shape)) * y
     return (shift + np.abs(np.log(total)) + spread + ALLOWANCES["Exp"].ulps).reshape(y.shape)
+
+
+def _relative_noise(k: int, total: Array, energy: Array) -> Array:
+    """What the sum of k numbers that are not negative is off by, relative to it; 0 where all are."""
+    return np.sqrt(k * (energy / np.maximum(total, np.finfo(np.float64).tiny) ** 2 + (total > 0) / DRIFT**2))
+
+
+def _lp_normalization_units(op: Operation, y: Array, x: Array) -> Array:
+    """A norm, in which p halves the error of the sum, the root and the division."""
+    axis, p = op.integer("axis", -1), op.integer("p", 2)
+    powers = np.abs(x) ** p
+    total, energy = (each.sum(axis=axis, keepdims=True) for each in (powers, powers**2))
+    return np.abs(y) * (_relative_noise(x.shape[axis], total, energy) / p + 2)
+
+
+def _rms_normalization_units(op: Operation, y: Array, x: Array, _: Array) -> Array:
+    """A mean of squares, whose error the root halves, the root, the division and the product with the scale."""
+    axes = normalized_axes(op, x)
+    squares = x * x
+    k = int(np.prod([x.shape[axis] for axis in axes]))
+    total, energy = (each.sum(axis=axes, keepdims=True) for each in (squares, squares**2))
+    return np.abs(y) * (_relative_noise(k, total, energy) / 2 + 3)
+
+
+def _lrn_units(op: Operation, y: Array, x: Array) -> Array:
+    """A sum over channels next to each other, the power, the quotient.
+
+    The sum is slid along the channels, one added and one taken away, so that its roundings stay: a walk over all before it.
+    """
+    share, bias, beta = lrn_parameters(op)
+    total = channel_window_sums(op, x**2)
+    walk = np.sqrt(2 * np.cumsum(total**2, axis=1))
+    base = bias + share * total
+    return np.abs(y) * (beta * (np.abs(share / base) * (walk + 2 * total) + 1) + ALLOWANCES["Pow"].noise + 1)
+
+
+UNITS: Mapping[str, Callable[..., Array]] = {
+    "LRN": _lrn_units,
+    "LogSoftmax": _softmax_units,
+    "LpNormalization": _lp_normalization_units,
+    "RMSNormalization": _rms_normalization_units,
+    "Softmax": _softmax_units,
+}
 
 
 def _resize_units(op: Operation, y: Array, x: Array | None, *inputs: Array | None) -> Array | None:

@@ -35,11 +35,14 @@ from sepwise.passes.equivalence.graph import Array, Model, Operation
 from sepwise.passes.equivalence.interpreter import interpret, read_inputs
 from sepwise.passes.equivalence.operators import (
     aligned_slope,
+    channel_window_sums,
     clip_limits,
     evaluate,
     fold_channels,
     gemm_operands,
     hard_sigmoid_parameters,
+    lp_norm,
+    lrn_parameters,
     normalized_axes,
     reduced_axes,
     softmax_view,
@@ -54,7 +57,7 @@ from sepwise.passes.equivalence.resampling import (
     read_plan,
     resized_axes,
 )
-from sepwise.passes.equivalence.rounding import ALLOWANCES, CASTS, MOVES
+from sepwise.passes.equivalence.rounding import ALLOWANCES, CASTS, MOVES, moves
 from sepwise.passes.equivalence.winograd import Winograd
 from sepwise.passes.errors import UnsupportedError
 
@@ -160,7 +163,7 @@ def _step(op: Operation, operands: Operands, *, flush: bool, winograd: Mapping[s
     op = replace(op, format=_as_compared(op.format))
     values = [None if o is None else o.value for o in operands]
     outputs = evaluate(op, values)
-    if flush and op.operator not in MOVES:
+    if flush and not moves(op):
         read = len(operands) if op.operator in READS_ALL else 1
         operands = [*map(_flushed, operands[:read]), *operands[read:]]
     exact = all(o is None or o.exact for o in operands)
@@ -170,9 +173,9 @@ def _step(op: Operation, operands: Operands, *, flush: bool, winograd: Mapping[s
         return (Bounded(outputs[0], _finish(op, outputs[0], op.format.misses(outputs[0]))),)
     if exact and op.operator in CASTS and operands[0] is not None and not (held := _held(outputs[0], operands[0])).all():
         return (Bounded(outputs[0], np.where(held, 0.0, np.inf)),)
-    if exact and (op.operator in MOVES or op.operator in NEVER_ROUND or outputs[0].dtype.kind != "f"):
+    if exact and (moves(op) or op.operator in NEVER_ROUND or outputs[0].dtype.kind != "f"):
         return tuple(Bounded(y, EXACT) for y in outputs)
-    if op.operator in MOVES:
+    if moves(op):
         return _move(op, operands, outputs)
     rule = RULES.get(op.operator)
     if op.operator == "Conv" and op.outputs[0] in winograd:
@@ -448,6 +451,35 @@ def _normalization_rule(op: Operation, y: Array, x: Bounded, scale: Bounded, bia
 
 def _affine(op: Operation, x: Array, parameter: Array) -> Array:
     return fold_channels(x, parameter) if op.operator == "InstanceNormalization" else parameter
+
+
+def _lrn_rule(op: Operation, y: Array, x: Bounded) -> Array:
+    """Bounds x q^-beta, q = bias + share sum x^2, by the smallest q that an execution may hold; no parameter is negative.
+
+    Each channel's sum may be the one before, with a term added and one taken away: at most three roundings of the size of sums.
+    """
+    share, bias, beta = lrn_parameters(op)
+    square = _square(op, x)
+    total = channel_window_sums(op, square.size)
+    base = bias + share * channel_window_sums(op, square.value)
+    stored = [_attribute(op, name, default).error for name, default in (("alpha", 1e-4), ("bias", 1.0), ("beta", 0.75))]
+    error = share * channel_window_sums(op, np.broadcast_to(square.error, x.value.shape)) + stored[1]
+    rounding = op.format.gamma(op.integer("size", 1)) * total + op.format.gamma(4) * np.cumsum(total, axis=1)
+    error = error + stored[0] * total + share * rounding + op.format.gamma(4) * (bias + share * total)
+    low = base - error
+    scale = np.where(low > 0, np.maximum(low, op.format.smallest) ** -(beta + stored[2] * (low < 1)), np.inf)
+    exponent = stored[2] * np.abs(np.log(base)) * base**-beta
+    grown = x.size * (scale - base**-beta + exponent) + x.error * base**-beta
+    return _summed(op, total, grown + op.format.unit * (ALLOWANCES["Pow"].ulps + 2) * x.size * scale)
+
+
+def _lp_normalization_rule(op: Operation, y: Array, x: Bounded) -> Array:
+    axis, p = op.integer("axis", -1), op.integer("p", 2)
+    powers = _square(op, x) if p == 2 else Bounded(np.abs(x.value), x.error)
+    error = _full(powers).sum(axis=axis, keepdims=True)
+    error = error + op.format.gamma(x.value.shape[axis]) * powers.size.sum(axis=axis, keepdims=True)
+    norm = lp_norm(op, x.value)
+    return _div_rule(op, y, x, Bounded(norm, _root(norm**2, error) + 2 * op.format.unit * norm if p == 2 else error))
 
 
 def _softmax_terms(op: Operation, x: Bounded) -> tuple[Array, Array, Array, int, int]:
@@ -752,11 +784,13 @@ RULES: Mapping[str, Rule] = {
     "HardSwish": _hard_swish_rule,
     "InstanceNormalization": _normalization_rule,
     "LayerNormalization": _normalization_rule,
+    "LRN": _lrn_rule,
     "LeakyRelu": _slope_rule,
     "Less": _comparison_rule,
     "LessOrEqual": _comparison_rule,
     "Log": _log_rule,
     "LogSoftmax": _log_softmax_rule,
+    "LpNormalization": _lp_normalization_rule,
     "MatMul": _matmul_rule,
     "Max": _largest_error_rule,
     "MaxPool": _max_pool_rule,

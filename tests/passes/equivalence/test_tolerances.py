@@ -225,6 +225,50 @@ def test_positions_that_a_runtime_rounds_are_within_the_tolerance(
     assert not compare_execution(stretched, expected, sigma).passed
 
 
+ROUNDING = {  # opset, initializers, nodes
+    "CumSum": (14, "int64 k = {2}", "y = CumSum<reverse=1>(x, k)"),
+    "Einsum": (12, "float[9,6] w", 'y = Einsum<equation="nchw,wk->nkc">(x, w)'),
+    "GridSample": (16, "float[2,5,6,2] v", 't = Tanh(v) y = GridSample<mode="bilinear">(x, t)'),
+    "LRN": (13, "", "y = LRN<size=3, alpha=0.5>(x)"),
+    "LpNormalization 1": (1, "", "y = LpNormalization<axis=1, p=1>(x)"),
+    "LpNormalization 2": (1, "", "y = LpNormalization<axis=2>(x)"),
+    "LpPool": (18, "", "y = LpPool<kernel_shape=[2,3], p=3>(x)"),
+    "RMSNormalization": (23, "float[9] s", "y = RMSNormalization(x, s)"),
+    "ScatterElements": (
+        18,
+        "int64[1,1,1,3] i = {0, 0, 0}, float[1,1,1,3] v",
+        't = Exp(v) y = ScatterElements<axis=3, reduction="add">(x, i, t)',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDING)
+def test_runtimes_pass_where_rounding_is_derived_for_one_operator(name: str, parse, run_onnxruntime) -> None:
+    opset, initializers, nodes = ROUNDING[name]
+    text = (
+        f'<ir_version: 9, opset_import: ["" : {max(opset, 7)}]> g (float[2,5,8,9] x) => (float y) <{initializers}> {{ {nodes} }}'
+    )
+    model = parse(text)
+    inputs = sample_inputs(model, 0)
+    expected, sigma = Oracle(model).run(inputs), execution_sigma(model, inputs)
+    found = run_onnxruntime(model, inputs)
+    check = compare_execution(found, expected, sigma)
+    assert check.passed, check
+    assert check.worst_ratio < 0.8
+    assert not compare_execution({"y": found["y"] * np.float32(1 + 1e-5)}, expected, sigma).passed
+
+
+@pytest.mark.parametrize(
+    "node", ["ScatterND(x, i, v)", "Trilu(x)", "Compress<axis=1>(x, b)", "ReverseSequence<time_axis=1>(x, n)"]
+)
+def test_what_moves_elements_is_exact(node: str, parse) -> None:
+    model = parse(
+        f"{HEADER} g (float[2,3] x) => (float y) "
+        f"<int64[1,1] i = {{1}}, float[1,3] v, bool[3] b = {{1, 0, 1}}, int64[3] n = {{1, 2, 1}}> {{ y = {node} }}"
+    )
+    assert not execution_sigma(model, sample_inputs(model, 0))["y"].any()
+
+
 def test_operators_of_unknown_rounding_are_named(parse) -> None:
     model = parse(f"{HEADER} g (float[2,2] x) => (float y) {{ y = Det(x) }}")
     with pytest.raises(UnsupportedError, match="Det 'y': how it rounds is not known"):
