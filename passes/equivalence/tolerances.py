@@ -16,7 +16,15 @@ from sepwise.passes.equivalence.graph import Array, Graph, Model, Operation
 from sepwise.passes.equivalence.interpreter import interpret, read_inputs
 from sepwise.passes.equivalence.operators import evaluate
 from sepwise.passes.equivalence.oracle import Oracle, as_graph
-from sepwise.passes.equivalence.rounding import evaluate_rounded, may_overflow, noise_scale, repeats
+from sepwise.passes.equivalence.rounding import (
+    CASTS,
+    SELECTS,
+    evaluate_rounded,
+    may_overflow,
+    moves,
+    noise_scale,
+    repeats,
+)
 from sepwise.passes.equivalence.winograd import Winograd
 
 __all__ = ["constant_rounding_sigma", "constant_rounding_sigmas", "execution_sigma", "structural_values"]
@@ -91,6 +99,9 @@ def constant_rounding_sigma(original: "Model | Oracle", inputs: Mapping[str, Arr
     which nothing has to multiply by. So is one in the definition of an operator, as a rewrite that spells the operator out
     stores it: HardSwish and Gelu are g(c x) times c' x, a mean is a sum times 1/k. Such a literal is rounded once, by at most u,
     so one factor 1 +- u on the operand and one on the result of a call are what it amounts to.
+    What follows from constants and shapes alone, as a root of a number of channels, is a constant too, which a rewrite may store
+    as its format has it: each such result is drawn as one where its format does not have it exactly, and so is the divisor of
+    what is no constant where it does not have the inverse.
     sigma_c is the root mean square deviation over the seeds, element by element. A right rewrite has RMS(e) <= RMS(sigma_c); a
     wrong one is off by its own mistake, which has nothing to do with u and stands out.
 
@@ -124,12 +135,27 @@ def constant_rounding_sigmas(
     fixed = structural_values(graph)
     uses = Counter(_uses(graph))
     shared = {name for name in graph.constants if uses[name] > 1 and graph.constants[name].dtype.kind == "f"} - fixed
+    folding = dict(_folding(graph))
+    unheld: dict[int, Array] = {}  # by operation: where what it stores, were it folded, is no number of its format
+
+    def measure(op: Operation, operands: list[Array | None]) -> tuple[Array, ...]:
+        outputs = evaluate(op, operands)
+        if id(op) in folding and outputs[0].dtype.kind == "f" and not fixed.intersection(op.outputs):
+            divisor = operands[1] if folding[id(op)] else None
+            unheld[id(op)] = op.format.misses(outputs[0] if divisor is None else 1 / divisor) > 0
+        return outputs
 
     def perturbed(seed: int) -> tuple[Callable[[str, Array, Format], Array], Step]:
         rng, further = np.random.default_rng(seed), np.random.default_rng([seed, 1])
         drawn: dict[str, Array] = {}
         drawn_uses: dict[tuple[int, int], Array] = {}
         drawn_calls: dict[int, tuple[Operation, float, float]] = {}  # by identity: branches may use the same names
+        drawn_folds: dict[int, Array] = {}
+
+        def fold(op: Operation, array: Array) -> Array:
+            if id(op) not in drawn_folds or drawn_folds[id(op)].shape != array.shape:
+                drawn_folds[id(op)] = np.where(unheld[id(op)], _rounded(further, array, op.format), array)
+            return drawn_folds[id(op)]
 
         def constant(name: str, array: Array, stored: Format) -> Array:
             if array.dtype.kind != "f" or name in fixed or name in shared:
@@ -152,13 +178,17 @@ def constant_rounding_sigmas(
             call, before, after = drawn_calls[id(op)]
             if before != 1 and operands[0] is not None:
                 operands[0] = operands[0] * before
+            divides = folding.get(id(op), False)
+            if divides and id(op) in unheld and operands[1] is not None:
+                operands[1] = fold(op, operands[1])
             first, *others = evaluate(call, operands)
-            return (first * after if after != 1 and first.dtype.kind == "f" else first, *others)
+            first = first * after if after != 1 and first.dtype.kind == "f" else first
+            return (fold(op, first) if id(op) in unheld and not divides else first, *others)
 
         return constant, step
 
     sets = [read_inputs(graph, feeds, stored=False) for feeds in inputs]
-    exact = [_run(graph, feeds, lambda _, array, __: array, evaluate) for feeds in sets]
+    exact = [_run(graph, feeds, lambda _, array, __: array, measure) for feeds in sets]
     squares = [_zeros(outputs) for outputs in exact]
     for seed in range(seeds):
         constant, step = perturbed(seed)
@@ -173,6 +203,29 @@ def _uses(graph: Graph) -> Iterator[str]:
         yield from op.inputs
         for subgraph in op.subgraphs():
             yield from _uses(subgraph)
+
+
+def _folding(graph: Graph, around: Mapping[str, bool] | None = None) -> Iterator[tuple[int, bool]]:
+    """Yields the identities of operations that a rewrite may fold, those in subgraphs too.
+
+    Args:
+        graph: the graph.
+        around: names outside of it that follow from constants and shapes alone, and whether something computes them.
+
+    Yields:
+        Those that compute from constants and shapes alone, and with True those that divide something else by what is so computed.
+    """
+    known = {"": False, **(around or {}), **dict.fromkeys(graph.constants, False)}
+    for op in graph.operations:
+        branches = list(op.subgraphs())
+        for branch in branches:
+            yield from _folding(branch, known)
+        if op.operator in {"Shape", "Size"} or (known.keys() >= set(op.inputs) and not branches):
+            known.update(dict.fromkeys(op.outputs, True))
+            if not moves(op) and op.operator not in SELECTS - CASTS - {"Range"}:
+                yield id(op), False
+        elif op.operator == "Div" and known.get(op.inputs[1], False):
+            yield id(op), True
 
 
 def _rounded_call(rng: np.random.Generator, op: Operation) -> tuple[Operation, float, float]:

@@ -74,6 +74,44 @@ def test_constants_within_operators_and_uses_of_shared_ones_are_perturbed(spelli
             assert not compare_graph(original, rewritten, inputs)[0].passed
 
 
+COUNT = "c = Shape<start=1, end=2>(x) f = Cast<to=1>(c)"
+FOLDS = {
+    "root": (f"{COUNT} r = Sqrt(f) y = Div(x, r)", "y = Div(x, c)", np.sqrt(np.float32(7))),
+    "root as a factor": (f"{COUNT} r = Sqrt(f) y = Div(x, r)", "y = Mul(x, c)", 1 / np.sqrt(np.float32(7))),
+    "inverse": (f"{COUNT} r = Reciprocal(f) y = Mul(x, r)", "y = Mul(x, c)", 1 / np.float32(7)),
+    "divisor that is exact": (f"{COUNT} y = Div(x, f)", "y = Mul(x, c)", 1 / np.float32(7)),
+    "root of a root of a constant": (
+        "c = Constant<value_float=7.0>() q = Sqrt(c) r = Sqrt(q) y = Mul(x, r)",
+        "y = Mul(x, c)",
+        np.float32(7) ** 0.25,
+    ),
+    "cast of a constant": (
+        "c = Constant<value=double {0.3}>() r = Cast<to=1>(c) y = Mul(x, r)",
+        "y = Mul(x, c)",
+        np.float32(0.3),
+    ),
+}
+
+
+@pytest.mark.parametrize("fold", FOLDS)
+def test_what_follows_from_shapes_and_constants_may_be_folded(fold: str, parse) -> None:
+    spelled, folded, constant = FOLDS[fold]
+    head = f"{HEADER} g (float[1,7,9,9] x) => (float y)"
+    original = parse(f"{head} {{ {spelled} }}")
+    inputs = [sample_inputs(original, seed) for seed in range(3)]
+    for wrong in (1, 1 + 1e-5, 1 - 1e-5):
+        rewritten = parse(f"{head} <float c> {{ {folded} }}")
+        rewritten.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.asarray(constant * wrong, np.float32), "c"))
+        (check,) = compare_graph(original, rewritten, inputs)
+        assert check.passed == (wrong == 1), check
+
+
+def test_what_is_folded_exactly_has_no_noise(parse) -> None:
+    for body in (f"{COUNT} y = Div(x, f)", f"{COUNT} q = Mul(f, f) r = Sqrt(q) y = Add(x, r)"):
+        model = parse(f"{HEADER} g (float[1,8] x) => (float y) {{ {body} }}")
+        assert not constant_rounding_sigma(model, sample_inputs(model, 0))["y"].any()
+
+
 def test_branches_may_use_the_same_names() -> None:
     branch = "{{ t = {} r = Mul (t, c) }}"
     bodies = [f"g{place} () => (float[4] r) {branch.format(of)}" for place, of in enumerate(("Relu (x)", "Gelu (x)"))]
