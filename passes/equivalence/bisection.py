@@ -18,7 +18,7 @@ from onnx import helper
 from sepwise.passes.equivalence.alignment import Fault, Side, find_faults, spell_operation
 from sepwise.passes.equivalence.compare import Check, compare_graph
 from sepwise.passes.equivalence.extract import declared_types, extract, extract_like
-from sepwise.passes.equivalence.graph import Array, Graph, Model, Operation, as_proto, read_graph
+from sepwise.passes.equivalence.graph import Array, Graph, Model, Operation, as_proto, read_graph, spell_out
 from sepwise.passes.equivalence.oracle import Oracle
 from sepwise.passes.equivalence.parts import find_unseen_faults
 from sepwise.passes.equivalence.reproducer import Reproducer
@@ -69,7 +69,8 @@ _ARGUMENTS = ("verify", "before.onnx", "--against", "after.onnx", "--input", "in
 
 
 def _flat(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Opens model-local functions, so that a part may be cut inside of them."""
+    """Opens model-local functions and what the oracle takes by its definition, so that a part may be cut inside of them."""
+    proto = spell_out(proto)
     if not proto.functions:
         return proto
     from onnx import inliner

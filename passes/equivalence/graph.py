@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from sepwise.passes.equivalence.formats import BINARY32, FORMATS, Format, result_format
 from sepwise.passes.errors import InputError, UnsupportedError
@@ -20,7 +20,7 @@ from sepwise.passes.errors import InputError, UnsupportedError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Array", "Attribute", "Graph", "Model", "Operation", "Port", "as_proto", "read_graph", "widen"]
+__all__ = ["Array", "Attribute", "Graph", "Model", "Operation", "Port", "as_proto", "read_graph", "spell_out", "widen"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Attribute: TypeAlias = "int | float | str | Array | Graph | list[int] | list[float] | list[str]"
@@ -177,18 +177,72 @@ def read_graph(model: Model) -> Graph:
         model: an `onnx.ModelProto` or an `onnx_ir.Model`; a graph that was read before is returned as it is.
 
     Returns:
-        The flat graph. Values of the main graph keep their names; those inside an expanded function are
-        named `<call>/<name in the body>`.
+        The flat graph, with the definitions of operators that nothing computes directly (`spell_out`). Values of the main
+        graph keep their names; those inside an expanded function are named `<call>/<name in the body>`.
 
     Raises:
         UnsupportedError: if an operator is of a domain that is neither ONNX nor a function of the model.
     """
     if isinstance(model, Graph):
         return model
-    proto = as_proto(model)
+    proto = spell_out(as_proto(model))
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     functions = {(f.domain, f.name, f.overload): f for f in proto.functions}
     return _Reader(functions).graph(proto.graph, opsets)
+
+
+def spell_out(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Writes operators that nothing computes directly as what ONNX defines them by.
+
+    Args:
+        proto: a model.
+
+    Returns:
+        The model itself where there is no such operator, otherwise one in which their definitions stand for them. Those in
+        the bodies of functions stay.
+    """
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    names = {node.op_type for node in _nodes(proto.graph) if node.domain in STANDARD_DOMAINS}
+    version = versions.get("", versions.get("ai.onnx", 0))
+    defined = [("", name) for name in sorted(names) if _has_definition_alone(name, version)]
+    if not defined:
+        return proto
+    from onnx import inliner
+
+    typed = onnx.ModelProto()
+    typed.CopyFrom(proto)  # the definition depends on the types of what it is applied to, constants among them
+    declared = {value.name for value in (*proto.graph.input, *proto.graph.value_info)}
+    typed.graph.value_info.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in proto.graph.initializer
+        if tensor.name not in declared
+    )
+    return inliner.inline_selected_functions(typed, defined, inline_schema_functions=True)
+
+
+def _has_definition_alone(operator: str, version: int) -> bool:
+    """Tells whether ONNX defines an operator by others, and neither the oracle nor ONNX's reference computes it."""
+    from sepwise.passes.equivalence.operators import OPERATORS  # which is made of what is here
+
+    if operator in OPERATORS:
+        return False
+    if not any(schema.name == operator and schema.domain == "" for schema in onnx.defs.get_function_ops()):
+        return False
+    from onnx.reference.ops import load_op
+
+    try:
+        load_op("", operator, version)
+    except Exception:  # whatever it raises, there is none
+        return True
+    return False
+
+
+def _nodes(proto: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in proto.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
 
 
 @dataclass(frozen=True)

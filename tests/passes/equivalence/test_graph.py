@@ -4,7 +4,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from sepwise.passes.equivalence import Oracle, compare_kernel, run_with_bounds
+from sepwise.passes.equivalence import Oracle, compare_graph, compare_kernel, run_with_bounds
 from sepwise.passes.equivalence.graph import read_graph
 from sepwise.passes.errors import InputError, UnsupportedError
 
@@ -107,3 +107,50 @@ def test_future_opsets_are_refused() -> None:
 def test_only_models_are_taken() -> None:
     with pytest.raises(InputError, match="found str"):
         Oracle("model.onnx")  # type: ignore[arg-type]
+
+
+GROUPS = """
+<ir_version: 10, opset_import: ["" : 21]>
+g (float[2,6,5,5] x{0}) => (float[2,6,5,5] y) <float[6] scale = {{1, 2, 3, 4, 5, 6}}, float[6] bias = {{0.1, 0.2, 0.3, 0.4, 0.5, 0.6}}>
+{{
+  a = Abs (x)
+  {1}
+}}
+"""
+NORM = "y = GroupNormalization <num_groups = 2, epsilon = 0.25> (a, scale, bias)"
+PLAIN = """
+  two = Constant <value_ints: ints = [2, 2, -1]> () whole = Shape (a) each = Constant <value_ints: ints = [6, 1, 1]> ()
+  one = Constant <value_floats: floats = [1.0, 1.0]> () zero = Constant <value_floats: floats = [0.0, 0.0]> ()
+  r = Reshape (a, two) n = InstanceNormalization <epsilon = 0.25> (r, one, zero) m = Reshape (n, whole)
+  u = Reshape (scale, each) v = Reshape (bias, each) w = Mul (m, u) y = Add (w, v)
+"""
+IN_BRANCH = """
+  y = If (p) <
+      then_branch = t () => (float[2,6,5,5] b) {{ {0} b = Identity (y) }},
+      else_branch = e () => (float[2,6,5,5] c) {{ c = Neg (a) }}
+  >
+"""
+
+
+@pytest.mark.parametrize("branch", [False, True])
+def test_operators_that_are_functions_alone_are_spelled_out(*, branch: bool) -> None:
+    """Constants that are no inputs have types too, which the definition asks for."""
+    x = np.random.default_rng(0).standard_normal((2, 6, 5, 5)).astype(np.float32)
+
+    def build(body: str) -> onnx.ModelProto:
+        if not branch:
+            return onnx.parser.parse_model(GROUPS.format("", body))
+        return onnx.parser.parse_model(GROUPS.format(", bool p", IN_BRANCH.format(body.replace("y =", "z =")).replace("(y)", "(z)")))
+
+    feeds = {"x": x, "p": np.array(True)} if branch else {"x": x}
+    (right,) = compare_graph(build(NORM), build(PLAIN), feeds)
+    assert right.passed, right
+    (wrong,) = compare_graph(build(NORM), build(PLAIN.replace("0.25", "0.125")), feeds)
+    assert not wrong.passed
+
+
+def test_what_is_computed_directly_is_not_spelled_out() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 22]> g (float[4] x) => (float[4] y) { a = Mish (x) b = Shrink (a) y = HardSwish (b) }'
+    )
+    assert [op.operator for op in read_graph(model).operations] == ["Mish", "Shrink", "HardSwish"]
