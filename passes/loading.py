@@ -27,6 +27,8 @@ MACHINE_DOMAIN = "com.microsoft.nchwc"
 GRAPH_FIELD, OPSET_FIELD = 7, 8
 """Field numbers in ModelProto."""
 
+COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
+
 DEMONSTRATION_EXTENT = {0: 1, 1: 3}
 """Extents proposed for unnamed dimensions in messages: batch 1, 3 channels, and 224 for all others."""
 
@@ -47,7 +49,7 @@ def load_model(path: str | Path, *, shapes: Mapping[str, Sequence[int]] | None =
     Raises:
         InputError: If the file is missing, is not ONNX, is truncated, lacks its external data or is not valid, or if
             shapes are missing or do not fit.
-        UnsupportedError: If an operator set or operator is not known here, or an input is not a tensor.
+        UnsupportedError: If an operator set or operator is not known here, or an input is not a tensor of real numbers.
 
     Example:
         >>> model = load_model("mobilenet_v2.onnx", shapes={"x": (1, 3, 224, 224)})  # doctest: +SKIP
@@ -274,6 +276,8 @@ def _fix_shapes(path: Path, proto: onnx.ModelProto, shapes: dict[str, Sequence[i
             kind = value.type.WhichOneof("value") or "no type"
             raise UnsupportedError(f"{path}: input '{name}' is not a tensor but {kind}. Only tensors can be given.")
         tensor_type = value.type.tensor_type
+        if tensor_type.elem_type in COMPLEX:
+            raise UnsupportedError(f"{path}: input '{name}' holds complex numbers, which are not supported. Give their parts.")
         for axis, dim in enumerate(tensor_type.shape.dim):
             if dim.HasField("dim_value") and dim.dim_value == 0:
                 raise InputError(f"{path}: dimension {axis} of '{name}' is 0; tensors without elements are not supported.")

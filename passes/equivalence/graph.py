@@ -29,6 +29,13 @@ Model: TypeAlias = "onnx.ModelProto | ir.Model | Graph"
 STANDARD_DOMAINS = ("", "ai.onnx")
 NEWEST_OPSET = 28
 
+QUANTISED = frozenset(
+    (
+        *("ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"),
+        *("QLinearConv", "QLinearMatMul", "QuantizeLinear"),
+    )
+)
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -181,7 +188,7 @@ def read_graph(model: Model) -> Graph:
         graph keep their names; those inside an expanded function are named `<call>/<name in the body>`.
 
     Raises:
-        UnsupportedError: if an operator is of a domain that is neither ONNX nor a function of the model.
+        UnsupportedError: if an operator is of a domain that is neither ONNX nor a function of the model, or quantises.
     """
     if isinstance(model, Graph):
         return model
@@ -312,6 +319,11 @@ class _Reader:
                 raise UnsupportedError(
                     f"Node {node.name or node.output[0]!r} calls {node.domain}::{node.op_type}, which is neither an ONNX "
                     "operator nor a function of the model. Export the model without custom operators."
+                )
+            if node.op_type in QUANTISED:
+                raise UnsupportedError(
+                    f"{node.op_type} {node.name or node.output[0]!r}: quantised models are not supported, as what rounding to a "
+                    "grid may change has no tolerance here. Verify the model before it is quantised."
                 )
             version = opsets.get(node.domain, opsets.get("", opsets.get("ai.onnx", 0)))
             if not 0 < version <= NEWEST_OPSET:

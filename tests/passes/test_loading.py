@@ -282,3 +282,9 @@ def test_nodes_in_a_circle(tmp_path: Path) -> None:
     text = """<ir_version: 10, opset_import: ["" : 17]>
     g (float[3] x) => (float[3] y) { [one] a = Add (x, b) [two] b = Relu (a) y = Neg (b) }"""
     assert "is not a valid model: Nodes in a graph must be topologically sorted" in refusal(write(tmp_path, text))
+
+
+def test_complex_inputs(tmp_path: Path) -> None:
+    text = '<ir_version: 10, opset_import: ["" : 17]> g (complex64[3] x) => (complex64[3] y) { y = Identity (x) }'
+    found = refusal(write(tmp_path, text), UnsupportedError)
+    assert found == "input 'x' holds complex numbers, which are not supported. Give their parts."

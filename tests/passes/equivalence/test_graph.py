@@ -154,3 +154,9 @@ def test_what_is_computed_directly_is_not_spelled_out() -> None:
         '<ir_version: 10, opset_import: ["" : 22]> g (float[4] x) => (float[4] y) { a = Mish (x) b = Shrink (a) y = HardSwish (b) }'
     )
     assert [op.operator for op in read_graph(model).operations] == ["Mish", "Shrink", "HardSwish"]
+
+
+def test_quantised_models_are_refused() -> None:
+    text = "(float[3] x) => (float[3] y) <float s = {0.5}, uint8 z = {8}> { [q] t = QuantizeLinear (x, s, z) y = DequantizeLinear (t, s, z) }"
+    with pytest.raises(UnsupportedError, match="QuantizeLinear 'q': quantised models are not supported"):
+        read_graph(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 18]> g {text}'))
