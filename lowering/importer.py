@@ -136,7 +136,7 @@ class _Importer:
         """Gives every output memory of its own: a kernel copies what is an input, a constant, or a view of another output.
 
         Args:
-            views: Views that become copies are taken out.
+            views: Views that become copies are taken out; what is a view of them is one of what they were views of.
 
         Returns:
             The outputs' names in the graph, and the names in the network of those that have another one there.
@@ -159,6 +159,7 @@ class _Importer:
                 own = f"{name}.output"
                 renamed[own] = name
             views.pop(name, None)
+            views.update((other, base) for other, viewed in list(views.items()) if viewed == name)
             self._values[own] = tensor_type(value)
             self._copy(base, own, constant)
             taken.add(own)

@@ -364,6 +364,19 @@ def test_a_reshape_is_a_view(network: Callable[..., ir.Model]) -> None:
     assert not kernels(found.graph, GenericWorkload)
 
 
+def test_of_outputs_that_are_views_of_each_other_one_is_no_copy(network: Callable[..., ir.Model]) -> None:
+    found = imported(network(HEAD + """
+    chain (float[1,8,3] x) => (float[1,8,3] first, float[1,1,8,3] between) <int64[1] axis = {0}>
+    {
+      r = Relu (x)
+      between = Unsqueeze (r, axis)
+      first = Squeeze (between, axis)
+    }
+    """))
+    assert found.views == {"first": "r"}
+    assert [kernel.outputs for kernel in found.graph.kernels] == [("r",), ("between",)]
+
+
 @pytest.mark.parametrize(
     "body",
     [
