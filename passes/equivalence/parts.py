@@ -302,11 +302,11 @@ class _PartSearch(Search):
         tensors = {port.name: self._values[port.name][0] for port in part.inputs}
         types = {source: self._original.graph.format_of(source).dtype for source in tensors}
         stress = Stress(part, tensors, types, 0)
-        draws = [(stress, "knees")] if stress.drawn else []
+        draws = [(stress, "knees", scale) for scale in (None, *stress.faint_scales())] if stress.drawn else []
         if draws and (thorough or stress.few):
-            draws += [(Stress(part, tensors, types, seed), "levels") for seed in range(1, MANY_DRAWS)]
-        for each, kind in draws:
-            yield {source: widen(array) for source, array in each.draw(kind).items()}
+            draws += [(Stress(part, tensors, types, seed), "levels", None) for seed in range(1, MANY_DRAWS)]
+        for each, kind, scale in draws:
+            yield {source: widen(array) for source, array in each.draw(kind, scale).items()}
 
 
 def _ranges(op: Operation, graph: Graph) -> bool:

@@ -13,17 +13,20 @@ what is drawn for it as well:
                still differs from draw to draw, so that several of them reach both sides of bends that are applied to few
                numbers. For parts of graphs
 
+Parts are fed `knees` at other scales as well, at which what an epsilon is added to, or sets a limit to, is of its size.
+
 Inputs that are no data are left as they are: whole numbers, booleans, and what says where things are or what limits them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import TypeAlias
 
 import numpy as np
 
 from sepwise.passes.equivalence.graph import Array, Graph, Operation
-from sepwise.passes.equivalence.operators import clip_limits, hard_sigmoid_parameters
+from sepwise.passes.equivalence.operators import clip_limits, hard_sigmoid_parameters, normalized_axes
 from sepwise.passes.equivalence.oracle import Oracle
 from sepwise.passes.equivalence.tolerances import STRUCTURE
 
@@ -41,6 +44,9 @@ LEVEL_OCTAVES = -5, 1  # a scale that reaches one bend saturates another
 LEVEL_SPREAD = 0, 2  # octaves: up to so heavy a tail that a few channels decide the sign of a sum over all
 ROUNDS = 2  # what is behind a bend follows a change of scale only so far, so it is looked at again
 SCALES = (2.0**-20, 2.0**30)
+SMALL = 2.0**-6  # constants up to here that something is added to, or kept above, are there for when it vanishes
+SLOWEST = 0.5  # power of the scale: a root vanishes as slowly
+FAINTER = 2.0**-8  # scale by which it is seen how something vanishes: as the numbers, or as their squares
 SHARES = (0.7, 0.85)  # up to here impulses of a power of two, up to here large ones, then those below the normal range
 POSITIONS_PER_PLACE = 32
 MOST_PLACES = 6
@@ -92,16 +98,20 @@ class Stress:
         if self.drawn and any(True for _ in self._bending()):
             self.scale = self._find_scale()
 
-    def draw(self, kind: str) -> dict[str, Array]:
+    def draw(self, kind: str, scale: float | None = None) -> dict[str, Array]:
         """Draws one tensor for every input.
 
         Args:
             kind: one of `STRESSES`, or `levels`.
+            scale: in place of that of the bends, as one of `faint_scales`.
 
         Returns:
             Tensors by input name, of the shapes of the examples.
         """
         rng = np.random.default_rng([self._seed, *kind.encode()])
+        if scale is not None:
+            factor = scale / self.scale
+            return self._with(lambda name, array: self._rounded(name, factor * DRAWS[kind](self, rng, name, array.shape)))
         return self._with(lambda name, array: self._rounded(name, DRAWS[kind](self, rng, name, array.shape)))
 
     def _with(self, draw: Callable[[str, Array], Array]) -> dict[str, Array]:
@@ -138,6 +148,46 @@ class Stress:
             if needed:
                 scale = float(np.clip(scale * needed, *SCALES))
         return scale
+
+    def _vanishing(self) -> Iterator[tuple[str, float, Callable[[Array], Array]]]:
+        """Yields what epsilons keep from 0: the value that it is computed from, the epsilon, how it is computed."""
+        known = {**self._part.constants, **{name: self._tensors[name] for name in self._tensors if name not in self.drawn}}
+        for op in self._part.operations:
+            if op.operator in ("InstanceNormalization", "LayerNormalization", "RMSNormalization"):
+                yield op.inputs[0], op.number("epsilon", 1e-5), partial(_squares, op)
+            elif op.operator in ("Add", "Clip", "Max"):
+                small = [known[name] for name in op.inputs if name in known and known[name].size == 1]
+                computed = [name for name in op.inputs if name and name not in known]
+                if small and computed and 0 < small[0].item() < SMALL:
+                    yield computed[0], small[0].item(), np.abs
+
+    def faint_scales(self) -> tuple[float, ...]:
+        """Finds where each epsilon matters that what is drawn at `scale` hides, for which the oracle runs the part twice.
+
+        How a value vanishes as everything is scaled, as the numbers or as their squares, is seen from two scales; one that
+        something else is added to does not.
+
+        Returns:
+            Scales at which values are of the size of their epsilons, the smallest first.
+        """
+        vanishing = list(self._vanishing()) if self.drawn else []
+        if not vanishing:
+            return ()
+        rng = np.random.default_rng(self._seed)
+        normal = {name: _spread(rng, self._tensors[name].shape) for name in self.drawn}
+        oracle = Oracle(self._part)
+        sizes = []
+        for scale in (self.scale, self.scale * FAINTER):
+            feeds = {name: scale * normal[name] if name in normal else array for name, array in self._tensors.items()}
+            values = {**feeds, **oracle.run(feeds, keep={name for name, _, _ in vanishing} - set(feeds))}
+            with np.errstate(all="ignore"):
+                sizes.append([float(np.median(size(values[name]))) if values[name].size else 0.0 for name, _, size in vanishing])
+        found = set()
+        for (_, epsilon, _), large, small in zip(vanishing, *sizes, strict=True):
+            degree = np.log(large / small) / -np.log(FAINTER) if large > epsilon and small > 0 else 0.0
+            if degree >= SLOWEST:
+                found.add(float(self.scale * (epsilon / large) ** (1 / degree)))
+        return tuple(sorted(found))
 
     def _terms(self, name: str) -> int:
         """How many products of elements of an input are summed, the most over what reads it."""
@@ -193,6 +243,13 @@ def _bends(op: Operation, known: Tensors) -> list[float]:
         constants = [known[name] for name in op.inputs if name in known and known[name].size]
         return [float(edge) for constant in constants for edge in {constant.min(), constant.max()} if np.isfinite(edge)]
     return []
+
+
+def _squares(op: Operation, x: Array) -> Array:
+    """What a normalisation adds its epsilon to."""
+    axes = normalized_axes(op, x)
+    squares: Array = (x * x if op.operator == "RMSNormalization" else (x - x.mean(axis=axes, keepdims=True)) ** 2).mean(axis=axes)
+    return squares
 
 
 def _distance(value: Array, bends: Sequence[float]) -> float:

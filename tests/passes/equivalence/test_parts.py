@@ -144,6 +144,41 @@ def test_what_no_output_shows_is_found_and_reproduced(name: str, parse: Callable
     assert again.status == "failed"
 
 
+SPELLED = """{ a = Conv (x, w) m = ReduceMean (a, axes) d = Sub (a, m) q = Mul (d, d) p = ReduceMean (q, axes) e = Add (p, small)
+    r = Sqrt (e) n = Div (d, r) z = Mul (n, stretch) y = Add (z, shift) }"""
+EPSILONS = {
+    "normalisation": ("{ a = Conv (x, w) y = InstanceNormalization <epsilon = 1e-5> (a, dead, open) }", ("1e-5", "1e-12")),
+    "spelled": (SPELLED, ("small", "zero")),
+    "norm": ("{ a = Conv (x, w) n = ReduceL2 (a, axes) m = Max (n, tiny) y = Div (a, m) }", ("tiny", "small")),
+}
+
+
+@pytest.mark.parametrize("name", EPSILONS)
+def test_epsilons_are_seen_though_the_variance_is_large(name: str, parse: Callable[..., onnx.ModelProto]) -> None:
+    body, change = EPSILONS[name]
+    constants = f"""<{CONSTANTS}, float small = {{1e-5}}, float tiny = {{1e-12}}, float[1,4,1,1] stretch, float[4,1,1] shift>"""
+    original, wrong = (parse(f"{HEAD} {constants} {each}") for each in (body, body.replace(*change)))
+    for proto in (original, wrong):
+        (tensor,) = [each for each in proto.graph.initializer if each.name == "w"]
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e5), "w"))
+    feed = sample_inputs(original, 0)
+    assert all(check.passed for check in compare_graph(original, wrong, feed))
+    (check,) = compare_parts(original, wrong, feed)
+    assert check.status == "failed"
+    assert check.worst_ratio is not None
+    assert check.worst_ratio > 10
+
+
+def test_a_normalisation_may_be_spelled_out(parse: Callable[..., onnx.ModelProto]) -> None:
+    constants = f"""<{CONSTANTS}, float small = {{1e-5}}, float[4] gain = {{1, 2, 3, 4}}, float[1,4,1,1] stretch = {{1, 2, 3, 4}},
+        float[1,4,1,1] shift = {{0.5, -1e4, 0.25, 0.125}}>"""
+    normalised = "{ a = Conv (x, w) y = InstanceNormalization <epsilon = 1e-5> (a, gain, dead) }"
+    original, rewritten = (parse(f"{HEAD} {constants} {body}") for body in (normalised, SPELLED))
+    for pair in ((original, rewritten), (rewritten, original)):
+        checks = compare_parts(*pair, sample_inputs(original, 0))
+        assert all(check.passed for check in checks), checks
+
+
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_holds_for_all_that_the_network_makes_is_no_fault(name: str, parse: Callable[..., onnx.ModelProto]) -> None:
     original, rewritten = (model(parse, body) for body in RIGHT[name])

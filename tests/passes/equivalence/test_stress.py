@@ -163,3 +163,34 @@ def test_small_shapes(text: str) -> None:
 
 def test_the_scale_is_1_where_nothing_bends() -> None:
     assert stress(part("(float[3,5] x) => (float[3,5] y) { y = Neg (x) }")).scale == 1.0
+
+
+VANISHING = {
+    "variance": ("{ y = LayerNormalization <axis = 1, epsilon = 1e-6> (x, s) }", 1e-6, lambda x: x.var(axis=(1, 2, 3))),
+    "norm": ("<float e = {1e-12}> { n = ReduceL2 <axes = [1]> (x) m = Max (n, e) y = Div (x, m) }", 1e-12, None),
+    "squares": (
+        "<float e = {1e-9}> { q = Mul (x, x) n = ReduceMean <axes = [1]> (q) m = Add (n, e) r = Sqrt (m) y = Div (x, r) }",
+        1e-9,
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VANISHING)
+def test_a_faint_scale_is_where_an_epsilon_matters(name: str) -> None:
+    nodes, epsilon, measure = VANISHING[name]
+    model = onnx.parser.parse_model(HEAD.replace("18", "17") + "g (float[4,4,5,5] x) => (float[4,4,5,5] y) " + nodes)
+    if measure is not None:
+        ones = np.ones((4, 5, 5), np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(ones, "s"))
+    graph = read_graph(model)
+    drawn = stress(graph)
+    (scale,) = drawn.faint_scales()
+    feeds = drawn.draw("knees", scale)
+    found = measure(feeds["x"]) if measure else Oracle(graph).run(feeds, keep={"n"})["n"]
+    assert epsilon / 10 < np.median(found) < epsilon * 10
+
+
+def test_what_something_else_is_added_to_does_not_vanish() -> None:
+    graph = part("(float[1,4,9,9] x) => (float[1,6,9,9] y) <float e = {1e-5}> { c = Conv <pads = [1,1,1,1]> (x, w, b)\n y = Max (c, e) }")
+    assert not stress(graph).faint_scales()
