@@ -349,7 +349,13 @@ def _global_average_pool_rule(op: Operation, y: Array, x: Bounded) -> Array:
 def _mean(op: Operation, x: Bounded, axes: tuple[int, ...], *, keep: bool) -> Array:
     k = int(np.prod([x.value.shape[axis] for axis in axes]))
     mean_size = x.size.mean(axis=axes, keepdims=keep)
-    return _summed(op, k * mean_size, _full(x).mean(axis=axes, keepdims=keep) + op.format.gamma(k + 2) * mean_size)
+    rounding = op.format.gamma(_terms(x, axes, keep=keep) + 2) * mean_size
+    return _summed(op, k * mean_size, _full(x).mean(axis=axes, keepdims=keep) + rounding)
+
+
+def _terms(x: Bounded, axes: tuple[int, ...], *, keep: bool) -> Array:
+    """Counts the terms of sums over some axes that are not 0: adding a zero is exact."""
+    return np.asarray(np.count_nonzero(x.size, axis=axes, keepdims=keep))
 
 
 def _reduce_mean_rule(op: Operation, _: Array, x: Bounded, axes: Bounded | None = None) -> Array:
@@ -362,9 +368,8 @@ def _over(op: Operation, x: Bounded, axes: Bounded | None) -> tuple[int, ...]:
 
 def _reduce_sum_rule(op: Operation, _: Array, x: Bounded, axes: Bounded | None = None) -> Array:
     over, keep = _over(op, x, axes), bool(op.integer("keepdims", 1))
-    k = int(np.prod([x.value.shape[axis] for axis in over]))
     size = x.size.sum(axis=over, keepdims=keep)
-    return _summed(op, size, _full(x).sum(axis=over, keepdims=keep) + op.format.gamma(k) * size)
+    return _summed(op, size, _full(x).sum(axis=over, keepdims=keep) + op.format.gamma(_terms(x, over, keep=keep)) * size)
 
 
 def _reduce_squares_rule(op: Operation, y: Array, x: Bounded, axes: Bounded | None = None) -> Array:

@@ -26,7 +26,7 @@ from typing import TypeAlias
 import numpy as np
 
 from sepwise.passes.equivalence.graph import Array, Graph, Operation
-from sepwise.passes.equivalence.operators import clip_limits, hard_sigmoid_parameters, normalized_axes
+from sepwise.passes.equivalence.operators import clip_limits, hard_sigmoid_parameters, normalized_axes, reduced_axes
 from sepwise.passes.equivalence.oracle import Oracle
 from sepwise.passes.equivalence.tolerances import STRUCTURE
 
@@ -199,6 +199,14 @@ class Stress:
             return int(np.prod(shapes[1][1:] if op.operator == "Conv" else (shapes[1][0], *shapes[1][2:])))
         if op.operator in ("Gemm", "MatMul") and shapes[0] is not None:
             return shapes[0][0 if op.integer("transA", 0) else -1]
+        if op.operator == "GlobalAveragePool" and shapes[0] is not None:
+            return int(np.prod(shapes[0][2:]))
+        if op.operator == "AveragePool":
+            return int(np.prod(op.integers("kernel_shape")))
+        if op.operator in ("ReduceMean", "ReduceSum") and shapes[0] is not None:
+            given = self._part.constants.get(op.inputs[1]) if len(op.inputs) > 1 else None
+            axes = reduced_axes(op, np.empty(shapes[0]), given)
+            return 1 if axes is None else int(np.prod([shapes[0][axis] for axis in axes]))
         return 1
 
     def _gates(self, op: Operation) -> bool:

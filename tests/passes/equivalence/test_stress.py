@@ -88,6 +88,24 @@ def test_sums_of_impulses_have_few_terms(terms: str) -> None:
     assert np.median(bound[computed] / np.abs(value[computed])) < 2.0**-19, "a few ulp"
 
 
+MEANS = {
+    "all positions": "y = GlobalAveragePool (x)",
+    "a window": "y = AveragePool <kernel_shape = [8, 8]> (x)",
+    "named axes": "y = ReduceMean (x, axes)",
+    "a sum": "y = ReduceSum (x, axes)",
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_means_of_impulses_have_few_terms(name: str) -> None:
+    graph = part(f"(float[1,32,40,40] x) => (float y) <int64[2] axes = {{2, 3}}> {{ {MEANS[name]} }}")
+    value, bound = run_with_bounds(graph, stress(graph).draw("impulses"))["y"]
+    usual = np.abs(value) > 1e-5
+    assert usual.sum() > 4
+    if name != "a window":
+        assert np.median(bound[usual] / np.abs(value[usual])) < 1 / 1600 / 8, "a mean over one less is told from a right one"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_impulses_are_usual_large_and_subnormal(dtype: str) -> None:
     graph = part("(float[1,40,9,9] x) => (float[1,40,9,9] y) { y = Sigmoid (x) }")
