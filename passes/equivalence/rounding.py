@@ -306,28 +306,47 @@ def may_overflow(
 Energy: TypeAlias = tuple[float | Array, Array]
 
 
+def product_count(op: Operation, a: Array, b: Array) -> int:
+    """Counts the products in each sum of an operator in `PRODUCT_SUMS`.
+
+    Args:
+        op: the operation.
+        a: its first operand.
+        b: its second operand.
+
+    Returns:
+        The number without a bias.
+    """
+    if op.operator == "Conv":
+        return b[0].size
+    if op.operator == "ConvTranspose":
+        strides = op.integers("strides") or [1] * (a.ndim - 2)
+        taps = np.prod([-(-k // s) for k, s in zip(b.shape[2:], strides, strict=True)])
+        return int(b.shape[0] // op.integer("group", 1) * taps)
+    return int(a.shape[0 if op.integer("transA", 0) else -1])
+
+
 def _conv_energy(op: Operation, x: Array, w: Array, b: Array | None = None) -> Energy:
-    k = w[0].size + (b is not None)
+    k = product_count(op, x, w) + (b is not None)
     return k, conv(op, x * x, w * w, None if b is None else b * b)
 
 
 def _conv_transpose_energy(op: Operation, x: Array, w: Array, b: Array | None = None) -> Energy:
-    strides = op.integers("strides") or [1] * (x.ndim - 2)
-    taps = np.prod([-(-k // s) for k, s in zip(w.shape[2:], strides, strict=True)])
-    k = w.shape[0] // op.integer("group", 1) * taps + (b is not None)
+    k = product_count(op, x, w) + (b is not None)
     return k, conv_transpose(op, x * x, w * w, None if b is None else b * b)
 
 
 def _gemm_energy(op: Operation, a: Array, b: Array, c: Array | None = None) -> Energy:
+    k = product_count(op, a, b) + (c is not None)
     a, b = gemm_operands(op, a, b)
     energy = (op.number("alpha", 1.0) ** 2) * ((a * a) @ (b * b))
     if c is not None:
         energy = energy + (op.number("beta", 1.0) * c) ** 2
-    return a.shape[-1] + (c is not None), energy
+    return k, energy
 
 
-def _matmul_energy(_: Operation, a: Array, b: Array) -> Energy:
-    return a.shape[-1], np.matmul(a * a, b * b)
+def _matmul_energy(op: Operation, a: Array, b: Array) -> Energy:
+    return product_count(op, a, b), np.matmul(a * a, b * b)
 
 
 def _average_pool_energy(op: Operation, x: Array) -> Energy:
@@ -439,6 +458,7 @@ SUMS: Mapping[str, Callable[..., Energy]] = {
 }
 
 
+PRODUCT_SUMS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 MEANS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 PLAIN_SUMS = MEANS | {"CumSum", "ReduceL1", "ReduceSum"}  # of the operand's elements as they are
 
@@ -452,7 +472,8 @@ def _softmax_units(op: Operation, y: Array, x: Array) -> Array:
     shift = view.max(axis=axis, keepdims=True) - view
     weights = np.exp(-shift)
     total = weights.sum(axis=axis, keepdims=True)
-    spread = np.sqrt(weights.shape[axis] * (weights**2).sum(axis=axis, keepdims=True)) / total
+    k = weights.shape[axis]
+    spread = _relative_noise(k, total, (weights**2).sum(axis=axis, keepdims=True)) + REPEATED_SHARE * k * repeats(view)
     relative = shift + ALLOWANCES["Exp"].ulps + spread + 1
     if op.operator == "Softmax":
         return (relative.reshape(y.shape)) * y

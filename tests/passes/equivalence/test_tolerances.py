@@ -1,5 +1,8 @@
+from collections.abc import Callable
+
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
@@ -333,3 +336,29 @@ def test_nothing_is_known_where_an_execution_may_overflow(parse) -> None:
     assert compare_execution({"y": found}, Oracle(model).run({"x": x}), sigma).status == "skipped"
     wide = parse('<ir_version: 8, opset_import: ["" : 18]> g (float[2] x) => (float y) { y = Mul(x, x) }')
     assert not np.isnan(execution_sigma(wide, {"x": np.full(2, 2000, np.float32)})["y"]).any()
+
+
+AFFINE = {
+    "the shift of a norm": "c = Conv (x, w) y = BatchNormalization (c, scale, shift, mean, variance)",
+    "a constant": "c = Conv (x, w) y = Add (shifts, c)",
+    "a bias": "c = Conv (x, w, shift) y = Identity (c)",
+    "a constant behind a factor": "c = Conv (x, w) m = Mul (c, scales) y = Add (m, shifts)",
+}
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_sums_may_begin_with_what_is_added_to_them(name: str, network: Callable[..., ir.Model]) -> None:
+    model = network(
+        f"""<ir_version: 10, opset_import: ["" : 18]> g (float[1,256,1,100] x) => (float[1,2,1,100] y)
+        <float[2,256,1,1] w, float[2] scale = {{1, 1}}, float[2] shift = {{40, -33}}, float[2] mean = {{0, 0}},
+         float[2] variance = {{0.99999, 0.99999}}, float[1,2,1,1] scales = {{1, 1}}, float[1,2,1,1] shifts = {{40, -33}}> {{ {AFFINE[name]} }}"""
+    )
+    x = np.random.default_rng(0).standard_normal((1, 256, 1, 100)).astype(np.float32)
+    weight = next(value.const_value.numpy() for value in model.graph.initializers.values() if value.name == "w")
+    sums = np.broadcast_to(np.float32([40, -33])[:, None], (2, 100)).copy()
+    for channel in range(256):
+        sums += weight[:, channel, 0] * x[0, channel, 0]
+    oracle = Oracle(model)
+    error = sums - oracle.run({"x": x})["y"][0, :, 0]
+    sigma = execution_sigma(oracle, {"x": x})["y"]
+    assert 0.25 < np.sqrt((error**2).mean()) / np.sqrt((sigma**2).mean()) < 1
