@@ -38,7 +38,7 @@ from sepwise.lowering.vector_math import replace_math
 from sepwise.passes.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from sepwise.lowering.device import Device
 
@@ -318,6 +318,7 @@ def _hide_moves(body: tirx.Stmt, task: Var) -> tirx.Stmt:
     library's `memcpy` or `memset`. Of bytes any store may be one of a single value, and `memset` takes values that are not
     known: so they are xor `task >> 31 & (i | 1)`, which is another one in each step, and booleans or `task >> 31 & i & 64`.
     """
+    moving = _moving_registers(body)
     sign = tirx.shift_right(task, tirx.const(31, "int32"))
 
     def on_store(store: tirx.BufferStore) -> tirx.Stmt:
@@ -329,7 +330,7 @@ def _hide_moves(body: tirx.Stmt, task: Var) -> tirx.Stmt:
             changing = _in_each_step(sign, store, lambda index: tirx.bitwise_and(index, tirx.const(64, str(index.ty.dtype))))
             value = tirx.Or(store.value, tirx.NE(changing, tirx.const(0, str(changing.ty.dtype))))
             return tirx.BufferStore(store.buffer, value, store.indices)
-        if kind not in _MOVED_TYPES or not (dtype.bits == 8 or _only_moves(store.value)):
+        if kind not in _MOVED_TYPES or not (dtype.bits == 8 or _only_moves(store.value, moving)):
             return store
         integer = _MOVED_TYPES[kind] + (f"x{lanes}" if lanes > 1 else "")
         if dtype.bits == 8:
@@ -364,29 +365,62 @@ _MOVED_TYPES = {
 """Element types whose moves are hidden, with the integer of as many bits."""
 
 
-def _only_moves(value: Any) -> bool:
-    """Whether a value is a constant, an element of a buffer, or one or the other of such.
+def _moving_registers(body: tirx.Stmt) -> list[Var]:
+    """Buffers in registers that are filled with constants, or at once with what only moves, and that nothing accumulates in.
+
+    Of several versions of a statement, as of borders and what is between them, one that fills so is enough.
+    """
+    filled: list[Var] = []
+    accumulated: list[Var] = []
+
+    def on_fill(store: tirx.BufferStore) -> None:
+        register, value = store.buffer, store.value
+        if register.scope() != "local" or _among(register, filled):
+            return
+        if _is_number(value) or (int(value.ty.dtype.lanes) == math.prod(map(int, register.ty.shape)) and _only_moves(value)):
+            filled.append(register)
+
+    def on_sum(store: tirx.BufferStore) -> None:
+        register = store.buffer
+        if _among(register, filled) and not _among(register, accumulated):
+            accumulated.extend(load.source for load in _loads(store.value) if load.source.same_as(register))
+
+    tvm_ffi.structural_walk(body, (tirx.BufferStore, on_fill))
+    tvm_ffi.structural_walk(body, (tirx.BufferStore, on_sum))
+    return [register for register in filled if not _among(register, accumulated)]
+
+
+def _among(register: Var, registers: Sequence[Var]) -> bool:
+    """Whether a register is one of several."""
+    return any(register.same_as(other) for other in registers)
+
+
+def _only_moves(value: Any, moving: Sequence[Var] = ()) -> bool:
+    """Whether a value is a constant, an element of a buffer or of the registers `moving`, or one or the other of such.
 
     Where the indices alone decide between two values, LLVM may make a loop of each: then one of them is enough.
     """
-    if isinstance(value, tirx.Broadcast):
-        return isinstance(value.value, (tirx.FloatImm, tirx.IntImm))
     if isinstance(value, TensorLoad) and value.source.scope() == "local" and _constant(value.indices[0]):
-        return False  # from a register
+        return _among(value.source, moving)
     if isinstance(value, tirx.Select):
         condition, *branches = value.condition, value.true_value, value.false_value
     elif isinstance(value, Call) and getattr(value.op, "name", "") == "prim.if_then_else":
         condition, *branches = value.args
     else:
-        return isinstance(value, (tirx.FloatImm, tirx.IntImm, TensorLoad))
-    return (all if _reads(condition) else any)(map(_only_moves, branches))
+        return _is_number(value) or isinstance(value, TensorLoad)
+    return (all if _loads(condition) else any)(_only_moves(branch, moving) for branch in branches)
 
 
-def _reads(value: Any) -> bool:
-    """Whether a value depends on what is in a buffer."""
+def _is_number(value: Any) -> bool:
+    """Whether a value is a constant, in one lane or in all."""
+    return isinstance(value.value if isinstance(value, tirx.Broadcast) else value, (tirx.FloatImm, tirx.IntImm))
+
+
+def _loads(value: Any) -> list[TensorLoad]:
+    """What a value reads of buffers."""
     loads: list[TensorLoad] = []
     tvm_ffi.structural_walk(value, (TensorLoad, loads.append))
-    return bool(loads)
+    return loads
 
 
 def _constant(index: Any) -> bool:

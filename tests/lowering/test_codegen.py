@@ -305,6 +305,25 @@ def test_copying_beside_computing_calls_no_library(name: str, choice: Callable[.
     assert [s.name for s in symbols(file) if s["st_shndx"] == "SHN_UNDEF" and s.name] == []
 
 
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("fill", ["zero", "copy"])
+def test_copying_and_clearing_through_registers_calls_no_library(name: str, fill: str) -> None:
+    """LLVM sees through a register that holds what one store put there."""
+    a = te.placeholder((1024, 4), name="a")
+    filled = te.compute((1024, 4), lambda i, j: a[i, j] if fill == "copy" else tirx.const(0, "float32"), name="filled")
+    function = s_tir.Schedule(te.create_prim_func([a, filled]))
+    block = function.get_sblock("filled")
+    store = function.cache_write(block, 0, "local")
+    rows, _ = function.get_loops(store)
+    function.compute_at(block, rows)
+    for each in (block, store):
+        function.vectorize(function.get_loops(each)[-1])
+    kernel = codegen.lower_kernel(function.mod["main"], "kernel", device.get(name))
+    assert "local" in kernel.function.script()
+    file = ELFFile(io.BytesIO(codegen.build_object({"kernel": kernel}, codegen.tvm_target(device.get(name)))))
+    assert [s.name for s in symbols(file) if s["st_shndx"] == "SHN_UNDEF" and s.name] == []
+
+
 def test_an_object_that_calls_a_library_is_refused() -> None:
     a = te.placeholder((64,), name="a", dtype="float64")
     function = te.create_prim_func([a, te.compute((64,), lambda i: tirx.exp(a[i]), name="b")])
