@@ -1,7 +1,9 @@
 """Brings a model as it came in into the one form that the passes expect."""
 
 import logging
+from collections.abc import Sequence
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
@@ -13,9 +15,13 @@ from sepwise.passes.rewriting import (
     Refusal,
     constant_array,
     is_operator,
+    original_nodes,
     remove_unused_initializers,
     replace_with_input,
+    set_constant_input,
+    set_original_nodes,
     static_shape,
+    unique_value_name,
 )
 from sepwise.passes.vocabulary import DOMAIN
 
@@ -32,6 +38,12 @@ MAXIMUM_ROUNDS = 8
 CONV_BIAS = 2
 """Input of a Conv that is its bias."""
 
+RESIZE_SCALES = 2
+"""Input of a Resize, behind its region, with its scales; the sizes are next."""
+
+IMAGE_AXIS = 2
+"""First axis behind batch and channels."""
+
 BIG_TENSOR_BYTES = 1024
 """Larger initializers are no shapes: shape inference sees their type only."""
 
@@ -42,11 +54,12 @@ def canonicalize(model: ir.Model) -> ir.Model:
     1. Every node has a name of its own (unnamed ones are called `Conv_12`, by operator and position).
     2. Functions are inlined, except those of the domain `sepwise`.
     3. With the input shapes fixed, all that is constant is folded, shape arithmetic included.
-    4. Identity, Dropout (in inference mode), and casts, pads, transposes and so on that change nothing are removed.
+    4. Identity, Dropout (in inference mode), and casts, pads, transposes, resizes and so on that change nothing are removed.
     5. Constants are initializers; unused nodes and initializers are gone.
     6. Every Conv spells out kernel_shape, strides, pads, dilations and group; `auto_pad` is resolved, poolings' too. A bias of
        zeros that is not one number per channel (torch writes `(channels, 2)` for a Conv3d without bias) is gone.
-    7. Shapes are inferred.
+    7. A Resize that keeps the corners where they are leaves two elements of each axis at least, and a Slice takes the first.
+    8. Shapes are inferred.
 
     Initializers that are graph inputs too are constants if the IR version is below 4 (there the format demanded that),
     and inputs with a default otherwise.
@@ -83,6 +96,7 @@ def canonicalize(model: ir.Model) -> ir.Model:
     _check_convolutions(copy)
     _check_batch_norms(copy)
     _spell_out_geometry(copy)
+    _take_single_corners(copy)
     return copy
 
 
@@ -196,6 +210,9 @@ def _changes_nothing(node: ir.Node, source: ir.Value) -> bool:
             before, after = source.shape, node.outputs[0].shape
             fixed = before is not None and after is not None and before.is_static() and before == after
             return (fixed and node.op_type not in ("Slice", "Tile")) or (fixed and _takes_all(node))
+        case "Resize":
+            extents = static_shape(source)
+            return extents is not None and extents == static_shape(node.outputs[0]) and _keeps_positions(node)
     return False
 
 
@@ -205,6 +222,19 @@ def _takes_all(node: ir.Node) -> bool:
         return True
     steps = constant_array(node.inputs[4])
     return steps is not None and bool((steps > 0).all())
+
+
+def _keeps_positions(node: ir.Node) -> bool:
+    """Whether a Resize to the extents that are there computes each element from itself alone.
+
+    Scales may be other than 1 and give the same extents, rounded; between the corners there is none but 1 then.
+    """
+    coordinates = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    if coordinates == "align_corners" or coordinates.startswith("tf_"):
+        return coordinates == "align_corners"
+    scales = node.inputs[RESIZE_SCALES] if len(node.inputs) > RESIZE_SCALES else node.inputs[-1]  # opset 10 has no roi
+    given = None if scales is None else constant_array(scales)
+    return scales is None or (given is not None and bool((given == 1).all()))
 
 
 def _infer_shapes(model: ir.Model) -> None:
@@ -318,3 +348,67 @@ def _spell_out_geometry(model: ir.Model) -> None:
                 continue
             node.attributes.pop("auto_pad", None)
             node.attributes.update(attributes)
+
+
+def _take_single_corners(model: ir.Model) -> None:
+    """Gives a Resize between corners at least two elements on each axis where it made one, and takes the first of them.
+
+    Its positions are `(before - 1) / (after - 1)` apart, which one element has no need of and a compiler divides by zero for.
+    ONNX puts that element at 0, where the first of any other number is: of as many as there were, or of two copies of one.
+    """
+    for graph in model.graphs():
+        for node in list(graph):
+            source = node.inputs[0] if is_operator(node, "Resize") else None
+            before, after = static_shape(source), static_shape(node.outputs[0])
+            if source is None or before is None or after is None or not _keeps_corners(node):
+                continue
+            single = [axis for axis in range(IMAGE_AXIS, len(after)) if after[axis] == 1]
+            if not single:
+                continue
+            wide = [max(before[axis], 2) if axis in single else extent for axis, extent in enumerate(after)]
+            _take_first(model, node, wide, single)
+            if wide == list(before):
+                replace_with_input(node, source, keep_name=False)
+            else:
+                _resize_to(model, node, before, wide, single)
+    remove_unused_initializers(model)
+
+
+def _take_first(model: ir.Model, node: ir.Node, wide: Sequence[int], axes: Sequence[int]) -> None:
+    """Makes a node's output wide, and gives all who read it the first elements of the axes, under its name."""
+    graph, output = node.graph, node.outputs[0]
+    assert graph is not None, "the node is in a graph"
+    name, shape = output.name, output.shape
+    taking = ir.Node("", "Slice", [None], num_outputs=1, name=f"{node.name}.first")
+    set_original_nodes(taking, original_nodes(node))
+    taken = taking.outputs[0]
+    ir.convenience.replace_all_uses_with(output, taken, replace_graph_outputs=True)
+    taking.replace_input_with(0, output)
+    constants = {"starts": [0] * len(axes), "ends": [1] * len(axes), "axes": axes}
+    for index, (role, numbers) in enumerate(constants.items(), start=1):
+        set_constant_input(model, taking, index, np.array(numbers, np.int64), f"{taking.name}.{role}")
+    graph.insert_after(node, taking)
+    output.name, output.shape = unique_value_name(model, f"{name}.wide"), ir.Shape(wide)
+    taken.name, taken.shape, taken.type = name, shape, output.type
+
+
+def _resize_to(model: ir.Model, node: ir.Node, before: Sequence[int], wide: Sequence[int], single: Sequence[int]) -> None:
+    """Gives a Resize other extents on some axes: by scales of all axes if it has them, else by sizes."""
+    scales = constant_array(node.inputs[RESIZE_SCALES]) if len(node.inputs) > RESIZE_SCALES else None
+    if scales is not None and scales.size and "axes" not in node.attributes:
+        scales[single] = [wide[axis] / before[axis] for axis in single]
+        set_constant_input(model, node, RESIZE_SCALES, scales.astype(np.float32), f"{node.name}.scales")
+        return
+    node.resize_inputs(RESIZE_SCALES + 2)
+    if scales is None or scales.size:  # empty ones stand for none where the operator set demands some
+        node.replace_input_with(RESIZE_SCALES, None)
+    set_constant_input(model, node, RESIZE_SCALES + 1, np.array(wide, np.int64), f"{node.name}.sizes")
+    for attribute in ("axes", "keep_aspect_ratio_policy"):
+        node.attributes.pop(attribute, None)
+
+
+def _keeps_corners(node: ir.Node) -> bool:
+    """Whether a Resize is by the positions of corners; what it filters besides reads more than one element."""
+    attributes = node.attributes
+    corners = attributes.get_string("coordinate_transformation_mode", "half_pixel") == "align_corners"
+    return corners and not attributes.get_int("antialias", 0)

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -99,6 +99,58 @@ def test_removes_what_changes_nothing(build: Build, equivalent: Equivalent, what
     check(model, equivalent, "Exp", "Relu")
     model = build(HEAD + f"g (float[2,3,60] x) => (float y) {constants} {{ a = Exp (x) {NO_OPS[what].replace('t =', 'y =')} }}")
     assert [value.name for value in check(model, equivalent, "Exp").graph.outputs] == ["y"]
+
+
+def resizing(opset: int, shape: str, by: str, given: Sequence[float], attributes: str) -> ir.Model:
+    """A Resize by `scales` or `sizes` between two other operators; what is not given is an empty tensor before operator set 13."""
+    names = ["scales"] if by == "scales" else ["empty" if opset < 13 else "", "sizes"]
+    inputs = ", ".join(["a", "empty" if opset < 13 else "", *names])
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : {opset}]>
+        g (float[{shape}] x) => (float y) {{ a = Exp (x) t = Resize <{attributes}> ({inputs}) y = Relu (t) }}"""
+    )
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    constants = {by: np.array(given, np.float32 if by == "scales" else np.int64), "empty": np.zeros(0, np.float32)}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(constants[name], name) for name in constants if name in inputs)
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+
+
+@pytest.mark.parametrize(
+    ("opset", "by", "given", "attributes", "kept"),
+    [
+        (13, "sizes", [2, 3, 4, 5], 'mode = "linear"', []),
+        (11, "scales", [1, 1, 1, 1], 'mode = "cubic"', []),
+        (18, "sizes", [5, 4], "axes = [3, 2]", []),
+        (13, "scales", [1, 1, 1.2, 1], 'coordinate_transformation_mode = "align_corners"', []),
+        (13, "scales", [1, 1, 1.2, 1], 'mode = "linear"', ["Resize"]),
+        (13, "sizes", [2, 3, 4, 5], 'coordinate_transformation_mode = "tf_half_pixel_for_nn"', ["Resize"]),
+    ],
+)
+def test_removes_a_resize_that_moves_nothing(
+    equivalent: Equivalent, opset: int, by: str, given: list[float], attributes: str, kept: list[str]
+) -> None:
+    check(resizing(opset, "2,3,4,5", by, given, attributes), equivalent, "Exp", *kept, "Relu")
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize(
+    ("opset", "shape", "by", "given", "attributes", "kept"),
+    [
+        (11, "2,3,4,1", "sizes", [2, 3, 7, 1], "", ["Resize", "Slice"]),
+        (11, "2,3,1,5", "scales", [1, 1, 1, 1.6], "", ["Resize", "Slice"]),
+        (13, "2,3,6,5", "scales", [1, 1, 0.25, 2], "", ["Resize", "Slice"]),
+        (18, "2,3,6,5", "sizes", [9, 1], ", axes = [3, 2]", ["Resize", "Slice"]),
+        (18, "2,3,1,5", "scales", [1.6], ", axes = [3]", ["Resize", "Slice"]),
+        (22, "2,3,6,5", "sizes", [2, 3, 1, 5], "", ["Slice"]),
+        (22, "1,1,1,5", "sizes", [1, 1, 1, 9], "", ["Resize", "Slice"]),
+    ],
+)
+def test_a_resize_between_corners_has_no_single_element_on_an_axis(
+    equivalent: Equivalent, mode: str, opset: int, shape: str, by: str, given: list[float], attributes: str, kept: list[str]
+) -> None:
+    """The step between corners would be `(before - 1) / 0`."""
+    attributes = f'mode = "{mode}", coordinate_transformation_mode = "align_corners"{attributes}'
+    check(resizing(opset, shape, by, given, attributes), equivalent, "Exp", *kept, "Relu")
 
 
 def test_keeps_a_slice_that_reverses(build: Build, equivalent: Equivalent) -> None:
