@@ -202,7 +202,7 @@ class Stress:
         if op.operator == "GlobalAveragePool" and shapes[0] is not None:
             return int(np.prod(shapes[0][2:]))
         if op.operator == "AveragePool":
-            return int(np.prod(op.integers("kernel_shape")))
+            return int(np.prod(op.integers("kernel_shape") or []))
         if op.operator in ("ReduceMean", "ReduceSum") and shapes[0] is not None:
             given = self._part.constants.get(op.inputs[1]) if len(op.inputs) > 1 else None
             axes = reduced_axes(op, np.empty(shapes[0]), given)

@@ -392,7 +392,7 @@ class _Beginnings:
             return 0.0
         others = operands[1:]
         sums = [name for name in op.inputs if name in self._products]
-        begin: Array | float = 0.0
+        begin = np.zeros(1)
         if op.operator in PRODUCT_SUMS:
             assert others[0] is not None
             self._products[op.outputs[0]] = product_count(op, first, others[0])
@@ -404,10 +404,12 @@ class _Beginnings:
             if op.operator == "BatchNormalization":
                 begin = evaluate(op, [np.zeros((1, first.shape[1], *(1,) * (first.ndim - 2))), *others])[0]
             elif op.operator in ("Add", "Sub", "Sum"):
-                begin = sum(np.abs(x) for name, x in zip(op.inputs, operands, strict=True) if name not in sums and x is not None)
+                for name, x in zip(op.inputs, operands, strict=True):
+                    begin = begin if name in sums or x is None else begin + np.abs(x)
         else:
             return 0.0
-        return 4 / 3 * np.sqrt(self._products[op.outputs[0]] / 3) * np.abs(begin)
+        noise: Array = 4 / 3 * np.sqrt(self._products[op.outputs[0]] / 3) * np.abs(begin)
+        return noise
 
 
 def _with_unknown(places: Mapping[tuple[str, ...], Array]) -> Callable[[Operation, list[Array | None]], tuple[Array, ...]]:
