@@ -32,7 +32,7 @@ from sepwise.lowering import device as devices
 from sepwise.lowering.c_source import PREFIX
 from sepwise.lowering.counts import CallCounts, Counts, read_counts
 from sepwise.lowering.graph import pack, unpack
-from sepwise.lowering.guarded import UNWRITTEN, Access, AccessError, Stage, StageMemory, run_alone
+from sepwise.lowering.guarded import UNWRITTEN, Access, AccessError, Stage, StageMemory, require_alike, run_alone
 from sepwise.lowering.link import count_plugin, link_executable, link_shared
 from sepwise.lowering.memory_plan import ALIGNMENT_BYTES
 from sepwise.lowering.program import Home
@@ -166,18 +166,23 @@ class Runner(ABC):
 
         Raises:
             InputError: The arrays are not what the kernel takes.
-            StrayAccessError: It touched other memory than that of its operands, or wrote to what it only reads.
+            StrayAccessError: It touched other memory than that of its operands, wrote to what it only reads, or gives other
+                numbers where its operands lie elsewhere.
         """
         call = self.program.calls[index]
         values = [to_memory(value, array) for value, array in self._check_kernel_inputs(call, arrays)]
         places = zip(call.arguments[len(values) :], call.constant_bytes, strict=False)
         constants = [self.program.constants[reference.offset :][:nbytes] for reference, nbytes in places]
-        written = self._run_alone(index, [None, *values, *constants, *(None for _ in call.outputs)])
-        outputs = zip(map(self.program.find_value, call.outputs), written, strict=True)
-        return {value.name: from_memory(value, memory) for value, memory in outputs}
+        runs = self._run_alone(index, [None, *values, *constants, *(None for _ in call.outputs)])
+        outputs = [self.program.find_value(name) for name in call.outputs]
+        first, second = (
+            {value.name: from_memory(value, memory) for value, memory in zip(outputs, written, strict=True)} for written in runs
+        )
+        require_alike(call, first, second)
+        return first
 
     @abstractmethod
-    def _run_alone(self, index: int, data: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    def _run_alone(self, index: int, data: Sequence[np.ndarray | None]) -> list[list[np.ndarray]]:
         """Runs a call as `guarded.run_alone` does."""
 
     @abstractmethod
@@ -369,7 +374,7 @@ class NativeRunner(Runner):
                     kept[value.name] = from_memory(value, self._memory(value))
             return {**kept, **self._finish(inputs, self._read_outputs())}
 
-    def _run_alone(self, index: int, data: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    def _run_alone(self, index: int, data: Sequence[np.ndarray | None]) -> list[list[np.ndarray]]:
         """Runs a single kernel call; see `Runner.run_kernel`."""
         with _SIGNALS, self._lock:
             self._require_open()
@@ -611,7 +616,7 @@ class EmulatedRunner(Runner):
                     kept[value.name] = guest.read(value)
             return {**kept, **{value.name: guest.read(value) for value in self.program.outputs}}
 
-    def _run_alone(self, index: int, data: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    def _run_alone(self, index: int, data: Sequence[np.ndarray | None]) -> list[list[np.ndarray]]:
         """Runs a single kernel call; see `Runner.run_kernel`."""
         with self._lock:
             guest = self._open_guest()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sepwise.lowering.graph import TensorType
-from sepwise.lowering.guarded import UNWRITTEN, Access, Stage, StageMemory, StrayAccessError, run_alone
+from sepwise.lowering.guarded import UNWRITTEN, Access, Stage, StageMemory, StrayAccessError, require_alike, run_alone
 from sepwise.lowering.program import BufferRef, Home, KernelCall, Program, Value
 
 X, Y = (Value(name, TensorType((1, size)), BufferRef(Home.ARENA, 0)) for name, size in (("x", 300), ("y", 9)))
@@ -51,7 +51,7 @@ def test_operands_end_before_a_gap_and_then_begin_behind_one() -> None:
     stage = Stage(PROGRAM, vector_bytes=16)
     memory = Memory(stage)
     x = np.arange(300, dtype=np.float32)
-    (y,) = run_alone(memory, 0, [None, x, np.zeros(8, np.uint8), None])
+    (y,), (_,) = run_alone(memory, 0, [None, x, np.zeros(8, np.uint8), None])
     assert y.nbytes == Y.type.nbytes
     assert (y == 1).all()
     (at_end, alone), (at_begin, together) = memory.runs
@@ -85,6 +85,14 @@ def test_the_nearest_operand_is_named(operand: int, byte: int, what: str) -> Non
     touched = stage.place(0, at_end=True)[operand][1] + byte
     with pytest.raises(StrayAccessError, match=f"Kernel 'one': {what}"):
         run_alone(Memory(stage, touched), 0, [None, np.zeros(300, np.float32), np.zeros(8, np.uint8), None])
+
+
+def test_runs_that_differ_are_found() -> None:
+    call = PROGRAM.calls[0]
+    first = {"y": np.array([0.0, np.nan], np.float32)}
+    require_alike(call, first, {"y": first["y"].copy()})
+    with pytest.raises(StrayAccessError, match="Kernel 'one': writes other numbers to 'y' in a second run"):
+        require_alike(call, first, {"y": np.array([-0.0, np.nan], np.float32)})
 
 
 def test_what_is_written_behind_an_output_is_found() -> None:
