@@ -37,6 +37,7 @@ from tvm.ir import PrimType
 from tvm.ir.expr import Call, StringImm, TensorLoad, Var
 
 from sepwise.lowering.cost import LEAST_TOGETHER, MOST_TOGETHER, SPARE_REGISTERS
+from sepwise.lowering.lane_loads import shuffle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -320,7 +321,7 @@ def _moving(run: Sequence[tirx.Stmt], moves: Sequence[_Move], places: dict[Tenso
         vectors, first = loaded.get(places.get(load, (-1, 0)), (None, 0))
         if vectors is None:
             return load
-        return tirx.Shuffle([vectors], [tirx.IntImm("int32", first + lane) for lane in range(_register_lanes(load.source))])
+        return shuffle([vectors], range(first, first + _register_lanes(load.source)))
 
     statements: list[tirx.Stmt] = []
     for number, statement in enumerate(run):
@@ -556,7 +557,7 @@ def _merged(run: Sequence[tirx.Stmt], analyzer: Any) -> Sequence[tirx.Stmt]:
             return broadcast
         width, lanes = _register_lanes(load.source), int(broadcast.ty.dtype.lanes)
         vector = tirx.BufferLoad(load.source, [tirx.Ramp(bases[number] + first, tirx.IntImm("int32", 1), width)])
-        return tirx.Shuffle([vector] * math.ceil(lanes / width), [tirx.IntImm("int32", offset - first)] * lanes)
+        return shuffle([vector], [offset - first] * lanes)
 
     return [tvm_ffi.structural_map(statement, (tirx.Broadcast, merge)) for statement in run]
 

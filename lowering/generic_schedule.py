@@ -49,6 +49,7 @@ from sepwise.lowering.generic_stages import (
     substitute,
 )
 from sepwise.lowering.graph import Layout
+from sepwise.lowering.lane_loads import shuffle
 from sepwise.lowering.relayout import physical_indices, relayout
 from sepwise.lowering.tiling import TASK_LOOP
 from sepwise.lowering.vector_math import replace_math
@@ -476,8 +477,8 @@ class _Scheduler:
                 across.append(load)
         others = [axis for axis in nest.loops if axis is not written]
         read = next((a for a in others if all(self._slope(x.indices, x.source, a) == 1 for x in across)), None)
-        if not across or read is None or any(_condition_depends(stage.value, axis) for axis in (read, written)):
-            return None
+        if not across or read is None or _conditions(stage.value):
+            return None  # a load that a condition guards may not be read where it does not hold
         if not (self._whole_vectors(stage, written) and all(self._readable_beyond(load, read) for load in across)):
             return None
         dtype = read.var.ty.dtype
@@ -687,6 +688,8 @@ class _Scheduler:
         forms: list[tuple[Expr, list[tuple[_Buffer, Expr]]]] = []
         for position in range(channel.extent):
             at = analyzer.simplify(substitute(stage.value, [(channel.var, tirx.const(position, dtype))]))
+            if _conditions(at):  # what it guards would be loaded in any case
+                return []
             forms.append(self._template(at, analyzer))
         blocks: list[_Block] = []
         start = 0
@@ -1303,17 +1306,17 @@ def _ramp(base: Expr, width: int) -> Expr:
 
 
 def _widened(vector: Expr, lanes: int, width: int) -> Expr:
-    """A vector of `lanes` in `width` lanes: its first ones, or its last one again at the end; at most twice as many."""
+    """A vector of `lanes` in `width` lanes: its first ones, or its last one again at the end."""
     if lanes == width:
         return vector
-    return tirx.Shuffle([vector, vector], [tirx.const(min(i, lanes - 1), "int32") for i in range(width)])
+    return shuffle([vector], [min(i, lanes - 1) for i in range(width)])
 
 
 def _interleaved(first: Expr, second: Expr, lanes: int, *, upper: bool) -> Expr:
     """The lower or the upper halves of two vectors, element by element."""
     start = lanes // 2 if upper else 0
     order = [start + i // 2 + (i % 2) * lanes for i in range(lanes)]
-    return tirx.Shuffle([first, second], [tirx.const(i, "int32") for i in order])
+    return shuffle([first, second], order)
 
 
 def _load_variable(template: Expr, number: int) -> Var | None:
@@ -1405,7 +1408,7 @@ def _gathered(bases: Sequence[tuple[_Buffer, Expr]], places: Sequence[tuple[int,
         return vectors[0]
     if lanes == 1:
         return tirx.Broadcast(vectors[0], len(order)) if len(order) > 1 else vectors[0]
-    return tirx.Shuffle(vectors, [tirx.const(i, "int32") for i in order])
+    return shuffle(vectors, order)
 
 
 def _pieces(buffer: _Buffer, base: Expr, wanted: Sequence[int]) -> list[tuple[int, int]]:

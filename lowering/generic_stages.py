@@ -11,6 +11,7 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -439,16 +440,15 @@ def _without_rounding(stage: Stage) -> Stage:
     """Positions that are rounded products of an axis, as those of a Resize, in whole numbers.
 
     `x[int(floor((i + 0.5) * 0.5 - 0.5))]` becomes `x[(i - 1) // 2]`: found by search and compared at every point of the axis.
+
+    What is compared are the positions in their own arithmetic where weights are made from them too (their fractions must be of
+    the same rounding), and otherwise the exact ones: `ceil(i * (66 / 200) - 0.5)` is 49 at i = 150, and 50 in binary32.
     """
-    axes = stage.axes
+    exact = not _makes_weights(stage)
 
     def on_cast(cast: tirx.Cast) -> Expr:
-        if "int" not in str(cast.ty.dtype) or "float" not in str(cast.value.ty.dtype) or loads(cast.value):
-            return cast
-        used: list[Var] = []
-        tvm_ffi.structural_walk(cast.value, (Var, used.append), order="pre")
-        axis = next((axis for axis in axes if used and all(variable.same_as(axis.var) for variable in used)), None)
-        values = _evaluated(cast.value, axis) if axis is not None else None
+        axis = _rounded_axis(cast, stage.axes)
+        values = _evaluated(cast.value, axis, exact=exact) if axis is not None else None
         found = _floor_of_line(values.astype(np.int64)) if values is not None else None
         if axis is None or found is None:
             return cast
@@ -459,26 +459,64 @@ def _without_rounding(stage: Stage) -> Stage:
     return stage.mapped(lambda e: tvm_ffi.structural_map(e, (tirx.Cast, on_cast)))
 
 
-def _evaluated(expression: Expr, axis: Axis) -> np.ndarray | None:
-    """The values of an expression at all points of an axis, in its own arithmetic; None where it holds unknown operations."""
-    dtype = str(expression.ty.dtype)
+def _rounded_axis(cast: tirx.Cast, axes: Sequence[Axis]) -> Axis | None:
+    """The one axis that a floating-point number depends on which is cast to a whole one, None for any other cast."""
+    if "int" not in str(cast.ty.dtype) or "float" not in str(cast.value.ty.dtype) or loads(cast.value):
+        return None
+    used: list[Var] = []
+    tvm_ffi.structural_walk(cast.value, (Var, used.append), order="pre")
+    return next((axis for axis in axes if used and all(variable.same_as(axis.var) for variable in used)), None)
+
+
+def _makes_weights(stage: Stage) -> bool:
+    """Whether axes are made floating-point numbers elsewhere than in what is rounded to a position."""
+    found: list[tirx.Cast] = []
+
+    def on_position(cast: tirx.Cast) -> Expr:
+        return cast if _rounded_axis(cast, stage.axes) is None else tirx.const(0, cast.ty.dtype)
+
+    def on_cast(cast: tirx.Cast) -> None:
+        if "float" in str(cast.ty.dtype) and not loads(cast.value):
+            found.append(cast)
+
+    for expression in stage.expressions:
+        tvm_ffi.structural_walk(tvm_ffi.structural_map(expression, (tirx.Cast, on_position)), (tirx.Cast, on_cast))
+    return bool(found)
+
+
+def _evaluated(expression: Expr, axis: Axis, *, exact: bool) -> np.ndarray | None:
+    """The values of an expression at all points of an axis; None where it holds unknown operations.
+
+    They are in its own arithmetic or, exactly, fractions.
+    """
+    dtype = object if exact else str(expression.ty.dtype)
     if isinstance(expression, Var):
-        return np.arange(axis.extent, dtype=dtype)
+        return np.array([Fraction(i) for i in range(axis.extent)]) if exact else np.arange(axis.extent, dtype=dtype)
     if isinstance(expression, (tirx.IntImm, tirx.FloatImm)):
-        return np.full(axis.extent, expression.value, dtype)
-    if isinstance(expression, tirx.Cast):
-        value = _evaluated(expression.value, axis)
-        return None if value is None else value.astype(dtype)
+        value = _quotient(expression, axis.extent) if exact else expression.value
+        return np.full(axis.extent, value, dtype)
     compute: Callable[..., np.ndarray] | None
-    if isinstance(expression, Call):
+    if isinstance(expression, tirx.Cast):
+        operands, compute = [expression.value], np.positive
+    elif isinstance(expression, Call):
         operands, compute = list(expression.args), _ROUNDINGS.get(getattr(expression.op, "name", ""))
     else:
         operands = [getattr(expression, name, None) for name in ("a", "b")]
         compute = _OPERATIONS.get(type(expression))
     if compute is None:
         return None
-    values = [_evaluated(operand, axis) for operand in operands]
-    return None if any(value is None for value in values) else compute(*values).astype(dtype)
+    terms = [_evaluated(operand, axis, exact=exact) for operand in operands]
+    if any(term is None for term in terms):
+        return None
+    values = compute(*terms)
+    return np.trunc(values) if exact and "int" in str(expression.ty.dtype) else values.astype(dtype)
+
+
+def _quotient(number: tirx.IntImm | tirx.FloatImm, largest: int) -> Fraction:
+    """The quotient of small whole numbers that a constant stands for, such as that of two extents; otherwise itself."""
+    simple = Fraction(number.value).limit_denominator(largest)
+    stored = np.dtype(str(number.ty.dtype)).type
+    return simple if stored(simple) == stored(number.value) else Fraction(number.value)
 
 
 def _floor_of_line(values: np.ndarray) -> tuple[int, int, int] | None:
@@ -504,7 +542,7 @@ _OPERATIONS: Final[dict[type, Callable[..., np.ndarray]]] = {
     tirx.Min: np.minimum,
 }
 
-_ROUNDINGS: Final[dict[str, Callable[..., np.ndarray]]] = {"tirx.floor": np.floor, "tirx.ceil": np.ceil}
+_ROUNDINGS: Final[dict[str, Callable[..., np.ndarray]]] = {"tirx.floor": np.floor, "prim.ceil": np.ceil}
 
 
 def _without_periods(stage: Stage) -> Stage:
@@ -593,7 +631,14 @@ def _segments(stage: Stage) -> list[Stage]:
 def _cuts(stage: Stage, axis: Axis) -> list[int]:
     """Where, inside an axis, a condition on it (and on a reduced axis) begins or ceases to be always or never true."""
     cuts: set[int] = set()
-    signs = {tirx.LT: np.less, tirx.LE: np.less_equal, tirx.GT: np.greater, tirx.GE: np.greater_equal}
+    signs = {
+        tirx.LT: np.less,
+        tirx.LE: np.less_equal,
+        tirx.GT: np.greater,
+        tirx.GE: np.greater_equal,
+        tirx.EQ: np.equal,
+        tirx.NE: np.not_equal,
+    }
     at = np.arange(axis.extent)[:, None]
 
     def on_condition(condition: Expr) -> None:

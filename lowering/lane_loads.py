@@ -22,11 +22,11 @@ from tvm import tirx
 from tvm.ir.expr import TensorLoad
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     Expr = Any  # tvm has no type stubs
 
-__all__ = ["permute_loads"]
+__all__ = ["permute_loads", "shuffle"]
 
 _OPERATIONS: Final[dict[type, Callable[[Expr, Expr], Expr]]] = {
     tirx.Add: operator.add,
@@ -37,6 +37,21 @@ _OPERATIONS: Final[dict[type, Callable[[Expr, Expr], Expr]]] = {
     tirx.Min: tirx.min,
     tirx.Max: tirx.max,
 }
+
+
+def shuffle(vectors: Sequence[Expr], order: Sequence[int]) -> Expr:
+    """Lanes of several vectors in a new order, each as often as is wanted.
+
+    Args:
+        vectors: Their lanes are counted through all of them.
+        order: The lane of each lane of the result, more of them than there are lanes too.
+
+    Returns:
+        A vector of as many lanes as `order` has.
+    """
+    lanes = sum(int(vector.ty.dtype.lanes) for vector in vectors)
+    repeats = math.ceil(len(order) / lanes)  # TVM's Shuffle gives no more lanes than it takes
+    return tirx.Shuffle(list(vectors) * repeats, [tirx.const(lane, "int32") for lane in order])
 
 
 def permute_loads(function: tirx.PrimFunc, module: tvm.IRModule, context: Any) -> tirx.PrimFunc:
@@ -94,8 +109,7 @@ def _permuted(load: TensorLoad, indices: list[Expr], analyzer: Any) -> Expr | No
         return None
     loads = [tirx.BufferLoad(load.source, [_ramp(start, width)]) for start, width in vectors]
     firsts = list(itertools.accumulate((width for _, width in vectors), initial=0))
-    repeats = math.ceil(lanes / firsts[-1])  # a Shuffle gives no more lanes than it takes
-    return tirx.Shuffle(loads * repeats, [tirx.const(firsts[number] + lane, "int32") for number, lane in places])
+    return shuffle(loads, [firsts[number] + lane for number, lane in places])
 
 
 def _place(index: Expr, vectors: list[tuple[Expr, int]], analyzer: Any) -> tuple[int, int] | None:

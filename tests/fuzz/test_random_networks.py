@@ -92,6 +92,30 @@ PAST: dict[str, str] = {
       m = Mul (x, g)
       y = Mul (z, c)
     }""",
+    "a position between two elements was rounded to the wrong one": HEAD
+    + """normal (float[1,5,67] x) => (float[1,5,201] y) <float[3] scales = {1, 1, 3}> {
+      r = Sigmoid (x)
+      y = Resize <coordinate_transformation_mode = "align_corners", nearest_mode = "round_prefer_floor"> (r, "", scales)
+    }""",
+    "a concatenation that is transposed read both of its inputs everywhere, one of them before its beginning": HEAD
+    + """large (float[2,3,17,1] x) => (float[2,3,16,2] y) <float[3,1,2,1] w> {
+      r = Mul (x, x)
+      c = Concat <axis = 3> (r, r)
+      y = Conv <group = 3> (c, w)
+    }""",
+    "more lanes were wanted of a few vectors than TVM shuffles": HEAD
+    + """uniform (float[2,4,14,1] x) => (float[2,32,14,3] y) <float k = {1.5}, int64[8] pads = {0,0,1,0,0,0,1,0}, int64[5] wide = {2,4,4,14,3}, int64[4] flat = {2,16,14,3}> {
+      a = Concat <axis = 1> (x, x)
+      b = Transpose <perm = [0,2,3,1]> (a)
+      c = Concat <axis = -1> (b, b)
+      d = Mul (k, c)
+      e = Pad (d, pads)
+      f = Transpose <perm = [0,3,1,2]> (e)
+      g = Reshape (f, wide)
+      h = Transpose <perm = [0,2,1,3,4]> (g)
+      i = Reshape (h, flat)
+      y = Concat <axis = 1> (i, i)
+    }""",
 }  # fmt: skip
 """Networks that failed once, by what was wrong; each is named after the kind of inputs that it is fed."""
 

@@ -94,6 +94,11 @@ def test_functions_with_other_statements_are_not_parsed():
     assert gs.parse(tirx.PrimFunc([], tirx.Evaluate(tirx.const(0, "int32")))) is None
 
 
+def _places(index, axis):
+    values = (gs.substitute(index, [(axis.var, tirx.const(i, "int32"))]) for i in range(axis.extent))
+    return [int(tvm.sym.Analyzer().simplify(value)) for value in values]
+
+
 @pytest.mark.parametrize(("wide", "high"), [(10, 5), (5, 10), (96, 192), (40, 7), (7, 40), (1, 9), (9, 1)])
 def test_rounded_positions_become_whole_numbers(wide, high):
     x = te.placeholder(extents(wide), name="x")
@@ -108,9 +113,25 @@ def test_rounded_positions_become_whole_numbers(wide, high):
     assert "float" not in str(index)
     at = np.arange(high, dtype=np.float32)
     expected = np.clip(np.floor((at + np.float32(0.5)) * np.float32(wide / high) - np.float32(0.5)), 0, wide - 1)
-    axis = stage.axes[0]
-    found = [int(tvm.sym.Analyzer().simplify(gs.substitute(index, [(axis.var, tirx.const(i, "int32"))]))) for i in range(high)]
-    assert found == expected.tolist()
+    assert _places(index, stage.axes[0]) == expected.tolist()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_positions_between_two_elements_are_exact_where_nothing_else_is_made_of_them(weighted):
+    x = te.placeholder(extents(67), name="x")
+    step = np.float32(66 / 200)
+
+    def value(i):
+        where = tirx.Cast("float32", i) * tirx.const(float(step), "float32") - 0.5
+        place = tirx.Cast("int64", tirx.ceil(where))
+        return x[place] * (tirx.Cast("float32", place) - where) if weighted else x[place]
+
+    (stage,) = stages_of(x, te.compute(extents(201), value, name="y")).stages
+    index = gs.loads(stage.value)[0].indices[0]
+    exact = [-((50 - 33 * i) // 100) for i in range(201)]
+    rounded = np.ceil(np.arange(201, dtype=np.float32) * step - np.float32(0.5)).astype(int).tolist()
+    assert rounded != exact
+    assert _places(index, stage.axes[0]) == (rounded if weighted else exact)
 
 
 def test_positions_that_are_no_rounded_line_are_left():
