@@ -22,6 +22,8 @@ from sepwise.lowering.build import compile, require_float16
 from sepwise.lowering.device import get as get_device
 from sepwise.lowering.peers import OURS, PEERS, Job, Worker
 from sepwise.lowering.runner import EmulatedRunner
+from sepwise.lowering.strategies import transformed_nodes
+from sepwise.lowering.verify import transformed_values
 from sepwise.passes import canonicalize, fuse, load_model
 from sepwise.passes.equivalence import Oracle, compare_execution, execution_sigma, sample_inputs
 from sepwise.passes.errors import CheckFailed, InputError
@@ -225,9 +227,14 @@ def _speedup(ours_us: Sequence[Sequence[float]], peer_us: Sequence[Sequence[floa
     return statistics.median(ratios)
 
 
-def _compare(outputs: Mapping[str, Mapping[str, np.ndarray]], oracle: Oracle, inputs: Mapping[str, np.ndarray]) -> None:
-    """Checks that all runtimes compute the network before any of them is timed."""
-    expected, sigma = oracle.run(dict(inputs)), execution_sigma(oracle, inputs)
+def _compare(
+    outputs: Mapping[str, Mapping[str, np.ndarray]],
+    oracle: Oracle,
+    inputs: Mapping[str, np.ndarray],
+    winograd: Mapping[str, int],
+) -> None:
+    """Checks that all runtimes compute the network before any of them is timed, by transformed tiles where ours does."""
+    expected, sigma = oracle.run(dict(inputs)), execution_sigma(oracle, inputs, winograd=winograd)
     for name, found in outputs.items():
         check = compare_execution(found, expected, sigma, name=name)
         if check.status != "passed":
@@ -370,12 +377,15 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="sepwise-") as folder, ExitStack() as stack:
         artifact.save(Path(folder) / "artifact")
         simplified = Path(folder) / "simplified.onnx"
-        save_model(canonicalize(loaded), simplified)
+        canonical = canonicalize(loaded)
+        save_model(canonical, simplified)
         job = Job(OURS, original.absolute(), simplified, Path(folder) / "artifact", inputs, threads)
         workers = [stack.enter_context(Worker(replace(job, runtime=name))) for name in (OURS, *dict.fromkeys(against))]
         outputs = {worker.name: worker.run() for worker in workers}
-        _compare({OURS: outputs.pop(OURS)}, Oracle(fuse(loaded, float16=True).model if float16 else loaded), inputs)
-        _compare(outputs, Oracle(loaded), inputs)
+        executed = fuse(loaded, float16=True).model if float16 else loaded
+        winograd = transformed_values(transformed_nodes(program.calls), canonical)
+        _compare({OURS: outputs.pop(OURS)}, Oracle(executed), inputs, winograd)
+        _compare(outputs, Oracle(loaded), inputs, winograd)
         times_us = _rounds(workers, rounds)
         kernel_times_us = workers[0].time_kernels(_KERNEL_REPEATS)
     peak = _peak_macs_per_us(device.holding("float16" if float16 else "float32"), threads)

@@ -40,6 +40,7 @@ from sepwise.lowering.build import build_program
 from sepwise.lowering.c_source import PREFIX, generate_c
 from sepwise.lowering.link import compile_c, run_zig
 from sepwise.lowering.memory_plan import ALIGNMENT_BYTES, align
+from sepwise.lowering.strategies import transformed_nodes
 from sepwise.lowering.symbols import allocated_bytes, hide_symbols, undefined_symbols, writable_bytes
 from sepwise.passes import load_model
 from sepwise.passes.errors import InputError, SepwiseError, UnsupportedError
@@ -64,7 +65,7 @@ __all__ = [
 Weights = Literal["inside", "separate"]
 """Where the weights are: in the library, or in a file that the caller maps."""
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 _TEMPLATES = Path(__file__).parent / "templates"
 _PYTHON_CACHE = "__pycache__"
@@ -224,6 +225,7 @@ def write_bundle(
             "arena_bytes": writer.arena_bytes,
             "arena_lower_bound_bytes": program.arena_lower_bound_bytes,
             "worker_bytes": program.scratch_bytes,
+            "winograd": transformed_nodes(program.calls),
             "alignment_bytes": ALIGNMENT_BYTES,
             "inputs": [tensor.to_json() for tensor in writer.inputs],
             "outputs": [tensor.to_json() for tensor in writer.outputs],
@@ -533,6 +535,7 @@ class _Writer:
             "alignment": ALIGNMENT_BYTES,
             "arena_bytes": self.arena_bytes,
             "worker_bytes": program.scratch_bytes,
+            "winograd": transformed_nodes(program.calls),
             "scratch_at": self._scratch_at,
             "input_count": len(self.inputs),
             "output_count": len(self.outputs),

@@ -26,8 +26,8 @@ from sepwise.lowering.bundle import checksum_model, save_manifest
 from sepwise.lowering.device import UNICORN
 from sepwise.lowering.link import link_example
 from sepwise.lowering.runner import find_emulator
-from sepwise.lowering.verify import CONVERSION, check_model
-from sepwise.passes import fuse, load_model
+from sepwise.lowering.verify import CONVERSION, check_model, transformed_values
+from sepwise.passes import canonicalize, fuse, load_model
 from sepwise.passes.equivalence import EMULATED_NETWORK_KINDS, NETWORK_KINDS, Verification, sample_inputs
 from sepwise.passes.errors import InputError, SepwiseError
 
@@ -182,7 +182,10 @@ def verify_bundle(bundle: Bundle, model: Path, *, inputs: Arrays | None = None) 
             kinds = EMULATED_NETWORK_KINDS if runner.device.emulated else NETWORK_KINDS
             feeds = [sample_inputs(loaded, seed, kind) for seed, kind in enumerate(kinds)]
         flush = runner.device.flushes_subnormals
-        check, answers = check_model(runner.run, loaded, executed, feeds, name=described["name"], flush=flush)
+        winograd = transformed_values(bundle.manifest["winograd"], canonicalize(loaded))
+        check, answers = check_model(
+            runner.run, loaded, executed, feeds, name=described["name"], flush=flush, winograd=winograd
+        )
         method = runner.method
     verdict = Verification(
         described["name"],

@@ -505,8 +505,8 @@ def _evaluated(expression: Expr, axis: Axis, *, exact: bool) -> np.ndarray | Non
         compute = _OPERATIONS.get(type(expression))
     if compute is None:
         return None
-    terms = [_evaluated(operand, axis, exact=exact) for operand in operands]
-    if any(term is None for term in terms):
+    terms = [term for operand in operands if (term := _evaluated(operand, axis, exact=exact)) is not None]
+    if len(terms) < len(operands):
         return None
     values = compute(*terms)
     return np.trunc(values) if exact and "int" in str(expression.ty.dtype) else values.astype(dtype)

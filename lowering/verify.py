@@ -21,7 +21,7 @@ from sepwise.lowering import device as devices
 from sepwise.lowering.build import build_program, require_float16
 from sepwise.lowering.guarded import StrayAccessError
 from sepwise.lowering.runner import open_runner
-from sepwise.lowering.strategies import algorithm_of, is_direct
+from sepwise.lowering.strategies import is_direct, transformed_nodes
 from sepwise.passes import fuse, load_model
 from sepwise.passes.convert_float16 import ConvertFloat16Pass
 from sepwise.passes.equivalence import (
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, np.ndarray]
 
-__all__ = ["KernelChecker", "check_model", "onnx_name", "transformed", "verify", "verify_model"]
+__all__ = ["KernelChecker", "check_model", "onnx_name", "transformed", "transformed_values", "verify", "verify_model"]
 
 ORACLE, NONFINITE = "oracle", "nonfinite"
 KERNEL_INPUTS = (ORACLE, *STRESSES)
@@ -173,7 +173,7 @@ def verify_model(
             feeds,
             name=name or program.name,
             flush=device.flushes_subnormals,
-            winograd=_transformed_values(program, canonical),
+            winograd=transformed_values(transformed_nodes(program.calls), canonical),
         )
         notes = () if converted is None else _tell_conversion(runner, model, feeds[0])
         checks = (*graph_checks, *kernel_checks, model_check)
@@ -466,20 +466,23 @@ def transformed(call: KernelCall, part: Graph) -> dict[str, int]:
     Returns:
         m of F(m x m, 3 x 3) by the output of the convolution.
     """
-    algorithm = algorithm_of(call.strategy)
+    found = transformed_nodes([call])
     convolutions = [op.outputs[0] for op in part.operations if op.operator == "Conv"]
-    return {} if algorithm is None else dict.fromkeys(convolutions, algorithm.outputs)
+    return dict.fromkeys(convolutions, next(iter(found.values()))) if found else {}
 
 
-def _transformed_values(program: Program, canonical: ir.Model) -> dict[str, int]:
-    """Finds the values that a Program computes by Winograd's algorithm: m of F(m x m, 3 x 3) by name."""
-    convolutions = {node.name: node.outputs[0].name or "" for node in canonical.graph if node.op_type == "Conv"}
-    found = {}
-    for call in program.calls:
-        algorithm = algorithm_of(call.strategy)
-        if algorithm is not None:
-            found.update({convolutions[node]: algorithm.outputs for node in call.nodes if node in convolutions})
-    return found
+def transformed_values(nodes: Mapping[str, int], canonical: ir.Model) -> dict[str, int]:
+    """Finds the values of a network that are computed by Winograd's algorithm.
+
+    Args:
+        nodes: m of F(m x m, 3 x 3) by the name of a node, as `strategies.transformed_nodes` gives it.
+        canonical: The network, in canonical form.
+
+    Returns:
+        m by the name of a convolution's output.
+    """
+    convolutions = [node for node in canonical.graph if node.op_type == "Conv" and node.name in nodes]
+    return {node.outputs[0].name or "": nodes[node.name or ""] for node in convolutions}
 
 
 def onnx_name(program: Program, name: str) -> str:

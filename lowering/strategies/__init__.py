@@ -13,6 +13,9 @@ from sepwise.lowering.strategies.base import Implementation, Refusal, Strategy
 from sepwise.lowering.workload import ConvWorkload
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sepwise.lowering.program import KernelCall
     from sepwise.lowering.strategies.base import AnyStrategy
     from sepwise.lowering.workload import LinearWorkload
     from sepwise.passes.equivalence.winograd import Winograd
@@ -26,6 +29,7 @@ __all__ = [
     "is_direct",
     "load_strategies",
     "strategies_for",
+    "transformed_nodes",
 ]
 
 
@@ -116,3 +120,16 @@ def algorithm_of(name: str) -> Winograd | None:
         Its `algorithm`; None where it has none.
     """
     return next((getattr(strategy, "algorithm", None) for strategy in CONV_STRATEGIES if strategy.name == name), None)
+
+
+def transformed_nodes(calls: Iterable[KernelCall]) -> dict[str, int]:
+    """Finds the nodes that kernels compute by Winograd's algorithm, convolutions and what follows them.
+
+    Args:
+        calls: Of a Program.
+
+    Returns:
+        m of F(m x m, 3 x 3) by the node's name.
+    """
+    algorithms = [(call, algorithm_of(call.strategy)) for call in calls]
+    return {node: found.outputs for call, found in algorithms if found is not None for node in call.nodes}

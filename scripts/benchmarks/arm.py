@@ -47,6 +47,9 @@ from sepwise.lowering.counts import read_counts
 from sepwise.lowering.device import get as get_device
 from sepwise.lowering.link import count_plugin
 from sepwise.lowering.peers import OURS
+from sepwise.lowering.runner import open_runner
+from sepwise.lowering.strategies import transformed_nodes
+from sepwise.lowering.verify import transformed_values
 from sepwise.passes import canonicalize, load_model
 from sepwise.passes.equivalence import Oracle, compare_execution, execution_sigma, sample_inputs
 from sepwise.passes.errors import SepwiseError
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.counts import Counts
     from sepwise.lowering.device import Device
+    from sepwise.lowering.program import Program
     from sepwise.passes.equivalence import Check
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
@@ -184,7 +188,8 @@ class PreparedNetwork:
         data: Its input.
         output: The name of its first output.
         feeds: The input by its name.
-        check: Judges a runtime's output.
+        program: What sepwise makes of it.
+        check: Judges a runtime's output, by transformed tiles where sepwise's Program convolves so.
     """
 
     path: Path
@@ -193,6 +198,7 @@ class PreparedNetwork:
     data: np.ndarray
     output: str
     feeds: Mapping[str, np.ndarray]
+    program: Program
     check: Callable[[np.ndarray], Check]
 
 
@@ -368,11 +374,12 @@ def run_guest(runtime: str, model: Path, device: Device, folder: Path, inputs: P
             return read_counts(counts.read_text(), 1), arrays["output"], str(arrays["version"])
 
 
-def prepare_network(name: str, folder: Path) -> PreparedNetwork:
+def prepare_network(name: str, device: Device, folder: Path) -> PreparedNetwork:
     """Writes a network and its input where runtimes find them, and computes what they are to give.
 
     Args:
         name: As `find_network` takes it.
+        device: The core.
         folder: build/arm.
 
     Returns:
@@ -383,21 +390,24 @@ def prepare_network(name: str, folder: Path) -> PreparedNetwork:
     work = folder / "networks" / path.stem
     work.mkdir(parents=True, exist_ok=True)
     source = work / f"{path.stem}.onnx"
-    save_model(canonicalize(model), work / "new.onnx")
+    canonical = canonicalize(model)
+    save_model(canonical, work / "new.onnx")
     if not source.exists() or source.read_bytes() != (work / "new.onnx").read_bytes():  # conversions of the old one are stale
         (work / "new.onnx").replace(source)
     feeds = sample_inputs(model, seed=0)
     (data,) = feeds.values()
     np.save(work / "x.npy", data.astype(np.float32))
     oracle = Oracle(model)
-    expected, sigma = oracle.run(feeds), execution_sigma(oracle, feeds)
+    program = compile(path, target=device.name, shapes=shapes).program
+    winograd = transformed_values(transformed_nodes(program.calls), canonical)
+    expected, sigma = oracle.run(feeds), execution_sigma(oracle, feeds, winograd=winograd)
     output = next(iter(expected))
 
     def check(found: np.ndarray) -> Check:
         shaped = {output: found.reshape(expected[output].shape)}
         return compare_execution(shaped, {output: expected[output]}, {output: sigma[output]})
 
-    return PreparedNetwork(path, shapes, source, data, output, feeds, check)
+    return PreparedNetwork(path, shapes, source, data, output, feeds, program, check)
 
 
 def count_peer(runtime: str, network: PreparedNetwork, device: Device, folder: Path) -> tuple[Counts | None, Count]:
@@ -438,10 +448,10 @@ def count_network(name: str, device: Device, folder: Path, runtimes: Sequence[st
     Returns:
         The network's entry of the JSON file.
     """
-    network = prepare_network(name, folder)
     say(f"{name}: {OURS}")
-    program = compile(network.path, target=device.name, shapes=network.shapes)
-    judged = network.check(program.run(**network.feeds)[network.output])
+    network = prepare_network(name, device, folder)
+    with open_runner(network.program) as runner:
+        judged = network.check(runner.run(network.feeds)[network.output])
     if not judged.passed:
         raise SepwiseError(f"{name} on {device.name}: computed wrongly ({judged.reason}), so nothing is counted.")
     ours = bench(network.path, target=device.name, shapes=network.shapes)
@@ -510,7 +520,7 @@ def count_boards(folder: Path) -> dict[str, Any]:
         describe_core(device, folder / "sysroot")
         for name, published_ms in board.times_ms.items():
             say(f"{board.name}: {name}")
-            executed, count = count_peer("ncnn", prepare_network(name, folder), device, folder)
+            executed, count = count_peer("ncnn", prepare_network(name, device, folder), device, folder)
             if executed is None:
                 raise SepwiseError(f"ncnn, {name} on {board.name}: {count.failure}")
             release = count.version

@@ -16,18 +16,19 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is loaded
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from sepwise.lowering import device
 from sepwise.lowering.build import build_program
 from sepwise.lowering.runner import open_runner
-from sepwise.lowering.verify import GROUPING, KernelChecker, verify_model
-from sepwise.passes import fuse
+from sepwise.lowering.strategies import transformed_nodes
+from sepwise.lowering.verify import GROUPING, KernelChecker, transformed_values, verify_model
+from sepwise.passes import canonicalize, fuse
 from sepwise.passes.equivalence import Oracle, compare_execution, execution_sigma, sample_inputs
 
 BATCH = 20
@@ -57,9 +58,9 @@ def merge(parts: Mapping[int, onnx.ModelProto]) -> onnx.ModelProto:
     return merged
 
 
-def own(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
+def own(found: Mapping[str, Any], number: int) -> dict[str, Any]:
     """What belongs to one part, under its own names."""
-    return {name.partition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{number}/")}
+    return {name.partition("/")[2]: each for name, each in found.items() if name.startswith(f"{number}/")}
 
 
 def verify_batch(parts: Mapping[int, onnx.ModelProto], target: device.Device) -> tuple[dict[int, list[str]], int]:
@@ -79,9 +80,11 @@ def verify_batch(parts: Mapping[int, onnx.ModelProto], target: device.Device) ->
                 if not check.passed:
                     wrong.setdefault(number, []).append(f"kernel {check.name} ({check.strategy}): {check.reason}")
         outputs = runner.run(feed)
+    winograd = transformed_values(transformed_nodes(program.calls), canonicalize(merged))
     for number, model in models.items():
         oracle = Oracle(model)
-        check = compare_execution(own(outputs, number), oracle.run(feeds[number]), execution_sigma(oracle, feeds[number]))
+        sigma = execution_sigma(oracle, feeds[number], winograd=own(winograd, number))
+        check = compare_execution(own(outputs, number), oracle.run(feeds[number]), sigma)
         if not check.passed:
             wrong.setdefault(number, []).append(f"model: {check.reason}")
     return wrong, len(program.calls)

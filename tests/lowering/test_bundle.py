@@ -463,7 +463,7 @@ def test_what_was_changed_is_not_loaded(made: Bundle, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"libnet\.a: is missing"):
         load_bundle(folder)
     manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 0'))
+    manifest.write_text(manifest.read_text().replace(f'"format": {bundles.FORMAT}', '"format": 0'))
     with pytest.raises(InputError, match="a bundle of format 0, this sepwise reads 1"):
         load_bundle(folder)
     manifest.write_text("{")
