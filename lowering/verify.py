@@ -34,6 +34,7 @@ from sepwise.passes.equivalence import (
     Stress,
     Verification,
     compare_answers,
+    compare_branches,
     compare_execution,
     compare_graph,
     compare_kernel,
@@ -220,7 +221,10 @@ def _check_passes(
             found = compare_graph(reference, stage)
         checks += [replace(check, name=f"{name}: {check.name}", pass_name=name) for check in found]
         before = stage
-    return checks if any(check.status == "failed" for check in checks) else [*checks, *_check_parts(original, stages, feeds[0])]
+    if any(check.status == "failed" for check in checks):
+        return checks
+    branches = compare_branches(original, stages[-1][1], feeds) if stages else []
+    return [*checks, *branches, *_check_parts(original, stages, feeds[0])]
 
 
 def _check_parts(original: ir.Model, stages: Sequence[tuple[str, ir.Model]], feed: Mapping[str, np.ndarray]) -> list[Check]:

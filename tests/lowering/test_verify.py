@@ -70,6 +70,24 @@ def test_a_right_network_passes(right: Verification) -> None:
     assert (right.model, right.target) == ("small", "host")
 
 
+def test_a_rewritten_branch_that_no_input_takes_is_no_proof(network: Callable[..., ir.Model]) -> None:
+    model = network(
+        HEAD
+        + """branch (float[1,4,5,5] x) => (float[1,4,5,5] y) <float far = {1e9}, float[4,4,1,1] w, float[4] s, float[4] v> {
+      m = ReduceMean <keepdims = 0> (x)
+      c = Greater (m, far)
+      [choice] y = If (c) <
+        then_branch = t () => (float[1,4,5,5] a) { q = Conv (x, w) a = BatchNormalization (q, s, s, s, v) },
+        else_branch = e () => (float[1,4,5,5] b) { b = Relu (x) }
+      >
+    }"""
+    )
+    found = verify_model(model, HOST)
+    unproven = [check for check in found.checks if check.status != "passed"]
+    assert [(check.scope, check.name, check.status) for check in unproven] == [("graph", "then_branch of If 'choice'", "skipped")]
+    assert not found.passed
+
+
 WIDE = {
     "kernels alone": """wide (double[1,3,9,9] x) => (double[1,8,9,9] y) <double[8,3,3,3] w, double[8] b, double low = {0.1}, double high = {0.7}> {
       c = Conv <pads = [1,1,1,1]> (x, w, b)
