@@ -12,7 +12,7 @@ import math
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -154,7 +154,8 @@ def verify_model(
     wrong = next((check.pass_name for check in graph_checks if check.status == "failed"), None)
     if wrong is not None:  # its shapes may not be those that kernels are built for
         name = name or model.graph.name or "model"
-        left_out = _skip(name, f"the pass {wrong} is wrong, so what it leaves was not compiled")
+        reason = f"the pass {wrong} is wrong, so what it leaves was not compiled"
+        left_out = [_skip("kernel", name, reason), _skip("model", name, reason)]
         found = Verification(name, device.name, (*graph_checks, *left_out), passes=report.passes, inputs=described)
         if not bisect:
             return found
@@ -166,17 +167,22 @@ def verify_model(
         ungrouped = [stage for name, stage in stages if name != GROUPING][-1]
         checker = KernelChecker(program, runner, ungrouped, feeds[0])
         kernel_checks = [check for index in range(len(program.calls)) for check in checker.check(index)]
-        executed = model if converted is None else converted
-        model_check, answers = check_model(
-            runner.run,
-            model,
-            executed,
-            feeds,
-            name=name or program.name,
-            flush=device.flushes_subnormals,
-            winograd=transformed_values(transformed_nodes(program.calls), canonical),
-        )
-        notes = () if converted is None else _tell_conversion(runner, model, feeds[0])
+        answers: tuple[Agreement, ...] = ()
+        notes: tuple[str, ...] = ()
+        if checker.stray is None:
+            model_check, answers = check_model(
+                runner.run,
+                model,
+                model if converted is None else converted,
+                feeds,
+                name=name or program.name,
+                flush=device.flushes_subnormals,
+                winograd=transformed_values(transformed_nodes(program.calls), canonical),
+            )
+            notes = () if converted is None else _tell_conversion(runner, model, feeds[0])
+        else:  # it may end this process
+            reason = f"not run, as kernel '{checker.stray}' does not keep to its own memory"
+            model_check = _skip("model", name or program.name, reason)
         checks = (*graph_checks, *kernel_checks, model_check)
         found = Verification(
             name or program.name,
@@ -197,9 +203,9 @@ def verify_model(
         return replace(found, reproducer=bisect_program(checker, converted or canonical, model_check, device, threads))
 
 
-def _skip(name: str, reason: str) -> list[Check]:
-    """Checks of kernels and model that were not made."""
-    return [Check(scope, name, (), "skipped", 0.0, 0.0, None, None, reason=reason) for scope in ("kernel", "model")]
+def _skip(scope: Literal["kernel", "model"], name: str, reason: str) -> Check:
+    """A check that was not made."""
+    return Check(scope, name, (), "skipped", 0.0, 0.0, None, None, reason=reason)
 
 
 def _check_passes(
@@ -257,6 +263,7 @@ class KernelChecker:
         model: The graph whose nodes they cover.
         tensors: The oracle's by ONNX name, as kernels are fed them.
         flush: Whether they take and give 0 for numbers below the normal range.
+        stray: The first kernel that touched other memory than its own, None where none did.
         covered: By kernel, the values between which its nodes lie: those fed, and those written.
     """
 
@@ -281,6 +288,7 @@ class KernelChecker:
         self.tensors = {name: self.as_stored(name, array) for name, array in tensors.items()}
         self.covered: dict[str, tuple[list[str], list[str]]] = {}
         self._writers: dict[str, KernelCall] = {}
+        self.stray: str | None = None
         self._failing: dict[str, Tensors] = {}
 
     def check(self, index: int) -> list[Check]:
@@ -395,6 +403,7 @@ class KernelChecker:
         try:
             written = self._run(call, feeds)
         except StrayAccessError as error:
+            self.stray = self.stray or call.name
             wrong = Check("kernel", call.name, call.nodes, "failed", math.inf, 0.0, None, None, reason=str(error))
             return replace(wrong, worst_input=place, strategy=call.strategy)
         checks = []

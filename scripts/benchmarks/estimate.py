@@ -27,12 +27,9 @@ import numpy as np
 
 from sepwise.lowering import device as devices
 from sepwise.lowering import estimate
-from sepwise.lowering.codegen import build_object, lower_kernel, tvm_target
-from sepwise.lowering.graph import Layout, TensorType
-from sepwise.lowering.memory_plan import align
-from sepwise.lowering.program import BufferRef, Home, KernelCall, Program, Value
 from sepwise.lowering.runner import EmulatedRunner, NativeRunner
 from sepwise.lowering.strategies import strategies_for
+from sepwise.lowering.trials import Step, build_trials
 from sepwise.lowering.workload import ConvWorkload, Stage
 from sepwise.passes.errors import InputError, SepwiseError
 from sepwise.passes.vocabulary import Activation
@@ -40,8 +37,8 @@ from sepwise.passes.vocabulary import Activation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sepwise.lowering.codegen import CompiledKernel
     from sepwise.lowering.device import Device
+    from sepwise.lowering.program import Program
 
 TARGET = "x86-64-v3"
 SCHEDULES = 9
@@ -131,52 +128,9 @@ def build(workload: ConvWorkload, device: Device, count: int) -> Program:
     Returns:
         The Program; all calls read its input and write its output.
     """
-    target = tvm_target(device)
-    rng = np.random.default_rng(0)
-    weights = []
-    for stage in workload.stages:
-        shape = (stage.out_channels, stage.in_channels_per_group, *stage.kernel)
-        weight = rng.standard_normal(shape, dtype=np.float32) / np.float32(math.sqrt(math.prod(shape[1:])))
-        weights.append((weight, rng.standard_normal(stage.out_channels, dtype=np.float32)))
-    source, sink = BufferRef(Home.INPUT, 0), BufferRef(Home.OUTPUT, 0)
-    kernels: dict[str, CompiledKernel] = {}
-    calls: list[KernelCall] = []
-    constants = np.zeros(0, np.uint8)
-    for strategy in strategies_for(workload):
-        if strategy.applies(workload, device) is not None:
-            continue
-        for tile in evenly(strategy.tiles(workload, device, 1), count):
-            implementation = strategy.schedule(workload, device, tile)
-            symbol = f"k{len(calls)}"
-            kernel = kernels[symbol] = lower_kernel(implementation.function, symbol, device)
-            references = []
-            for array in implementation.pack(weights):
-                references.append(BufferRef(Home.CONSTANT, constants.nbytes))
-                raw = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-                constants = np.concatenate([constants, raw, np.zeros(align(raw.nbytes) - raw.nbytes, np.uint8)])
-            arguments = (source, *references, sink)
-            calls.append(
-                KernelCall(
-                    symbol, symbol, arguments, ("x",), ("y",), kernel.tasks, kernel.scratch_bytes, workload.macs, (),
-                    strategy.name, workload.key, str(tile),
-                )
-            )  # fmt: skip
-    shape = (workload.batch, workload.stages[0].in_channels, *workload.spatial)
-    # Plain tensors of the packed ones' shape in memory: what a kernel computes matters here, and no value's place.
-    given = TensorType(Layout(workload.input_lanes).physical_shape(shape))
-    computed = TensorType(Layout(workload.output_lanes).physical_shape(workload.output_shape))
-    return Program(
-        name=workload.kind,
-        device=device.name,
-        calls=tuple(calls),
-        inputs=(Value("x", given, source),),
-        outputs=(Value("y", computed, sink),),
-        values=(),
-        constants=constants,
-        arena_bytes=64,
-        arena_lower_bound_bytes=0,
-        object_code=build_object(kernels, target),
-    )
+    strategies = [strategy for strategy in strategies_for(workload) if strategy.applies(workload, device) is None]
+    tiles = [(strategy, tile) for strategy in strategies for tile in evenly(strategy.tiles(workload, device, 1), count)]
+    return build_trials(workload, [[Step(workload, strategy, tile, device)] for strategy, tile in tiles], device)
 
 
 def measure(workload: ConvWorkload, device: Device, host: Device, count: int) -> list[Measurement]:

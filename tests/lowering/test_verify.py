@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import tvm_ffi
 from tvm import te, tirx
 
 from sepwise.lowering import build, compute, device, tiling, verify
@@ -547,6 +548,29 @@ def widened(weight_shape: Callable[..., tuple[int, ...]]) -> Callable[..., tuple
         return tuple(14 if extent == 13 else extent for extent in weight_shape(*args, **keywords))
 
     return wrong
+
+
+def test_a_network_is_not_run_with_a_kernel_that_writes_elsewhere(
+    network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far, lower = 4096, build.lower_kernel
+
+    def wrong(function: tirx.PrimFunc, *rest: Any) -> Any:
+        def on_store(store: tirx.BufferStore) -> tirx.Stmt:
+            if not store.buffer.same_as(function.params[-1]):
+                return store
+            return tirx.BufferStore(store.buffer, store.value, [index + far for index in store.indices])
+
+        return lower(function.with_body(tvm_ffi.structural_map(function.body, (tirx.BufferStore, on_store))), *rest)
+
+    monkeypatch.setattr(build, "lower_kernel", wrong)
+    found = verify_model(network(HEAD + "small (float[4096] x) => (float[4096] y) { [act] y = Exp (x) }"), HOST, bisect=True)
+    (kernel,) = failed(found, "kernel")
+    assert "touched byte" in kernel.reason
+    model = next(check for check in found.checks if check.scope == "model")
+    assert (model.status, found.passed) == ("skipped", False)
+    assert kernel.name in model.reason
+    assert found.reproducer is not None
 
 
 def test_a_wrong_program_fails_even_where_kernels_are_right(

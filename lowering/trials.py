@@ -1,0 +1,141 @@
+"""One Program that computes a chain of convolutions in several ways, one after the other.
+
+    way 0   x -> k0 -> (arena) -> k1 -> y
+    way 1   x -> k2 -> y
+
+So what is compared reads the same tensors through the same caches, natively and under an emulator, and its calls are timed and
+counted like those of any network. Weights are drawn; all ways write the same output.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sepwise.lowering.codegen import build_object, lower_kernel, tvm_target
+from sepwise.lowering.graph import Layout, TensorType
+from sepwise.lowering.memory_plan import align
+from sepwise.lowering.program import BufferRef, Home, KernelCall, Program, Value
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sepwise.lowering.codegen import CompiledKernel
+    from sepwise.lowering.device import Device
+    from sepwise.lowering.strategies.base import AnyStrategy, Tile
+    from sepwise.lowering.workload import ConvWorkload
+
+__all__ = ["Step", "build_trials"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A kernel of a way.
+
+    Attributes:
+        workload: The stages that it computes.
+        strategy: How.
+        tile: In which sizes.
+        device: What it is scheduled for; some of its facts may be other than those of the core that runs it.
+    """
+
+    workload: ConvWorkload
+    strategy: AnyStrategy
+    tile: Tile
+    device: Device
+
+
+def build_trials(chain: ConvWorkload, ways: Sequence[Sequence[Step]], device: Device) -> Program:
+    """Builds the Program of all ways.
+
+    Args:
+        chain: What each way computes, by strategies that take its weights alone.
+        ways: The kernels of each, in order; their stages together are those of the chain.
+        device: Runs them.
+
+    Returns:
+        A Program of one call for each kernel, way after way. Its input is `x`, a residual's `r`, its output `y`; what is between
+        two kernels lies in the arena. All are plain tensors of the packed ones' shapes in memory.
+    """
+    weights = _draw_weights(chain)
+    shape = (chain.batch, chain.stages[0].in_channels, *chain.spatial)
+    inputs = [Value("x", _physical(shape, chain.input_lanes), BufferRef(Home.INPUT, 0))]
+    output = Value("y", _physical(chain.output_shape, chain.output_lanes), BufferRef(Home.OUTPUT, 0))
+    if chain.residual:
+        inputs.append(Value("r", output.type, BufferRef(Home.INPUT, 1)))
+    kernels: dict[str, CompiledKernel] = {}
+    calls: list[KernelCall] = []
+    values: list[Value] = []
+    constants: list[np.ndarray] = []
+    arena_bytes = constant_bytes = 0
+    for way in ways:
+        source, stage = inputs[0], 0
+        for step in way:
+            workload, symbol = step.workload, f"k{len(calls)}"
+            implementation = step.strategy.schedule(workload, step.device, step.tile)
+            kernel = kernels[symbol] = lower_kernel(implementation.function, symbol, step.device)
+            own = weights[stage : stage + len(workload.stages)]
+            stage += len(workload.stages)
+            references = []
+            for array in implementation.pack(own):
+                raw = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+                references.append(BufferRef(Home.CONSTANT, constant_bytes))
+                constants += [raw, np.zeros(align(raw.nbytes) - raw.nbytes, np.uint8)]
+                constant_bytes += align(raw.nbytes)
+            sink = output
+            if stage < len(chain.stages):
+                held = _physical(workload.output_shape, workload.output_lanes)
+                sink = Value(f"{symbol}.y", held, BufferRef(Home.ARENA, arena_bytes))
+                arena_bytes += align(math.prod(held.shape) * np.dtype(held.dtype).itemsize)
+                values.append(sink)
+            read = [source, *(inputs[1:] if workload.residual else ())]
+            calls.append(
+                KernelCall(
+                    name=symbol,
+                    symbol=symbol,
+                    arguments=(*(value.buffer for value in read), *references, sink.buffer),
+                    inputs=tuple(value.name for value in read),
+                    outputs=(sink.name,),
+                    tasks=kernel.tasks,
+                    scratch_bytes=kernel.scratch_bytes,
+                    scratch_offset=arena_bytes,
+                    macs=workload.macs,
+                    nodes=(),
+                    strategy=step.strategy.name,
+                    workload=workload.key,
+                    tile=str(step.tile),
+                )
+            )
+            arena_bytes += align(kernel.scratch_bytes)
+            source = sink
+    return Program(
+        name=chain.kind,
+        device=device.name,
+        calls=tuple(calls),
+        inputs=tuple(inputs),
+        outputs=(output,),
+        values=tuple(values),
+        constants=np.concatenate(constants),
+        arena_bytes=max(arena_bytes, align(1)),
+        arena_lower_bound_bytes=0,
+        object_code=build_object(kernels, tvm_target(device)),
+    )
+
+
+def _draw_weights(chain: ConvWorkload) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights and bias of each stage, scaled so that sums keep the size of what they add up."""
+    rng = np.random.default_rng(0)
+    weights = []
+    for stage in chain.stages:
+        shape = (stage.out_channels, stage.in_channels_per_group, *stage.kernel)
+        weight = rng.standard_normal(shape, dtype=np.float32) / np.float32(math.sqrt(math.prod(shape[1:])))
+        weights.append((weight, rng.standard_normal(stage.out_channels, dtype=np.float32)))
+    return weights
+
+
+def _physical(shape: Sequence[int], lanes: int) -> TensorType:
+    """A packed tensor as a plain one of its shape in memory: what a kernel computes matters here, and no value's place."""
+    return TensorType(Layout(lanes).physical_shape(shape))
