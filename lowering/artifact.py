@@ -55,7 +55,7 @@ __all__ = [
     "own_version",
 ]
 
-FORMAT = 2
+FORMAT = 3
 _PROGRAM, _CONSTANTS, _KERNELS, _LIBRARY, _EXECUTABLE = "program.json", "constants.bin", "kernels.o", "model.so", "model"
 _TAIL = "tail.onnx"
 

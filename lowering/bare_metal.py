@@ -4,7 +4,7 @@ There is no main and no system call. The image is the Program linked for a core 
 `model_run_range` is set up in the registers as the C calling convention has it, and the emulation ends where it returns.
 
     IMAGE_START   code and constants of the image, as linked
-    DATA_START    pointers to inputs and outputs; constants, arena, scratch, inputs, outputs, 64-byte aligned; the stack
+    DATA_START    pointers to inputs and outputs; constants, arena, inputs, outputs, 64-byte aligned; the stack
     CONTROL       the system control block, whose CPACR switches the floating-point unit on
 
 A kernel never allocates, never launches and calls nothing, so this is all that it needs. Behind each piece of data lies a

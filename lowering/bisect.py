@@ -266,6 +266,9 @@ def _explain(program: Program, reader: KernelCall) -> str:
         for later, other, over in writes:
             if index < later < place and _overlap(program, name, reference, other, over):
                 return f"{program.calls[later].name} writes '{other}' over '{name}', which it reads"
+        for call in program.calls[index + 1 : place]:
+            if reference.home is Home.ARENA and _in_scratch(program, call, name, reference):
+                return f"the scratch of {call.name} lies over '{name}', which it reads"
     return "what it reads was overwritten"
 
 
@@ -275,6 +278,12 @@ def _overlap(program: Program, name: str, reference: BufferRef, other: str, over
         return reference == over
     low, high = sorted(((reference.offset, name), (over.offset, other)))
     return low[0] + program.find_value(low[1]).type.nbytes > high[0]
+
+
+def _in_scratch(program: Program, call: KernelCall, name: str, reference: BufferRef) -> bool:
+    """Whether a value of the arena shares bytes with a call's scratch."""
+    end = reference.offset + program.find_value(name).type.nbytes
+    return reference.offset < call.scratch_offset + call.scratch_bytes and call.scratch_offset < end
 
 
 def _parts_before(

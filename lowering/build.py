@@ -16,12 +16,13 @@ from sepwise.lowering.codegen import build_object, computes_float16, lower_kerne
 from sepwise.lowering.generic import GenericWorkload, NeedsRuntimeError, library_calls, schedule_generic
 from sepwise.lowering.importer import import_graph
 from sepwise.lowering.layout import assign_layouts
-from sepwise.lowering.memory_plan import Lifetime, align, plan_memory
+from sepwise.lowering.memory_plan import Lifetime, align, largest_live_bytes, plan_memory
 from sepwise.lowering.program import BufferRef, Home, KernelCall, Program, Value
 from sepwise.lowering.selection import Selector
 from sepwise.lowering.tail import TailRunner, find_runtime_nodes, split
 from sepwise.lowering.workload import ConvWorkload, LinearWorkload
 from sepwise.passes import canonicalize, fuse, layer_costs, load_model
+from sepwise.passes.convert_input import convert_input
 from sepwise.passes.errors import InputError, UnsupportedError
 from sepwise.passes.vocabulary import FUSED_OPERATORS
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.importer import ImportedGraph
     from sepwise.lowering.memory_plan import MemoryPlan
     from sepwise.lowering.selection import Choice
+    from sepwise.passes.convert_input import ImageFormat
 
 __all__ = ["CompileReport", "build_program", "compile", "require_float16"]
 
@@ -91,6 +93,7 @@ def compile(
     shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int = 1,
     float16: bool = False,
+    image: ImageFormat | None = None,
     output: str | Path | None = None,
 ) -> Artifact:
     """Compiles a model for a device.
@@ -101,6 +104,7 @@ def compile(
         shapes: Shapes of inputs whose dimensions are symbolic, by name.
         threads: Workers that the kernels are shared out to.
         float16: Whether what is float32 is computed in float16, but for what needs more (see `passes.convert_float16`).
+        image: What it is given for an image (see `passes.convert_input`); as the model has it where None.
         output: Folder to save the artifact in, or None.
 
     Returns:
@@ -114,7 +118,8 @@ def compile(
     """
     device = devices.get(target)
     loaded = model if isinstance(model, ir.Model) else load_model(model, shapes=shapes)
-    program, report = build_program(loaded, device, threads=threads, float16=float16)
+    taken = loaded if image is None else convert_input(loaded, image)
+    program, report = build_program(taken, device, threads=threads, float16=float16)
     artifact = Artifact(program, report=report.to_json(), threads=threads)
     if output is not None:
         artifact.save(output)
@@ -309,7 +314,7 @@ def _assemble(
     objects: bytes,
 ) -> Program:
     """Places values and constants and spells out the calls."""
-    plan, homes = _place_values(graph, imported.views)
+    plan, homes = _place_values(graph, imported.views, compiled)
     constants, offsets = _place_constants(graph)
     calls = []
     for kernel in graph.kernels:
@@ -329,6 +334,7 @@ def _assemble(
                 outputs=kernel.outputs,
                 tasks=code.tasks,
                 scratch_bytes=code.scratch_bytes,
+                scratch_offset=plan.offsets[_scratch_of(kernel)] if code.scratch_bytes else 0,
                 macs=kernel.workload.macs,
                 nodes=kernel.nodes,
                 strategy=GENERIC if choice is None else choice.strategy.name,
@@ -357,8 +363,10 @@ def _assemble(
     )
 
 
-def _place_values(graph: KernelGraph, views: Mapping[str, str]) -> tuple[MemoryPlan, dict[str, BufferRef]]:
-    """Network inputs and outputs at the caller's, everything else in the arena."""
+def _place_values(
+    graph: KernelGraph, views: Mapping[str, str], compiled: Mapping[str, CompiledKernel]
+) -> tuple[MemoryPlan, dict[str, BufferRef]]:
+    """Network inputs and outputs at the caller's, everything else in the arena; the plan's bound is that of values alone."""
     def base(name: str) -> str:
         while name in views:
             name = views[name]
@@ -374,17 +382,27 @@ def _place_values(graph: KernelGraph, views: Mapping[str, str]) -> tuple[MemoryP
         for name in (*kernel.inputs, *kernel.outputs):
             span = spans.setdefault(base(name), [index, index])
             span[1] = index
-    lifetimes = [
-        Lifetime(name, graph.values[name].nbytes, first, last)
+    values = {
+        name: Lifetime(f"value {name}", graph.values[name].nbytes, first, last)
         for name, (first, last) in spans.items()
         if name not in homes
+    }
+    scratch = [
+        Lifetime(_scratch_of(kernel), compiled[kernel.name].scratch_bytes, index, index)
+        for index, kernel in enumerate(graph.kernels)
+        if compiled[kernel.name].scratch_bytes
     ]
-    plan = plan_memory(lifetimes)
-    for name, offset in plan.offsets.items():
-        homes[name] = BufferRef(Home.ARENA, offset)
+    plan = plan_memory([*values.values(), *scratch])
+    for name, value in values.items():
+        homes[name] = BufferRef(Home.ARENA, plan.offsets[value.name])
     for name in views:
         homes[name] = homes[base(name)]
-    return plan, homes
+    return replace(plan, lower_bound_bytes=largest_live_bytes(list(values.values()))), homes
+
+
+def _scratch_of(kernel: Kernel) -> str:
+    """What the memory plan calls a kernel's scratch; no value's name begins so."""
+    return f"scratch {kernel.name}"
 
 
 def _place_constants(graph: KernelGraph) -> tuple[np.ndarray, dict[str, int]]:

@@ -15,8 +15,8 @@ them comes one C file of public functions that check what they are given. All is
 is not public gets the bundle's prefix and hidden visibility (`symbols.py`): two bundles can be in one program. Nothing is
 compiled for a C library, so that the same archive links with glibc, musl, or none at all.
 
-The arena of a run is that of the Program, and behind it the scratch of each worker. Files are templates in `templates/`, in
-which `@word@` stands for text.
+The arena of a run is that of the Program, and behind it the scratch of each worker but the first. Files are templates in
+`templates/`, in which `@word@` stands for text.
 """
 
 from __future__ import annotations
@@ -39,17 +39,20 @@ from sepwise.lowering.artifact import describe_file, device_to_json, new_folder,
 from sepwise.lowering.build import build_program
 from sepwise.lowering.c_source import PREFIX, generate_c
 from sepwise.lowering.link import compile_c, run_zig
-from sepwise.lowering.memory_plan import ALIGNMENT_BYTES, align
+from sepwise.lowering.memory_plan import ALIGNMENT_BYTES
 from sepwise.lowering.strategies import transformed_nodes
 from sepwise.lowering.symbols import allocated_bytes, hide_symbols, undefined_symbols, writable_bytes
 from sepwise.passes import load_model
+from sepwise.passes.convert_input import convert_input, name_images
 from sepwise.passes.errors import InputError, SepwiseError, UnsupportedError
+from sepwise.passes.rewriting import static_shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import Program, Value
+    from sepwise.passes.convert_input import ImageFormat
 
 __all__ = [
     "Bundle",
@@ -65,7 +68,7 @@ __all__ = [
 Weights = Literal["inside", "separate"]
 """Where the weights are: in the library, or in a file that the caller maps."""
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 _TEMPLATES = Path(__file__).parent / "templates"
 _PYTHON_CACHE = "__pycache__"
@@ -148,6 +151,7 @@ def bundle(
     shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int = 1,
     float16: bool = False,
+    image: ImageFormat | None = None,
 ) -> Bundle:
     """Makes a C library of a model.
 
@@ -160,18 +164,29 @@ def bundle(
         shapes: Shapes of inputs whose dimensions are symbolic, by name.
         threads: Workers that the kernels are shared out to, where the caller has a `parallel_for`.
         float16: Whether what is float32 is computed in float16, but for what needs more.
+        image: What it is given for an image; as the model has it where None.
 
     Returns:
         The bundle.
 
     Raises:
-        InputError: The model, the target, the name or the folder cannot be used.
+        InputError: The model, the target, the name or the folder cannot be used, or the input cannot be as is asked for.
         UnsupportedError: An operator cannot be compiled, or needs a runtime.
     """
     path, device = Path(model), devices.get(target)
     name = _identifier(path.stem, taken=_TAKEN) if name is None else require_name(name)
-    program, report = build_program(load_model(path, shapes=shapes), device, threads=threads, float16=float16)
-    facts = {"name": path.stem, "file": path.name, "sha256": checksum_model(path), "float16": float16}
+    loaded = load_model(path, shapes=shapes)
+    image = None if image is None else name_images(loaded, image)
+    facts = {
+        "name": path.stem,
+        "file": path.name,
+        "sha256": checksum_model(path),
+        "float16": float16,
+        "shapes": {value.name: static_shape(value) for value in loaded.graph.inputs},
+        "image": None if image is None else image.to_json(),
+    }
+    taken = loaded if image is None else convert_input(loaded, image)
+    program, report = build_program(taken, device, threads=threads, float16=float16)
     if program.tail is not None:
         node = program.tail.nodes[0]
         raise UnsupportedError(f"Node '{node}': needs TVM's runtime, which a bundle has not. Cut the model before it.")
@@ -196,7 +211,8 @@ def write_bundle(
         device: What it was built for.
         folder: Where it is to appear; a bundle that is there and was not changed is replaced.
         name: Prefix of all that is public, a C identifier.
-        model: What the manifest is to say of the model: its name, file, checksum.
+        model: What the manifest is to say of the model: its name, file and checksum, the shapes of its inputs, and what the
+            bundle is given in place of an image.
         weights: Whether they are in the library or in a file of their own.
         more: Further fields of the manifest.
 
@@ -209,7 +225,7 @@ def write_bundle(
     """
     if not program.inputs:
         raise InputError(f"Model '{program.name}': has no inputs, so it always computes the same; there is nothing to run.")
-    writer = _Writer(program, device, name, weights)
+    writer = _Writer(program, device, name, weights, model.get("image"))
     with new_folder(folder, kind="unchanged bundle", replaceable=_is_unchanged) as temporary:
         code_bytes = writer.write(temporary)
         manifest = {
@@ -430,7 +446,7 @@ class _Writer:
     Attributes:
         inputs: With their names in C.
         outputs: Likewise.
-        arena_bytes: What one worker needs: the Program's arena and scratch.
+        arena_bytes: The Program's arena for one worker, never empty.
         hosted: Whether the device has an operating system, which may load a shared library.
         separate: Whether the weights are in a file of their own.
         archive: Name of the static library.
@@ -438,8 +454,11 @@ class _Writer:
         weights_file: Name of the weights' file.
     """
 
-    def __init__(self, program: Program, device: Device, name: str, weights: Weights) -> None:
+    def __init__(
+        self, program: Program, device: Device, name: str, weights: Weights, image: Mapping[str, Any] | None = None
+    ) -> None:
         """Names everything."""
+        self._image = image or {"inputs": ()}
         self._program = program
         self._device = device
         self._name = name
@@ -449,8 +468,7 @@ class _Writer:
         self.hosted = "-linux-" in device.triple
         self.separate = weights == "separate"
         self.archive, self.shared, self.weights_file = f"lib{name}.a", f"lib{name}.so", f"{name}.bin"
-        self._scratch_at = align(program.arena_bytes)
-        self.arena_bytes = max(self._scratch_at + program.scratch_bytes, ALIGNMENT_BYTES)
+        self.arena_bytes = max(program.memory_bytes(), ALIGNMENT_BYTES)
 
     def write(self, folder: Path) -> int:
         """Writes all but the manifest and the README.
@@ -536,7 +554,6 @@ class _Writer:
             "arena_bytes": self.arena_bytes,
             "worker_bytes": program.scratch_bytes,
             "winograd": transformed_nodes(program.calls),
-            "scratch_at": self._scratch_at,
             "input_count": len(self.inputs),
             "output_count": len(self.outputs),
             "tensors": "\n".join(self._describe_tensors()),
@@ -641,8 +658,19 @@ class _Writer:
         return [
             f" *   {side} {each.field}: {each.value.type.dtype}, {each.shape}"
             + (f" ({_as_comment(each.value.name)} in the model)" if each.field != each.value.name else "")
+            + (self._describe_image() if side == "input" and each.value.name in self._image["inputs"] else "")
             for side, each in sides
         ]
+
+    def _describe_image(self) -> str:
+        """The header's lines about an input that is another one than the model's."""
+        lines = []
+        if self._image["layout"] is not None:
+            lines.append(f"an image in {', '.join(self._image['layout'])}")
+        if self._image["element_type"] is not None:
+            mean, std = (", ".join(map(str, self._image[numbers])) for numbers in ("mean", "std"))
+            lines.append(f"bytes u, of which the network makes (u / 255 - mean) / std with mean {mean} and std {std}")
+        return "".join(f",\n *     {line}" for line in lines)
 
     def _constants(self) -> list[str]:
         """The header's sizes and shapes."""

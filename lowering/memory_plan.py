@@ -1,4 +1,4 @@
-"""The memory plan: where each intermediate lies in the one arena.
+"""The memory plan: where each intermediate lies in the one arena, and the scratch of each kernel while it runs.
 
 Values whose lifetimes overlap must not overlap in memory. The smallest arena is NP-hard to find (it is dynamic
 storage allocation); greedy placement in a good order comes close, and the bound says how close. Several orders
@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["ALIGNMENT_BYTES", "Lifetime", "MemoryPlan", "align", "plan_memory"]
+__all__ = ["ALIGNMENT_BYTES", "Lifetime", "MemoryPlan", "align", "largest_live_bytes", "plan_memory"]
 
 ALIGNMENT_BYTES = 64
 _EXCHANGES = 100
@@ -20,10 +20,10 @@ _SEED = 1
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """A value and when it is needed.
+    """A value, or a kernel's scratch, and when it is needed.
 
     Attributes:
-        name: The value's name.
+        name: What `MemoryPlan.offsets` calls it.
         nbytes: Its size.
         first_use: Index of the call that writes it.
         last_use: Index of the last call that reads it, or `first_use`; both ends count.
@@ -45,7 +45,7 @@ class MemoryPlan:
 
     Attributes:
         offsets: Bytes from the start of the arena, multiples of 64.
-        arena_bytes: Size of the arena.
+        arena_bytes: Size of the arena, a multiple of 64.
         lower_bound_bytes: The largest sum of live bytes, sizes rounded up to 64: no plan is smaller.
     """
 
@@ -80,7 +80,7 @@ def plan_memory(lifetimes: Sequence[Lifetime], *, aliases: Mapping[str, str] | N
     """
     bases = _merge_views(lifetimes, aliases or {})
     values = list({base.name: base for base in bases.values()}.values())
-    lower_bound_bytes = _largest_live_bytes(values)
+    lower_bound_bytes = largest_live_bytes(values)
     best_order: list[Lifetime] = []
     best_offsets: dict[str, int] = {}
     best_bytes = -1
@@ -140,8 +140,15 @@ def _merge_views(lifetimes: Sequence[Lifetime], aliases: Mapping[str, str]) -> d
     return {name: merged[root] for name, root in roots.items()}
 
 
-def _largest_live_bytes(values: Sequence[Lifetime]) -> int:
-    """Finds the largest sum of live bytes; it is reached where some value begins."""
+def largest_live_bytes(values: Sequence[Lifetime]) -> int:
+    """Finds the largest sum of live bytes; it is reached where some value begins.
+
+    Args:
+        values: None of them a view.
+
+    Returns:
+        Bytes, each size rounded up to 64: no plan is smaller.
+    """
     return max(
         (
             sum(align(value.nbytes) for value in values if value.first_use <= start.first_use <= value.last_use)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from sepwise.lowering.memory_plan import align
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -55,6 +57,7 @@ class KernelCall:
         outputs: Names of the values that the last arguments are.
         tasks: Calls with `task` from 0 to `tasks - 1` make up the kernel.
         scratch_bytes: Scratch that one worker needs, 0 for none.
+        scratch_offset: Where that of the first worker begins, in bytes from the start of the arena.
         macs: Multiply-accumulates of all tasks.
         nodes: The ONNX nodes it computes.
         strategy: The implementation that was chosen, for reports.
@@ -70,6 +73,7 @@ class KernelCall:
     outputs: tuple[str, ...]
     tasks: int
     scratch_bytes: int
+    scratch_offset: int
     macs: int
     nodes: tuple[str, ...]
     strategy: str
@@ -136,8 +140,8 @@ class Program:
         outputs: The network's outputs, plain layout.
         values: Every intermediate, by name; those in the arena are overwritten as the run goes on.
         constants: One block of bytes (uint8), weights packed, every constant aligned to 64 bytes.
-        arena_bytes: Size of the arena without the workers' scratch.
-        arena_lower_bound_bytes: The largest sum of live bytes over all calls.
+        arena_bytes: Size of the arena for one worker, a multiple of 64: values, and the scratch of each call while it runs.
+        arena_lower_bound_bytes: The largest sum of live bytes of values over all calls; scratch is not counted.
         object_code: One relocatable ELF object with every kernel.
         tail: What follows on the host, None for most networks; its inputs are among `outputs`.
     """
@@ -166,8 +170,19 @@ class Program:
 
     @property
     def scratch_bytes(self) -> int:
-        """Scratch that one worker needs, the largest over all calls, a multiple of 64."""
-        return max((-(-call.scratch_bytes // 64) * 64 for call in self.calls), default=0)
+        """Scratch that a worker behind the first needs, the largest over all calls, a multiple of 64."""
+        return max((align(call.scratch_bytes) for call in self.calls), default=0)
+
+    def memory_bytes(self, workers: int = 1) -> int:
+        """Sizes the arena of several workers: that of one, and behind it the scratch of each further one.
+
+        Args:
+            workers: At least 1.
+
+        Returns:
+            Bytes, a multiple of 64.
+        """
+        return self.arena_bytes + (workers - 1) * self.scratch_bytes
 
     def find_value(self, name: str) -> Value:
         """Finds an input, an intermediate or an output by name.

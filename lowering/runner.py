@@ -319,8 +319,9 @@ class NativeRunner(Runner):
         if self._constants.ctypes.data % ALIGNMENT_BYTES:
             self._constants = aligned_empty(program.constants.nbytes)
             self._constants[:] = program.constants
-        self._arena, *self._outputs = map(_unwritten, (program.arena_bytes, *(value.type.nbytes for value in program.outputs)))
-        self._scratch = aligned_empty(program.scratch_bytes * threads)
+        self._arena, *self._outputs = map(
+            _unwritten, (program.memory_bytes(threads), *(value.type.nbytes for value in program.outputs))
+        )
         self._inputs = [aligned_empty(value.type.nbytes) for value in program.inputs]
         self._pool = self._start_pool()
         self._arguments = (
@@ -328,7 +329,6 @@ class NativeRunner(Runner):
             _pointers(self._inputs),
             _pointers(self._outputs),
             ctypes.c_void_p(self._arena.ctypes.data),
-            ctypes.c_void_p(self._scratch.ctypes.data),
             ctypes.cast(self._library.sepwise_pool_parallel_for, ctypes.c_void_p) if self._pool else None,
             self._pool,
         )
@@ -563,7 +563,7 @@ def _end_native(library: ctypes.CDLL, pool: ctypes.c_void_p | None) -> None:
 
 _ALLOCATE, _WRITE, _READ, _RUN, _PROTECT, _RUN_ALONE = 1, 2, 3, 4, 5, 6
 _REGIONS = {Home.ARENA: 0, Home.CONSTANT: 1, Home.INPUT: 2, Home.OUTPUT: 3}
-_SCRATCH, _STAGE = 4, 5
+_STAGE = 4
 _TOUCHED = 1
 
 
@@ -707,12 +707,11 @@ class _Guest(StageMemory):
         self._program = program
         self._device = device
         self._staged = False
-        unwritten = [(Home.ARENA, 0, program.arena_bytes)]
+        unwritten = [(Home.ARENA, 0, program.memory_bytes())]
         unwritten += [(Home.OUTPUT, index, value.type.nbytes) for index, value in enumerate(program.outputs)]
         for home, index, nbytes in unwritten:
             self._allocate(_REGIONS[home], index, nbytes)
             self._put(_REGIONS[home], index, np.full(nbytes, UNWRITTEN, np.uint8))
-        self._allocate(_SCRATCH, 0, program.scratch_bytes)
         self._allocate(_REGIONS[Home.CONSTANT], 0, program.constants.nbytes)
         self._put(_REGIONS[Home.CONSTANT], 0, program.constants)
         for index, value in enumerate(program.inputs):
@@ -890,10 +889,9 @@ class _BareGuest(_Guest):
 
     def run(self, index: int) -> None:
         """Runs one kernel call to its end."""
-        regions = (_REGIONS[Home.CONSTANT], _REGIONS[Home.ARENA], _SCRATCH)
-        constants, arena, scratch = (self._addresses[region, 0] for region in regions)
+        constants, arena = (self._addresses[_REGIONS[home], 0] for home in (Home.CONSTANT, Home.ARENA))
         no_pool = (0, 0)
-        self.instructions.append(self._enter(index, (index, index + 1, constants, *self._tables, arena, scratch, *no_pool)))
+        self.instructions.append(self._enter(index, (index, index + 1, constants, *self._tables, arena, *no_pool)))
 
     def run_stage(self, index: int, offsets: Sequence[int], *, shared: bool) -> int | None:
         """Runs one call; see `StageMemory`."""
@@ -902,7 +900,7 @@ class _BareGuest(_Guest):
         self._core.write(self._operands, np.array(operands, np.uint32))
         call = len(self._program.calls) + index
         try:
-            self._enter(index, (call, call + 1, 0, self._operands, 0, 0, scratch, 0, 0))
+            self._enter(index, (call, call + 1, 0, self._operands, 0, scratch, 0, 0))
         except SepwiseError as error:
             if isinstance(error.__cause__, AccessError):
                 return error.__cause__.address - start

@@ -15,12 +15,11 @@
 #include "system.h"
 
 enum { ALLOCATE = 1, WRITE = 2, READ = 3, RUN = 4, PROTECT = 5, RUN_ALONE = 6 };
-enum { ARENA = 0, CONSTANT = 1, INPUT = 2, OUTPUT = 3, SCRATCH = 4, STAGE = 5 };
+enum { ARENA = 0, CONSTANT = 1, INPUT = 2, OUTPUT = 3, STAGE = 4 };
 enum { MAX_TENSORS = 1024, MARK = 0x7a00, TOUCHED = 1 };
 
 int32_t model_run_range(int32_t first, int32_t last, const void *constants, const void *const *inputs,
-                        void *const *outputs, void *arena, void *scratch, sepwise_parallel_for parallel_for,
-                        void *context);
+                        void *const *outputs, void *arena, sepwise_parallel_for parallel_for, void *context);
 
 /* Moves all bytes or ends the program; the end of the input before the first byte is the regular end. */
 static void transfer(long number, int file, void *memory, int64_t nbytes, int may_end) {
@@ -39,7 +38,7 @@ static void *allocate(int64_t nbytes) {
   return (void *)address;
 }
 
-static void *regions[6];
+static void *regions[5];
 static void *inputs[MAX_TENSORS];
 static void *outputs[MAX_TENSORS];
 
@@ -79,7 +78,7 @@ static int64_t run_alone(int32_t call, int64_t count) {
   transfer(SYS_read, 0, offsets, count * (int64_t)sizeof *offsets, 0);
   for (int64_t i = 0; i < count; ++i) operands[i] = (char *)regions[STAGE] + offsets[i];
   handle_faults((void *)tell_touched);
-  int64_t status = model_run_range(call, call + 1, NULL, (const void *const *)(operands + 1), NULL, NULL, operands[0], NULL, NULL);
+  int64_t status = model_run_range(call, call + 1, NULL, (const void *const *)(operands + 1), NULL, operands[0], NULL, NULL);
   handle_faults(NULL);
   return status;
 }
@@ -107,7 +106,7 @@ _Noreturn void begin(void) {
         int32_t call = (int32_t)where;
         call_system(MARK, call + 1, 0, 0, 0, 0, 0);
         int64_t status = model_run_range(call, call + 1, regions[CONSTANT], (const void *const *)inputs, outputs,
-                                         regions[ARENA], regions[SCRATCH], NULL, NULL);
+                                         regions[ARENA], NULL, NULL);
         call_system(MARK, 0, 0, 0, 0, 0, 0);
         transfer(SYS_write, 1, &status, sizeof status, 0);
         break;

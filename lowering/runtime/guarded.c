@@ -37,7 +37,7 @@ int32_t sepwise_run_guarded(sepwise_run_range run_range, int32_t call, const voi
   stage_bytes = (size_t)nbytes;
   atomic_store(&touched, 0);
   for (int i = 0; i < SIGNALS; ++i) sigaction(signals[i], &action, &before[i]);
-  int32_t status = run_range(call, call + 1, NULL, operands, NULL, NULL, scratch, parallel_for, context);
+  int32_t status = run_range(call, call + 1, NULL, operands, NULL, scratch, parallel_for, context);
   for (int i = 0; i < SIGNALS; ++i) sigaction(signals[i], &before[i], NULL);
   *stray = atomic_load(&touched);
   return status;

@@ -14,13 +14,13 @@ static double now_us(void) {
 /* Times `repeats` runs of the calls from `first` to `last - 1`, together (`each` 0: one time a run) or call by call
  * (`each` 1: `last - first` times a run, in the cache state that the whole run leaves). */
 void sepwise_time(sepwise_run_range run_range, int32_t first, int32_t last, const void *constants,
-                  const void *const *inputs, void *const *outputs, void *arena, void *scratch,
-                  sepwise_parallel_for parallel_for, void *context, int32_t repeats, int32_t each, double *us) {
+                  const void *const *inputs, void *const *outputs, void *arena, sepwise_parallel_for parallel_for,
+                  void *context, int32_t repeats, int32_t each, double *us) {
   for (int32_t repeat = 0; repeat < repeats; ++repeat) {
     int32_t step = each ? 1 : last - first;
     for (int32_t call = first; call < last; call += step) {
       double start = now_us();
-      run_range(call, call + step, constants, inputs, outputs, arena, scratch, parallel_for, context);
+      run_range(call, call + step, constants, inputs, outputs, arena, parallel_for, context);
       *us++ = now_us() - start;
     }
   }

@@ -127,9 +127,9 @@ def c_program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., program
         constants[64 : 64 + 24] = np.arange(-3, 3, dtype=np.float32).view(np.uint8)
         calls = (
             program.KernelCall(
-                "first", "scale", (x, shift, bias, y), ("x", "shift"), ("y",), 2, 4 * 35 * 4, 210, ("Relu_0",), "c", constant_bytes=(24,)
+                "first", "scale", (x, shift, bias, y), ("x", "shift"), ("y",), 2, 4 * 35 * 4, 1280, 210, ("Relu_0",), "c", constant_bytes=(24,)
             ),
-            program.KernelCall("second", "add_and_sum", (y, x, s, z), ("y", "x"), ("s", "z"), 6, 0, 0, ("Add_1", "Sum_2"), "c"),
+            program.KernelCall("second", "add_and_sum", (y, x, s, z), ("y", "x"), ("s", "z"), 6, 0, 0, 0, ("Add_1", "Sum_2"), "c"),
         )
         return program.Program(
             name="small",
@@ -139,7 +139,7 @@ def c_program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., program
             outputs=(program.Value("s", image, s), program.Value("z", row, z)),
             values=(program.Value("y", packed, y),),
             constants=constants,
-            arena_bytes=128 + packed.nbytes,
+            arena_bytes=1280 + 576,
             arena_lower_bound_bytes=packed.nbytes,
             object_code=(folder / "kernels.o").read_bytes(),
         )

@@ -177,7 +177,7 @@ def test_a_missing_file_is_found(name: str, copy: Path) -> None:
         load(copy)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 2, "sha256": "0"}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 3}', '{"format": 3, "sha256": "0"}'])
 def test_other_json_is_damage(text: str, copy: Path) -> None:
     (copy / "program.json").write_text(text)
     with pytest.raises(InputError, match=r"program\.json: damaged"):
@@ -186,7 +186,7 @@ def test_other_json_is_damage(text: str, copy: Path) -> None:
 
 def test_another_format_is_named(copy: Path) -> None:
     (copy / "program.json").write_text('{"format": 7}')
-    with pytest.raises(InputError, match="an artifact of format 7, this sepwise reads format 2"):
+    with pytest.raises(InputError, match="an artifact of format 7, this sepwise reads format 3"):
         load(copy)
 
 

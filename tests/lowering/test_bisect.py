@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from sepwise.lowering import build, device
+from sepwise.lowering import bisect, build, device
 from sepwise.lowering.device import Device
 from sepwise.lowering.program import Home, Program
 from sepwise.lowering.strategies import packing
@@ -204,6 +204,16 @@ def test_a_wrong_memory_plan(target: Device, network: Callable[..., ir.Model], m
     assert reproducer.checks == (found.checks[-1].name,)
     assert reproducer.reproduces
     assert fails_alone(reproducer, target)
+
+
+def test_scratch_over_a_value_is_named(c_program: Callable[..., Program]) -> None:
+    program = c_program()
+    first, second = program.calls
+    between = replace(first, name="between", inputs=(), arguments=(), outputs=())
+    calls = (first, replace(between, scratch_offset=192), second)
+    assert bisect._explain(replace(program, calls=calls), second) == "the scratch of between lies over 'y', which it reads"
+    calls = (first, between, second)
+    assert bisect._explain(replace(program, calls=calls), second) == "what it reads was overwritten"
 
 
 def test_calls_in_a_wrong_order(network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:

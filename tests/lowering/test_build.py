@@ -206,6 +206,30 @@ def test_live_values_lie_apart(built: dict[str, tuple[ir.Model, Program, build.C
             assert value.buffer.offset % memory_plan.ALIGNMENT_BYTES == 0
 
 
+def test_scratch_lies_apart_from_live_values(network: Callable[[str], ir.Model]) -> None:
+    """It lies where nothing is that its call or a later one reads, and costs nothing where the arena has room."""
+    text = """net (float[1,64,24,24] x) => (float[1,64,24,24] y) <float[64,1,3,3] v, float[64,64,1,1] w, float[64,64,1,1] z> {
+  [first] a = Conv (x, w)
+  [dw] b = Conv <group = 64, pads = [1,1,1,1]> (a, v)
+  [pw] c = Conv (b, w)
+  [sum] d = Add (c, a)
+  [pool] e = AveragePool <kernel_shape = [3,3], pads = [1,1,1,1]> (d)
+  [last] y = Conv (e, z)
+}"""
+    program, _ = build_program(network(HEAD + text), device.get("cortex-a72"))
+    assert any(call.scratch_bytes for call in program.calls)
+    last_read = {name: index for index, call in enumerate(program.calls) for name in call.inputs}
+    for index, call in enumerate(program.calls):
+        start, end = call.scratch_offset, call.scratch_offset + call.scratch_bytes
+        assert start % memory_plan.ALIGNMENT_BYTES == 0
+        assert end <= program.arena_bytes
+        written = {name for earlier in program.calls[: index + 1] for name in earlier.outputs}
+        for name in written | set(call.inputs):
+            value = program.find_value(name)
+            if value.buffer.home is Home.ARENA and (last_read.get(name, -1) >= index or name in call.outputs):
+                assert value.buffer.offset + value.type.nbytes <= start or end <= value.buffer.offset, f"{call.name} and {name}"
+
+
 def test_strategies_are_named(built: dict[str, tuple[ir.Model, Program, build.CompileReport]]) -> None:
     _, program, _ = built["inverted"]
     names = {call.strategy for call in program.calls if call.macs}

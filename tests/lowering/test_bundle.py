@@ -17,7 +17,6 @@ from sepwise.lowering import device
 from sepwise.lowering.artifact import Artifact
 from sepwise.lowering.build import compile
 from sepwise.lowering.bundle import Bundle, bundle, load_bundle, write_bundle
-from sepwise.lowering.memory_plan import align
 from sepwise.lowering.program import Program, Value
 from sepwise.lowering.symbols import undefined_symbols, writable_bytes
 from sepwise.passes.errors import InputError, SepwiseError
@@ -271,7 +270,8 @@ def test_the_manifest_says_what_is_there(made: Bundle, c_program: Callable[..., 
     assert manifest == made.manifest == load_bundle(made.folder).manifest
     program = c_program()
     assert manifest["weight_bytes"] == program.constants.nbytes
-    assert manifest["arena_bytes"] == align(program.arena_bytes) + program.scratch_bytes
+    assert manifest["arena_bytes"] == program.arena_bytes
+    assert manifest["worker_bytes"] == program.scratch_bytes
     assert manifest["arena_lower_bound_bytes"] == program.arena_lower_bound_bytes
     assert manifest["verification"] is None
     assert [(each["name"], each["shape"], each["dtype"]) for each in manifest["inputs"]] == [
@@ -464,7 +464,7 @@ def test_what_was_changed_is_not_loaded(made: Bundle, tmp_path: Path) -> None:
         load_bundle(folder)
     manifest = folder / "manifest.json"
     manifest.write_text(manifest.read_text().replace(f'"format": {bundles.FORMAT}', '"format": 0'))
-    with pytest.raises(InputError, match="a bundle of format 0, this sepwise reads 1"):
+    with pytest.raises(InputError, match=f"a bundle of format 0, this sepwise reads {bundles.FORMAT}"):
         load_bundle(folder)
     manifest.write_text("{")
     with pytest.raises(InputError, match="is no bundle's manifest"):

@@ -20,9 +20,9 @@ def test_calls_in_order_with_their_arguments(c_program: Callable[..., Program]) 
         (
             "scale",
             "(void *)m->inputs[0], (void *)m->inputs[1], (void *)(m->constants + 64), m->arena + 128, "
-            "m->scratch + (size_t)worker * 576, task",
+            "m->arena + (worker ? 1856 + (size_t)(worker - 1) * 576 : 1280), task",
         ),
-        ("add_and_sum", "m->arena + 128, (void *)m->inputs[0], m->outputs[0], m->outputs[1], m->scratch, task"),
+        ("add_and_sum", "m->arena + 128, (void *)m->inputs[0], m->outputs[0], m->outputs[1], m->arena, task"),
     ]
 
 
@@ -31,8 +31,8 @@ def test_calls_alone_take_arguments_by_position(c_program: Callable[..., Program
     calls = re.findall(r"^  (scale|add_and_sum)\((.*)\);$", source, re.MULTILINE)
     positions = ", ".join(f"(void *)m->inputs[{place}]" for place in range(4))
     assert calls[2:] == [
-        ("scale", f"{positions}, m->scratch + (size_t)worker * 576, task"),
-        ("add_and_sum", f"{positions}, m->scratch, task"),
+        ("scale", f"{positions}, m->arena + (worker ? 576 + (size_t)(worker - 1) * 576 : 0), task"),
+        ("add_and_sum", f"{positions}, m->arena, task"),
     ]
     assert [int(case) for case in re.findall(r"case (\d+):", source)] == [0, 1, 2, 3]
     assert "model_run_range(0, 2," in source, "a run has the calls of the program and no others"

@@ -11,7 +11,7 @@ from sepwise.lowering.guarded import UNWRITTEN, Access, Stage, StageMemory, Stra
 from sepwise.lowering.program import BufferRef, Home, KernelCall, Program, Value
 
 X, Y = (Value(name, TensorType((1, size)), BufferRef(Home.ARENA, 0)) for name, size in (("x", 300), ("y", 9)))
-CALL = KernelCall("one", "one", (X.buffer, BufferRef(Home.CONSTANT, 0), Y.buffer), ("x",), ("y",), 1, 100, 0, (), "c", constant_bytes=(8,))
+CALL = KernelCall("one", "one", (X.buffer, BufferRef(Home.CONSTANT, 0), Y.buffer), ("x",), ("y",), 1, 100, 0, 0, (), "c", constant_bytes=(8,))
 PROGRAM = Program("drawn", "host", (CALL, replace(CALL, name="two", scratch_bytes=0)), (), (), (X, Y), np.zeros(8, np.uint8), 0, 0, b"")
 
 

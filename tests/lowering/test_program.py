@@ -13,7 +13,7 @@ TYPE = TensorType((1, 4))
 
 def call(scratch_bytes: int) -> KernelCall:
     arguments = (BufferRef(Home.INPUT, 0), BufferRef(Home.OUTPUT, 0))
-    return KernelCall("k", "net_k", arguments, ("x",), ("y",), 1, scratch_bytes, 0, ("Relu_0",), "generic")
+    return KernelCall("k", "net_k", arguments, ("x",), ("y",), 1, scratch_bytes, 0, 0, ("Relu_0",), "generic")
 
 
 @pytest.fixture
@@ -35,6 +35,11 @@ def program() -> Program:
 @pytest.mark.parametrize(("needs", "scratch"), [([], 0), ([0, 0], 0), ([1], 64), ([64], 64), ([65, 3, 0], 128)])
 def test_scratch_is_the_largest_in_whole_lines(program: Program, needs: list[int], scratch: int) -> None:
     assert replace(program, calls=tuple(call(need) for need in needs)).scratch_bytes == scratch
+
+
+def test_each_worker_behind_the_first_adds_its_scratch(program: Program) -> None:
+    program = replace(program, calls=(call(65), call(3)))
+    assert [program.memory_bytes(workers) for workers in (1, 2, 5)] == [128, 128 + 128, 128 + 4 * 128]
 
 
 @pytest.mark.parametrize(("name", "home", "offset"), [("x", Home.INPUT, 0), ("t", Home.ARENA, 64), ("y", Home.OUTPUT, 0)])

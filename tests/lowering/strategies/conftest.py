@@ -314,10 +314,11 @@ def make_program(
         arguments = (*(values[name].buffer for name in inputs), *packed, values[output].buffer)
         calls.append(
             program.KernelCall(
-                f"k{index}", f"k{index}", arguments, tuple(inputs), (output,), kernel.tasks, kernel.scratch_bytes, 0, (), "drawn",
+                f"k{index}", f"k{index}", arguments, tuple(inputs), (output,), kernel.tasks, kernel.scratch_bytes, arena_bytes, 0, (), "drawn",
                 constant_bytes=tuple(nbytes),
             )
         )
+        arena_bytes += memory_plan.align(kernel.scratch_bytes)
     return program.Program(
         name="drawn",
         device=target.name,
