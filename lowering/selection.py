@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.strategies.base import AnyStrategy, Tile
     from sepwise.lowering.workload import LinearWorkload
 
-__all__ = ["Choice", "Selector"]
+__all__ = ["Choice", "Selector", "segment"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +92,14 @@ class Selector:
                 before = best[start]
                 if before is None:
                     continue
-                segment = _segment(workload, start, end)
-                choice = self.choose(segment)
+                part = segment(workload, start, end)
+                choice = self.choose(part)
                 if isinstance(choice, list):
                     refusals += choice
                     continue
                 total, known = before[0] + choice.cycles, best[end]
                 if known is None or total < known[0]:
-                    best[end] = (total, [*before[1], segment])
+                    best[end] = (total, [*before[1], part])
         chosen = best[count]
         if chosen is None:
             reasons = "; ".join(dict.fromkeys(refusal.reason for refusal in refusals))
@@ -124,8 +124,17 @@ class Selector:
         return best if best is not None else refusals
 
 
-def _segment(workload: ConvWorkload, start: int, end: int) -> ConvWorkload:
-    """The stages from `start` to `end` as a workload of their own."""
+def segment(workload: ConvWorkload, start: int, end: int) -> ConvWorkload:
+    """Makes some stages of a chain a workload of their own.
+
+    Args:
+        workload: The chain.
+        start: The first stage.
+        end: The one behind the last.
+
+    Returns:
+        The part; residual and last activation go with the last stage.
+    """
     last = end == len(workload.stages)
     return replace(
         workload,

@@ -79,9 +79,9 @@ def build_trials(chain: ConvWorkload, ways: Sequence[Sequence[Step]], device: De
             kernel = kernels[symbol] = lower_kernel(implementation.function, symbol, step.device)
             own = weights[stage : stage + len(workload.stages)]
             stage += len(workload.stages)
+            packed = [np.ascontiguousarray(array).view(np.uint8).reshape(-1) for array in implementation.pack(own)]
             references = []
-            for array in implementation.pack(own):
-                raw = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+            for raw in packed:
                 references.append(BufferRef(Home.CONSTANT, constant_bytes))
                 constants += [raw, np.zeros(align(raw.nbytes) - raw.nbytes, np.uint8)]
                 constant_bytes += align(raw.nbytes)
@@ -107,6 +107,7 @@ def build_trials(chain: ConvWorkload, ways: Sequence[Sequence[Step]], device: De
                     strategy=step.strategy.name,
                     workload=workload.key,
                     tile=str(step.tile),
+                    constant_bytes=tuple(raw.nbytes for raw in packed),
                 )
             )
             arena_bytes += align(kernel.scratch_bytes)

@@ -1,0 +1,72 @@
+"""A Program of several ways: each computes the chain, within the bound of its rounding."""
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+from sepwise.lowering import device, trials
+from sepwise.lowering.program import Home
+from sepwise.lowering.runner import open_runner
+from sepwise.lowering.selection import Selector, segment
+from sepwise.lowering.strategies import strategies_for
+from sepwise.lowering.trials import Step, build_trials
+from sepwise.lowering.workload import ConvWorkload, Stage
+from sepwise.passes.equivalence import run_with_bounds
+from sepwise.passes.equivalence.graph import read_graph
+
+HOST = device.get("host")
+SIDE = 9
+
+
+@pytest.fixture
+def chain() -> ConvWorkload:
+    """A depthwise and a pointwise stage on as many channels as a block has."""
+    c = HOST.lanes
+    stages = (
+        Stage(c, c, c, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1), None),
+        Stage(c, c, 1, (1, 1), (1, 1), (0, 0), (0, 0), (1, 1), None),
+    )
+    return ConvWorkload(1, (SIDE, SIDE), stages, False, None, c, c)
+
+
+def best(workload: ConvWorkload) -> Step:
+    choice = Selector(HOST, 1).choose(workload)
+    assert not isinstance(choice, list)
+    return Step(workload, choice.strategy, choice.tile, HOST)
+
+
+def bounds(chain: ConvWorkload, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the chain computes of a tensor, in float64, and how far a kernel may be from it; packed."""
+    c = HOST.lanes
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 18]> n (float[1,{c},{SIDE},{SIDE}] x) => (float[1,{c},{SIDE},{SIDE}] y) '
+        f"{{ d = Conv <group = {c}, pads = [1,1,1,1]> (x, w0, b0) y = Conv (d, w1, b1) }}"
+    )
+    for i, arrays in enumerate(trials._draw_weights(chain)):
+        model.graph.initializer.extend(numpy_helper.from_array(a, f"{n}{i}") for n, a in zip("wb", arrays, strict=True))
+    plain = np.moveaxis(x, -1, 2).reshape(1, c, SIDE, SIDE)
+    value, bound = run_with_bounds(read_graph(model), {"x": plain})["y"]
+    return tuple(np.moveaxis(a.reshape(1, 1, c, SIDE, SIDE), 2, -1) for a in (value, bound))
+
+
+def test_every_way_computes_the_chain(chain: ConvWorkload) -> None:
+    pair = [best(segment(chain, stage, stage + 1)) for stage in range(2)]
+    fused = [
+        [Step(chain, strategy, strategy.tiles(chain, HOST, 1)[0], HOST)]
+        for strategy in strategies_for(chain)
+        if strategy.applies(chain, HOST) is None
+    ]
+    assert fused
+    program = build_trials(chain, [pair, *fused], HOST)
+    first, second = program.calls[:2]
+    assert first.outputs == second.inputs
+    assert first.arguments[-1].home is Home.ARENA
+    x = np.random.default_rng(0).standard_normal(program.inputs[0].type.shape, dtype=np.float32)
+    expected, bound = bounds(chain, x)
+    with open_runner(program) as runner:
+        found = [runner.run_kernel(1, [runner.run_kernel(0, [x])[first.outputs[0]]])]
+        found += [runner.run_kernel(index, [x]) for index in range(2, len(program.calls))]
+    for outputs in found:
+        assert (np.abs(outputs["y"] - expected) <= bound).all()
