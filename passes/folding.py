@@ -25,12 +25,36 @@ from sepwise.passes.rewriting import (
     set_original_nodes,
 )
 
-__all__ = ["CONVOLUTIONS", "ConvFold", "channel_vector", "fold_after", "fold_before", "is_unpadded", "rewrite_fold"]
+__all__ = [
+    "CONVOLUTIONS",
+    "ConvConstants",
+    "ConvFold",
+    "channel_vector",
+    "constants_behind",
+    "fold_after",
+    "fold_before",
+    "is_unpadded",
+    "rewrite_fold",
+    "set_constants",
+]
 
 Array = npt.NDArray[np.float64]
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 """The operators that take an affine map in."""
+
+
+@dataclass(frozen=True, eq=False)
+class ConvConstants:
+    """What a convolution is to be given.
+
+    Attributes:
+        weight: The new weight, in the type of the old one.
+        bias: The new bias, or None if there is none.
+    """
+
+    weight: npt.NDArray[np.generic]
+    bias: npt.NDArray[np.generic] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +66,14 @@ class ConvFold:
         folded: The node that disappears.
         before: True if the folded node stands before the convolution.
         source: The value that replaces the folded node's output.
-        weight: The new weight, in the type of the old one.
-        bias: The new bias, or None if there is none.
+        constants: The new weight and bias.
     """
 
     conv: ir.Node
     folded: ir.Node
     before: bool
     source: ir.Value
-    weight: npt.NDArray[np.generic]
-    bias: npt.NDArray[np.generic] | None
+    constants: ConvConstants
 
 
 def channel_vector(array: Array, channels: int, rank: int) -> Array | None:
@@ -80,8 +102,7 @@ def is_unpadded(conv: ir.Node) -> bool:
     return auto_pad == "VALID" or (auto_pad == "NOTSET" and not any(pads or ()))
 
 
-def _constants(conv: ir.Node, folded: ir.Node) -> tuple[Array, Array | None, np.dtype[np.generic]] | Refusal:
-    name = folded.name or ""
+def _constants(conv: ir.Node, name: str) -> tuple[Array, Array | None, np.dtype[np.generic]] | Refusal:
     weight_value = conv.inputs[1]
     weight_tensor = constant_tensor(weight_value)
     if weight_value is None or weight_tensor is None:
@@ -106,13 +127,13 @@ def _narrowed(array: Array, dtype: np.dtype[np.generic]) -> npt.NDArray[np.gener
 
 
 def _stored(
-    conv: ir.Node, folded: ir.Node, before: bool, source: ir.Value, weight: Array, bias: Array | None, dtype: np.dtype[np.generic]
-) -> ConvFold | Refusal:
+    conv: ir.Node, name: str, weight: Array, bias: Array | None, dtype: np.dtype[np.generic]
+) -> ConvConstants | Refusal:
     new_weight = _narrowed(weight, dtype)
     new_bias = None if bias is None else _narrowed(bias, dtype)
     if new_weight is None or (bias is not None and new_bias is None):
-        return Refusal(f"the folded constants of '{conv.name}' are not finite in {dtype}", folded.name or "")
-    return ConvFold(conv, folded, before, source, new_weight, new_bias)
+        return Refusal(f"the folded constants of '{conv.name}' are not finite in {dtype}", name)
+    return ConvConstants(new_weight, new_bias)
 
 
 def fold_after(conv: ir.Node, folded: ir.Node, scale: Array, shift: Array) -> ConvFold | Refusal:
@@ -127,7 +148,8 @@ def fold_after(conv: ir.Node, folded: ir.Node, scale: Array, shift: Array) -> Co
     Returns:
         The fold, or why it is not possible.
     """
-    match _constants(conv, folded):
+    name = folded.name or ""
+    match _constants(conv, name):
         case Refusal() as refusal:
             return refusal
         case (weight, bias, dtype):
@@ -141,7 +163,8 @@ def fold_after(conv: ir.Node, folded: ir.Node, scale: Array, shift: Array) -> Co
         new_weight = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
     new_bias = shift if bias is None else bias * scale + shift
     keep_bias = bias is not None or bool(np.any(shift))
-    return _stored(conv, folded, False, conv.outputs[0], new_weight, new_bias if keep_bias else None, dtype)
+    stored = _stored(conv, name, new_weight, new_bias if keep_bias else None, dtype)
+    return stored if isinstance(stored, Refusal) else ConvFold(conv, folded, False, conv.outputs[0], stored)
 
 
 def fold_before(conv: ir.Node, folded: ir.Node, source: ir.Value, scale: Array, shift: Array) -> ConvFold | Refusal:
@@ -157,7 +180,23 @@ def fold_before(conv: ir.Node, folded: ir.Node, source: ir.Value, scale: Array, 
     Returns:
         The fold, or why it is not possible.
     """
-    match _constants(conv, folded):
+    stored = constants_behind(conv, scale, shift, folded.name or "")
+    return stored if isinstance(stored, Refusal) else ConvFold(conv, folded, True, source, stored)
+
+
+def constants_behind(conv: ir.Node, scale: Array, shift: Array, name: str) -> ConvConstants | Refusal:
+    """Calculates what makes a convolution of x that of `scale * x + shift`.
+
+    Args:
+        conv: The Conv or ConvTranspose.
+        scale: Shape (input channels,).
+        shift: Shape (input channels,).
+        name: What a refusal is to name.
+
+    Returns:
+        Its new weight and bias, or why it cannot take the map in.
+    """
+    match _constants(conv, name):
         case Refusal() as refusal:
             return refusal
         case (weight, bias, dtype):
@@ -165,10 +204,10 @@ def fold_before(conv: ir.Node, folded: ir.Node, source: ir.Value, scale: Array, 
     shifts = bool(np.any(shift))
     if conv.op_type == "ConvTranspose":
         if shifts:
-            return Refusal(f"the border of ConvTranspose '{conv.name}' would not see the shift", folded.name or "")
-        return _stored(conv, folded, True, source, weight * scale.reshape(-1, *(1,) * (weight.ndim - 1)), bias, dtype)
+            return Refusal(f"the border of ConvTranspose '{conv.name}' would not see the shift", name)
+        return _stored(conv, name, weight * scale.reshape(-1, *(1,) * (weight.ndim - 1)), bias, dtype)
     if shifts and not is_unpadded(conv):
-        return Refusal(f"Conv '{conv.name}' pads its input with zeros, which do not see the shift", folded.name or "")
+        return Refusal(f"Conv '{conv.name}' pads its input with zeros, which do not see the shift", name)
     group = conv.attributes.get_int("group", 1) or 1
     grouped = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:])  # (g, m / g, c / g, ...)
     per_group = (group, 1, weight.shape[1], *(1,) * (weight.ndim - 2))
@@ -177,15 +216,20 @@ def fold_before(conv: ir.Node, folded: ir.Node, source: ir.Value, scale: Array, 
     if shifts:
         added = (grouped * shift.reshape(per_group)).reshape(weight.shape[0], -1).sum(axis=1)
         new_bias = added if bias is None else bias + added
-    return _stored(conv, folded, True, source, new_weight, new_bias, dtype)
+    return _stored(conv, name, new_weight, new_bias, dtype)
 
 
 def rewrite_fold(model: ir.Model, fold: ConvFold) -> None:
     """Carries out a fold: new constants, the folded node removed, its name recorded at the convolution."""
     conv, folded = fold.conv, fold.folded
     own, gone = original_nodes(conv)[0], original_nodes(folded)[0]
-    set_constant_input(model, conv, 1, fold.weight, f"{conv.name}.weight")
-    if fold.bias is not None:
-        set_constant_input(model, conv, 2, fold.bias, f"{conv.name}.bias")
+    set_constants(model, conv, fold.constants)
     replace_with_input(folded, fold.source, keep_name=not fold.before)
     set_original_nodes(conv, [(*gone, *own) if fold.before else (*own, *gone)])
+
+
+def set_constants(model: ir.Model, conv: ir.Node, constants: ConvConstants) -> None:
+    """Gives a convolution its new weight and bias."""
+    set_constant_input(model, conv, 1, constants.weight, f"{conv.name}.weight")
+    if constants.bias is not None:
+        set_constant_input(model, conv, 2, constants.bias, f"{conv.name}.bias")

@@ -57,12 +57,12 @@ def test_after(build: Build) -> None:
     scale = np.arange(1.0, 7.0)
     fold = fold_after(conv, behind, scale, np.zeros(6))
     assert isinstance(fold, ConvFold)
-    assert fold.bias is None
+    assert fold.constants.bias is None
     weight = conv.inputs[1]
     assert weight is not None
     assert weight.const_value is not None
     expected = weight.const_value.numpy().astype(np.float64) * scale.reshape(6, 1, 1, 1)
-    np.testing.assert_array_equal(fold.weight, expected.astype(np.float32))
+    np.testing.assert_array_equal(fold.constants.weight, expected.astype(np.float32))
 
 
 def test_before_scales_the_channels_of_each_group(build: Build) -> None:
@@ -75,7 +75,7 @@ def test_before_scales_the_channels_of_each_group(build: Build) -> None:
     assert weight is not None
     assert weight.const_value is not None
     factors = np.array([[1.0, 2.0]] * 3 + [[3.0, 4.0]] * 3).reshape(6, 2, 1, 1)
-    np.testing.assert_array_equal(fold.weight, (weight.const_value.numpy() * factors).astype(np.float32))
+    np.testing.assert_array_equal(fold.constants.weight, (weight.const_value.numpy() * factors).astype(np.float32))
 
 
 def test_overflow_is_refused(build: Build) -> None:
