@@ -6,6 +6,9 @@ unicorn as C would call it, on structs of pointers. Neither needs a C library of
 
 The manifest knows the model by its checksum; the file itself is no part of a bundle, as it is as large as the weights and of no
 use to the library's users.
+
+What a bundle computes is compared with the model that was compiled. Where that takes images in another format, it is compared
+in turn with the model as it came in, which is fed the numbers that the bytes stand for.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,12 +31,23 @@ from sepwise.lowering.link import link_example
 from sepwise.lowering.runner import find_emulator
 from sepwise.lowering.verify import CONVERSION, check_model, transformed_values
 from sepwise.passes import canonicalize, fuse, load_model
-from sepwise.passes.equivalence import EMULATED_NETWORK_KINDS, NETWORK_KINDS, Verification, sample_inputs
+from sepwise.passes.convert_input import ConvertInputPass, ImageFormat, convert_input, own_layout
+from sepwise.passes.equivalence import (
+    EMULATED_NETWORK_KINDS,
+    NETWORK_KINDS,
+    GraphReference,
+    Oracle,
+    Verification,
+    sample_inputs,
+)
 from sepwise.passes.errors import InputError, SepwiseError
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from sepwise.lowering.bundle import Bundle
     from sepwise.lowering.device import Device
+    from sepwise.passes.equivalence import Check
 
 __all__ = ["BundleRunner", "open_bundle", "verify_bundle"]
 
@@ -158,7 +172,8 @@ def verify_bundle(bundle: Bundle, model: Path, *, inputs: Arrays | None = None) 
         inputs: Arrays by input name; drawn where None.
 
     Returns:
-        One check of the whole network.
+        One check of the whole network; before it, where it is given another image than the model, one of each output of the model
+        that was compiled, on what both make of the same image.
 
     Raises:
         InputError: The model is another one, the inputs do not fit, or this machine can neither run nor emulate the bundle.
@@ -170,32 +185,62 @@ def verify_bundle(bundle: Bundle, model: Path, *, inputs: Arrays | None = None) 
             f"{model}: is not the file that {bundle.folder} was made of, {described['file']} with the SHA-256 "
             f"{described['sha256']}. Give that file, or make the bundle again."
         )
-    loaded = load_model(model, shapes={each["name"]: each["shape"] for each in bundle.manifest["inputs"]})
-    executed = loaded
+    loaded = load_model(model, shapes=described["shapes"])
+    image = None if described["image"] is None else ImageFormat.from_json(described["image"])
+    taken = loaded if image is None else convert_input(loaded, image)
+    executed = taken
     if described["float16"]:
-        executed = dict(fuse(loaded, float16=True, keep_stages=True).stages).get(CONVERSION, loaded)
+        executed = dict(fuse(taken, float16=True, keep_stages=True).stages).get(CONVERSION, taken)
     with open_bundle(bundle) as runner:
         kinds: tuple[str, ...]
         if inputs is not None:
             feeds, kinds = [dict(inputs)], ("given",)
         else:
             kinds = EMULATED_NETWORK_KINDS if runner.device.emulated else NETWORK_KINDS
-            feeds = [sample_inputs(loaded, seed, kind) for seed, kind in enumerate(kinds)]
+            feeds = [sample_inputs(taken, seed, kind) for seed, kind in enumerate(kinds)]
         flush = runner.device.flushes_subnormals
-        winograd = transformed_values(bundle.manifest["winograd"], canonicalize(loaded))
+        winograd = transformed_values(bundle.manifest["winograd"], canonicalize(taken))
         check, answers = check_model(
-            runner.run, loaded, executed, feeds, name=described["name"], flush=flush, winograd=winograd
+            runner.run, taken, executed, feeds, name=described["name"], flush=flush, winograd=winograd
         )
         method = runner.method
     verdict = Verification(
         described["name"],
         bundle.manifest["target"],
-        (check,),
+        (*(() if image is None else _check_image(loaded, taken, image, feeds)), check),
         inputs=kinds,
         agreement=() if inputs is None else answers,
         notes=(f"Run: {method}.",),
     )
     return _record(bundle, verdict, method)
+
+
+def _check_image(original: ir.Model, taken: ir.Model, image: ImageFormat, feeds: Sequence[Arrays]) -> list[Check]:
+    """Compares what a model of another input computes with the model as it came in, fed what the image stands for.
+
+    Their difference is what rounding the constants explains that the former stores, so sigma_c is measured on it.
+    """
+    oracle, reference = Oracle(original), GraphReference(taken, [dict(feed) for feed in feeds])
+    wanted = [oracle.run({**feed, **_normalise(original, image, feed)}) for feed in feeds]
+    name = ConvertInputPass.name
+    return [
+        replace(check, name=f"{name}: {check.name}", pass_name=name, computed=check.expected, expected=check.computed)
+        for check in reference.judge(wanted)
+    ]
+
+
+def _normalise(original: ir.Model, image: ImageFormat, feed: Arrays) -> dict[str, np.ndarray]:
+    """Computes in float64 what a model takes for the images of another one, as their format defines it."""
+    values = {value.name: value for value in canonicalize(original).graph.inputs}
+    given = {}
+    for name in image.inputs:
+        own = own_layout(values[name])
+        layout = image.layout or own
+        pixels = np.moveaxis(feed[name], layout.index("C"), -1)
+        if image.element_type is not None:
+            pixels = (pixels / 255.0 - image.mean) / image.std
+        given[name] = np.moveaxis(pixels, -1, own.index("C"))
+    return given
 
 
 def _record(bundle: Bundle, verdict: Verification, method: str) -> Verification:

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from sepwise import lowering, models, passes
     from sepwise.api import bench, bundle, compile, export, fuse, inspect, load, run, targets, verify
+    from sepwise.passes.convert_input import ImageFormat
     from sepwise.passes.errors import CheckFailed, InputError, SepwiseError, UnsupportedError
 
 __all__ = [
     "CheckFailed",
+    "ImageFormat",
     "InputError",
     "SepwiseError",
     "UnsupportedError",
@@ -45,6 +47,7 @@ _API: Final = "sepwise.api"
 _ERRORS: Final = "sepwise.passes.errors"
 _HOMES: Final = {
     "CheckFailed": _ERRORS,
+    "ImageFormat": "sepwise.passes.convert_input",
     "InputError": _ERRORS,
     "SepwiseError": _ERRORS,
     "UnsupportedError": _ERRORS,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.artifact import Artifact
     from sepwise.lowering.bench import Benchmark
     from sepwise.lowering.bundle import Bundle, Weights
+    from sepwise.passes.convert_input import ImageFormat
     from sepwise.passes.equivalence import Verification
 
 __all__ = [
@@ -203,24 +204,35 @@ def export(
     return models.export(model, path, shape=shape, width=width, batch=batch, opset=opset)
 
 
-def inspect(model: str | Path, *, shapes: Shapes = None) -> Inspection:
+def inspect(model: str | Path, *, target: str | None = None, shapes: Shapes = None) -> Inspection:
     """Describes a network's layers and what they cost, separable against standard.
 
     Args:
         model: An ONNX file or a zoo name.
+        target: A name out of `targets()`, to foretell what it will need; None for the network alone.
         shapes: Shapes of inputs that the file leaves open.
 
     Returns:
-        Layers, separable pairs and totals.
+        Layers, separable pairs, totals, and for a target what it will need.
 
     Raises:
-        InputError: The model cannot be used.
+        InputError: The model or the target cannot be used.
+        UnsupportedError: An operator cannot be compiled for the target.
     """
+    from dataclasses import replace
+
     from sepwise.inspection import inspect_model
     from sepwise.passes import load_model
 
     source = resolve(model, shapes)
-    return inspect_model(source.name, load_model(source.path, shapes=source.shapes))
+    loaded = load_model(source.path, shapes=source.shapes)
+    found = inspect_model(source.name, loaded)
+    if target is None:
+        return found
+    from sepwise.lowering import device
+    from sepwise.lowering.foretell import foretell
+
+    return replace(found, forecast=foretell(loaded, device.get(target)))
 
 
 def fuse(
@@ -272,6 +284,7 @@ def compile(
     shapes: Shapes = None,
     threads: int = 1,
     float16: bool = False,
+    image: ImageFormat | None = None,
     output: str | Path | None = None,
 ) -> Artifact:
     """Compiles a network for a target.
@@ -282,6 +295,7 @@ def compile(
         shapes: Shapes of inputs that the file leaves open.
         threads: Worker threads.
         float16: Compute in float16 what does not need float32; for cores that have float16 arithmetic.
+        image: What it is to be given for an image; as the model has it where None.
         output: Folder to save the artifact in; not saved where None.
 
     Returns:
@@ -300,7 +314,9 @@ def compile(
     if output is not None:
         require_writable(Path(output))
     source = resolve(model, shapes)
-    return compile_model(source.path, target=target, shapes=source.shapes, threads=threads, float16=float16, output=output)
+    return compile_model(
+        source.path, target=target, shapes=source.shapes, threads=threads, float16=float16, image=image, output=output
+    )
 
 
 def bundle(
@@ -313,6 +329,7 @@ def bundle(
     shapes: Shapes = None,
     threads: int = 1,
     float16: bool = False,
+    image: ImageFormat | None = None,
 ) -> Bundle:
     """Makes a C library of a network, for projects that have neither Python nor a runtime.
 
@@ -325,6 +342,7 @@ def bundle(
         shapes: Shapes of inputs that the file leaves open.
         threads: Workers that the kernels are shared out to, where the caller brings some.
         float16: Compute in float16 what does not need float32; for cores that have float16 arithmetic.
+        image: What it is to be given for an image; as the model has it where None.
 
     Returns:
         The bundle: where it is, and what its manifest says.
@@ -354,6 +372,7 @@ def bundle(
         shapes=source.shapes,
         threads=threads,
         float16=float16,
+        image=image,
     )
 
 
@@ -466,8 +485,7 @@ def _verify_bundle(folder: Path, model: str | Path | None, inputs: Mapping[str, 
     from sepwise.lowering.bundle_check import verify_bundle
 
     bundle = load_bundle(folder)
-    shapes = {each["name"]: each["shape"] for each in bundle.manifest["inputs"]}
-    source = resolve(_find_model(bundle) if model is None else model, shapes)
+    source = resolve(_find_model(bundle) if model is None else model, bundle.manifest["model"]["shapes"])
     return verify_bundle(bundle, source.path, inputs=inputs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,40 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["AsJson", "Float16", "Model", "Output", "Shape", "Target", "Threads", "read_inputs", "read_shape", "read_shapes"]
+    from sepwise.passes.convert_input import ImageFormat
+
+__all__ = [
+    "AsJson",
+    "Float16",
+    "Image",
+    "InputLayout",
+    "InputType",
+    "Mean",
+    "Model",
+    "Output",
+    "Shape",
+    "Std",
+    "Target",
+    "Threads",
+    "read_image",
+    "read_inputs",
+    "read_shape",
+    "read_shapes",
+]
+
+
+class ImageElement(StrEnum):
+    """Element types of images other than the network's own."""
+
+    UINT8 = "uint8"
+
+
+class ImageAxes(StrEnum):
+    """Orders of the axes of images."""
+
+    NCHW = "NCHW"
+    NHWC = "NHWC"
+
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file, or the name of a zoo network.", show_default=False)]
 Shape = Annotated[
@@ -23,6 +57,24 @@ Target = Annotated[str, typer.Option("--target", help="One of those that `sepwis
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Worker threads.")]
 Float16 = Annotated[
     bool, typer.Option("--float16", help="Compute in float16 what does not need float32; for cores that have float16 arithmetic.")
+]
+InputType = Annotated[
+    ImageElement | None,
+    typer.Option("--input-type", help="Take images as bytes u and compute (u / 255 - mean) / std inside.", show_default=False),
+]
+InputLayout = Annotated[
+    ImageAxes | None, typer.Option("--input-layout", help="Take images in this order of axes.", show_default=False)
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        "--mean", metavar="A,B,C", help="Of images from 0 to 1, with --input-type; one number or one a channel. 0 where absent."
+    ),
+]
+Std = Annotated[str | None, typer.Option("--std", metavar="A,B,C", help="Likewise. 1 where absent.")]
+Image = Annotated[
+    list[str] | None,
+    typer.Option("--image", metavar="NAME", help="An input that is an image; again for each. The only one of rank 4 if absent."),
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -75,6 +127,52 @@ def read_shapes(texts: Sequence[str] | None) -> Mapping[str, Sequence[int]] | Se
             raise InputError(f"--shape {text}: input '{name}' already has a shape.")
         shapes[name] = read_shape(dimensions)
     return shapes
+
+
+def read_image(
+    layout: ImageAxes | None, element_type: ImageElement | None, mean: str | None, std: str | None, inputs: Sequence[str] | None
+) -> ImageFormat | None:
+    """Reads the options that say what a network is given for an image.
+
+    Args:
+        layout: Order of its axes.
+        element_type: What its elements are.
+        mean: Numbers between commas.
+        std: Likewise.
+        inputs: Names of the inputs that are images.
+
+    Returns:
+        The format, or None where it is the network's own.
+
+    Raises:
+        InputError: A text holds no numbers, or an option says something of nothing.
+    """
+    from sepwise.passes.convert_input import ImageFormat
+    from sepwise.passes.errors import InputError
+
+    if layout is None and element_type is None:
+        given = {"--mean": mean, "--std": std, "--image": inputs}
+        for option, value in given.items():
+            if value:
+                raise InputError(f"{option}: is about images in another format. Give --input-type or --input-layout with it.")
+        return None
+    numbers = {name: _read_numbers(name, text) for name, text in (("mean", mean), ("std", std)) if text is not None}
+    return ImageFormat(
+        layout=None if layout is None else layout.value,
+        element_type=None if element_type is None else "uint8",
+        inputs=tuple(inputs or ()),
+        **numbers,
+    )
+
+
+def _read_numbers(name: str, text: str) -> tuple[float, ...]:
+    """Reads numbers between commas."""
+    from sepwise.passes.errors import InputError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--{name} {text}: needed are numbers between commas, as in 0.485,0.456,0.406.") from None
 
 
 def read_inputs(texts: Sequence[str]) -> dict[str, np.ndarray]:

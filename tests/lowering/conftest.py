@@ -8,7 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper, parser
 from tvm import tirx
 
 from sepwise.lowering import codegen, device, graph, link, program
@@ -74,6 +76,23 @@ def foreign_symbols(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., l
         return undefined_symbols(codegen.build_object(kernels, llvm), tmp_path_factory.mktemp("foreign"))
 
     return build
+
+
+IMAGE_NETWORK = """<ir_version: 10, opset_import: ["" : 18]> images (float[1,3,10,12] x) => (float[1,8,5,6] y, float[1,4,8,10] z) {
+  [padded] a = Conv <pads = [1,1,1,1], strides = [2,2]> (x, w) [relu] y = Relu (a) [unpadded] z = Conv (x, v, b)
+}"""
+
+
+@pytest.fixture(scope="session")
+def image_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of two convolutions of an image, one of which pads it."""
+    model = parser.parse_model(IMAGE_NETWORK)
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (8, 3, 3, 3)), ("v", (4, 3, 3, 3)), ("b", (4,))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    path = tmp_path_factory.mktemp("network") / "images.onnx"
+    onnx.save(model, path)
+    return path
 
 
 # A Program without a compiler stack: two kernels written in C, with the interface of those that TVM builds.

@@ -19,6 +19,7 @@ from sepwise.lowering.build import compile
 from sepwise.lowering.bundle import Bundle, bundle, load_bundle, write_bundle
 from sepwise.lowering.program import Program, Value
 from sepwise.lowering.symbols import undefined_symbols, writable_bytes
+from sepwise.passes.convert_input import ImageFormat
 from sepwise.passes.errors import InputError, SepwiseError
 
 Tensors = dict[str, np.ndarray]
@@ -494,3 +495,29 @@ def test_a_model_computes_what_its_artifact_computes(zoo_file: Callable[..., Pat
         "name", "model", "target", "code_bytes", "weight_bytes", "arena_bytes", "arena_lower_bound_bytes", "files"
     }  # fmt: skip
     assert (report["name"], report["model"], report["target"]) == ("block", "separable_block", "host")
+
+
+def test_images_as_cameras_give_them(image_network: Path, tmp_path: Path) -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    image = ImageFormat(layout="NHWC", element_type="uint8", mean=mean, std=std)
+    made = bundle(image_network, tmp_path / "net", name="net", image=image)
+    build("gcc", "-std=c11", *STRICT, made.folder / "example.c", made.folder / "libnet.a", "-o", tmp_path / "example")
+    x = np.random.default_rng(0).integers(0, 256, (1, 10, 12, 3), np.uint8)
+    with compile(image_network, image=image) as artifact:
+        outputs = artifact.run(x=x)
+    assert [np.abs(array).max() > 0 for array in outputs.values()] == [True] * 2
+    assert run(tmp_path / "example", given=x.tobytes()) == b"".join(array.tobytes() for array in outputs.values())
+
+    header = (made.folder / "net.h").read_text()
+    assert "input x: uint8, 1 x 10 x 12 x 3,\n *     an image in N, H, W, C,\n *     bytes u, of which" in header
+    assert "(u / 255 - mean) / std with mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225\n" in header
+    assert "const uint8_t *x;" in header
+    assert "#define NET_INPUT_X_BYTES 360\n" in header
+    assert load_bundle(made.folder).manifest["model"] | {"sha256": ""} == {
+        "name": "images",
+        "file": "images.onnx",
+        "sha256": "",
+        "float16": False,
+        "shapes": {"x": [1, 3, 10, 12]},
+        "image": {"layout": "NHWC", "element_type": "uint8", "mean": list(mean), "std": list(std), "inputs": ["x"]},
+    }

@@ -3,10 +3,12 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from sepwise.lowering import device
@@ -14,6 +16,7 @@ from sepwise.lowering.artifact import Artifact
 from sepwise.lowering.bundle import Bundle, bundle, checksum_model, load_bundle, save_manifest, write_bundle
 from sepwise.lowering.bundle_check import open_bundle, verify_bundle
 from sepwise.lowering.program import Program
+from sepwise.passes.convert_input import ImageFormat, convert_input
 from sepwise.passes.errors import InputError, SepwiseError
 
 Tensors = dict[str, np.ndarray]
@@ -117,6 +120,52 @@ def test_a_folder_that_cannot_be_written_is_verified_all_the_same(
     verdict = verify_bundle(made, path, inputs={"x": np.ones((1, 8, 16, 16), np.float32)})
     assert verdict.passed
     assert verdict.notes[-1].endswith("its manifest was left as it is: Permission denied.")
+
+
+CAMERA = ImageFormat(layout="NHWC", element_type="uint8", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize(
+    ("target", "image"),
+    [("host", CAMERA), ("cortex-a72", CAMERA), ("cortex-m7", CAMERA), ("host", ImageFormat(layout="NHWC"))],
+)
+def test_images_are_compared_with_the_model_as_it_came_in(
+    target: str, image: ImageFormat, image_network: Path, tmp_path: Path
+) -> None:
+    emulator = EMULATORS.get(target)
+    if emulator is not None and device.get(target).emulated and shutil.which(emulator) is None:
+        pytest.skip(f"{emulator} is missing: apt-get install qemu-user")
+    made = bundle(image_network, tmp_path / "net", target=target, name="net", image=image)
+    verdict = verify_bundle(made, image_network)
+    assert verdict.passed, verdict.checks
+    graph = [check for check in verdict.checks if check.scope == "graph"]
+    assert [check.name for check in graph] == ["convert_input: y", "convert_input: z"]
+    assert [check.scope for check in verdict.checks] == ["graph", "graph", "model"]
+    assert all(check.worst_ratio is not None for check in graph)
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [("mean", (0.485, 0.456, 0.4061)), ("mean", (0.406, 0.456, 0.485)), ("std", (0.229, 0.2241, 0.225))],
+)
+def test_a_bundle_of_another_normalisation_fails(field: str, wrong: tuple[float, ...], image_network: Path, tmp_path: Path) -> None:
+    other = replace(CAMERA, **{field: wrong})
+    made = bundle(image_network, tmp_path / "net", name="net", image=other)
+    made.manifest["model"]["image"] = CAMERA.to_json() | {"inputs": ["x"]}
+    verdict = verify_bundle(made, image_network)
+    assert [check.scope for check in verdict.checks if not check.passed] == ["model"]
+
+
+def test_a_wrong_rewrite_of_the_input_is_found(image_network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(model: ir.Model, image: ImageFormat) -> ir.Model:
+        return convert_input(model, replace(image, mean=(0.485, 0.456, 0.4061)))
+
+    for module in ("bundle", "bundle_check"):
+        monkeypatch.setattr(f"sepwise.lowering.{module}.convert_input", convert)
+    made = bundle(image_network, tmp_path / "net", name="net", image=CAMERA)
+    verdict = verify_bundle(made, image_network)
+    assert [check.scope for check in verdict.checks if not check.passed] == ["graph", "graph"]
 
 
 def test_another_model_is_refused(block: tuple[Path, Bundle], tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sepwise.options import read_inputs, read_shape, read_shapes
+from sepwise.options import ImageAxes, ImageElement, read_image, read_inputs, read_shape, read_shapes
+from sepwise.passes.convert_input import ImageFormat
 from sepwise.passes.errors import InputError
 
 
@@ -27,6 +29,27 @@ def test_what_is_no_shape(text: str) -> None:
 def test_what_are_no_shapes(texts: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_shapes(texts)
+
+
+def test_formats_of_images() -> None:
+    assert read_image(None, None, None, None, None) is None
+    assert read_image(ImageAxes.NHWC, None, None, None, ["x", "y"]) == ImageFormat(layout="NHWC", inputs=("x", "y"))
+    numbers = read_image(None, ImageElement.UINT8, "0.5", "1e-1,0.2, .3", None)
+    assert numbers == ImageFormat(element_type="uint8", mean=(0.5,), std=(0.1, 0.2, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((None, None, "0.5", None, None), "--mean: is about images in another format. Give --input-type or --input-layout"),
+        ((None, None, None, None, ["x"]), "--image: is about images in another format"),
+        ((ImageAxes.NHWC, None, None, "0.5", None), "Mean and std: are what bytes are normalised with"),
+        ((None, ImageElement.UINT8, None, "a,b", None), "--std a,b: needed are numbers between commas, as in 0.485,0.456,0.406"),
+    ],
+)
+def test_what_are_no_formats_of_images(given: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_image(*given)
 
 
 def test_inputs_from_npy_and_npz(tmp_path: Path) -> None:

@@ -8,7 +8,22 @@ from typing import Annotated
 import typer
 
 from sepwise.console import number, print_json, print_table, working
-from sepwise.options import AsJson, Float16, Model, Output, Shape, Target, Threads, read_shapes
+from sepwise.options import (
+    AsJson,
+    Float16,
+    Image,
+    InputLayout,
+    InputType,
+    Mean,
+    Model,
+    Output,
+    Shape,
+    Std,
+    Target,
+    Threads,
+    read_image,
+    read_shapes,
+)
 
 __all__ = ["bundle"]
 
@@ -33,15 +48,29 @@ def bundle(
     shape: Shape = None,
     threads: Threads = 1,
     float16: Float16 = False,
+    input_type: InputType = None,
+    input_layout: InputLayout = None,
+    mean: Mean = None,
+    std: Std = None,
+    image: Image = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a C library of a network, with a header, an example and nothing to install."""
     from sepwise import api
 
     shapes = read_shapes(shape)
+    taken = read_image(input_layout, input_type, mean, std, image)
     with working(f"bundling {model} for {target}"):
         made = api.bundle(
-            model, output, target=target, name=name, weights=weights.value, shapes=shapes, threads=threads, float16=float16
+            model,
+            output,
+            target=target,
+            name=name,
+            weights=weights.value,
+            shapes=shapes,
+            threads=threads,
+            float16=float16,
+            image=taken,
         )
     report = made.to_json()
     if as_json:

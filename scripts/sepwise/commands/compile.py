@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from sepwise.console import number, print_json, print_table, working
-from sepwise.options import AsJson, Float16, Model, Output, Shape, Target, Threads, read_shapes
+from sepwise.options import (
+    AsJson,
+    Float16,
+    Image,
+    InputLayout,
+    InputType,
+    Mean,
+    Model,
+    Output,
+    Shape,
+    Std,
+    Target,
+    Threads,
+    read_image,
+    read_shapes,
+)
 
 __all__ = ["compile_"]
 
@@ -15,14 +30,22 @@ def compile_(
     shape: Shape = None,
     threads: Threads = 1,
     float16: Float16 = False,
+    input_type: InputType = None,
+    input_layout: InputLayout = None,
+    mean: Mean = None,
+    std: Std = None,
+    image: Image = None,
     as_json: AsJson = False,
 ) -> None:
     """Compile a network for a target into a folder that `sepwise run` runs."""
     from sepwise import api
 
     shapes = read_shapes(shape)
+    taken = read_image(input_layout, input_type, mean, std, image)
     with working(f"compiling {model} for {target}"):
-        artifact = api.compile(model, target=target, shapes=shapes, threads=threads, float16=float16, output=output)
+        artifact = api.compile(
+            model, target=target, shapes=shapes, threads=threads, float16=float16, image=taken, output=output
+        )
     report = artifact.report
     if as_json:
         print_json(report)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sepwise import api
+from sepwise.passes.convert_input import ImageFormat
 
 FIELDS = ["name", "model", "target", "code_bytes", "weight_bytes", "arena_bytes", "arena_lower_bound_bytes", "files"]
 
@@ -64,7 +65,11 @@ def test_options_are_passed_on(command: Callable[..., Any], monkeypatch: pytest.
         "shapes": {"x": (1, 3, 6, 6)},
         "threads": 2,
         "float16": True,
+        "image": None,
     }
+    words = ("--input-type", "uint8", "--input-layout", "NHWC", "--mean", "0.5,0.4,0.3", "--std", "0.25", "--image", "x", "--json")
+    assert command("bundle", network, "-o", tmp_path / "d", *words).status == 0
+    assert asked["image"] == ImageFormat("NHWC", "uint8", (0.5, 0.4, 0.3), (0.25,), ("x",))
 
 
 @pytest.mark.parametrize(
@@ -72,6 +77,7 @@ def test_options_are_passed_on(command: Callable[..., Any], monkeypatch: pytest.
     [
         (("--target", "z80"), "Target 'z80': unknown"),
         (("--name", "my-net"), "Name 'my-net': needed is a C identifier"),
+        (("--input-type", "uint8", "--mean", "0.5,0.5"), "Input 'x': the mean has 2 numbers, and it has 3 channels"),
         (("--name", "while"), "Name 'while': is a word of C or C++"),
         (("--shape", "1,3,6"), "x"),
         (("--weights", "elsewhere"), "--weights"),
@@ -124,6 +130,19 @@ def test_verify_without_the_model(command: Callable[..., Any], made: Path, tmp_p
     status, _, err = command("verify", "--bundle", folder)
     assert status == 2
     assert "its model net.onnx is neither in it, beside it, nor in the current folder. Give it, as in" in err
+
+
+def test_images_as_cameras_give_them(command: Callable[..., Any], network: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    words = ("--shape", "1,3,6,6", "--input-type", "uint8", "--input-layout", "NHWC", "--mean", "0.485,0.456,0.406", "--std", "0.2")
+    assert command("bundle", network, "-o", folder, *words).status == 0
+    (given,) = json.loads((folder / "manifest.json").read_text())["inputs"]
+    assert (given["dtype"], given["shape"]) == ("uint8", [1, 6, 6, 3])
+    status, out, _ = command("verify", network, "--bundle", folder, "--json")
+    assert status == 0
+    assert [(check["scope"], check["name"]) for check in json.loads(out)["checks"]] == [("graph", "convert_input: y"), ("model", "net")]
+    np.save(tmp_path / "x.npy", np.full((1, 6, 6, 3), 200, np.uint8))
+    assert command("verify", network, "--bundle", folder, "--input", tmp_path / "x.npy").status == 0
 
 
 @pytest.mark.parametrize("words", [("--target", "cortex-a72"), ("--threads", "2"), ("--bisect",), ("--against", "b.onnx"), ("--float16",)])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from sepwise import api
+from sepwise.passes.convert_input import ImageFormat
 
 
 def test_compile_says_how_each_kernel_is_computed(command: Callable[..., Any], network: Path, tmp_path: Path) -> None:
@@ -41,8 +42,11 @@ def test_options_are_passed_on(
         "shapes": {"x": (1, 3, 6, 6)},
         "threads": 2,
         "float16": True,
+        "image": None,
         "output": tmp_path / "d",
     }
+    assert command(*words, "--input-layout", "NHWC", "--json").status == 0
+    assert asked["image"] == ImageFormat(layout="NHWC")
 
 
 def test_float16(command: Callable[..., Any], network: Path, tmp_path: Path) -> None:
