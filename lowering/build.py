@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,10 @@ import onnx_ir as ir
 
 from sepwise.lowering import device as devices
 from sepwise.lowering.artifact import Artifact
-from sepwise.lowering.codegen import build_object, computes_float16, lower_kernel, tvm_target
+from sepwise.lowering.codegen import CompiledKernel, build_object, computes_float16, lower_kernel, tvm_target
+from sepwise.lowering.device import Device
 from sepwise.lowering.generic import GenericWorkload, NeedsRuntimeError, library_calls, schedule_generic
+from sepwise.lowering.graph import KernelGraph
 from sepwise.lowering.importer import import_graph
 from sepwise.lowering.layout import assign_layouts
 from sepwise.lowering.memory_plan import Lifetime, align, largest_live_bytes, plan_memory
@@ -27,18 +30,16 @@ from sepwise.passes.errors import InputError, UnsupportedError
 from sepwise.passes.vocabulary import FUSED_OPERATORS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from sepwise.lowering.codegen import CompiledKernel
-    from sepwise.lowering.device import Device
-    from sepwise.lowering.graph import Kernel, KernelGraph
+    from sepwise.lowering.graph import Kernel
     from sepwise.lowering.importer import ImportedGraph
     from sepwise.lowering.memory_plan import MemoryPlan
     from sepwise.lowering.selection import Choice
     from sepwise.passes.convert_input import ImageFormat
 
-__all__ = ["CompileReport", "build_program", "compile", "require_float16"]
+__all__ = ["CompileReport", "Emit", "build_objects", "build_program", "compile", "require_float16"]
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", *FUSED_OPERATORS})
 """Operators that the generic schedule should never get."""
@@ -51,6 +52,9 @@ LINEAR = "linear"
 
 COMPILER_ERRORS = (RuntimeError, ValueError)
 """What TVM and LLVM raise for code that they do not take; anything else is a fault of ours."""
+
+Emit = Callable[[KernelGraph, Mapping[str, CompiledKernel], Device], bytes]
+"""Makes an object of the kernels of a graph, which were lowered, by name, for a device."""
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +130,37 @@ def compile(
     return artifact
 
 
+def build_objects(graph: KernelGraph, compiled: Mapping[str, CompiledKernel], device: Device) -> bytes:
+    """Compiles all kernels to one object; where LLVM refuses, finds the generic kernel that it does not take.
+
+    Args:
+        graph: Its kernels are asked for in this order.
+        compiled: What each was lowered to, by its name.
+        device: The target.
+
+    Returns:
+        A relocatable object.
+
+    Raises:
+        NeedsRuntimeError: LLVM does not take a kernel; it names the ONNX node.
+    """
+    target = tvm_target(device)
+    try:
+        return build_object({kernel.symbol: kernel for kernel in compiled.values()}, target)
+    except COMPILER_ERRORS:
+        for kernel in graph.kernels:
+            if not isinstance(kernel.workload, GenericWorkload) or not kernel.nodes:
+                continue
+            code = compiled[kernel.name]
+            try:
+                build_object({code.symbol: code}, target)
+            except COMPILER_ERRORS as error:
+                raise _no_kernel(kernel, error) from error
+        raise
+
+
 def build_program(
-    model: ir.Model, device: Device, *, threads: int = 1, float16: bool = False
+    model: ir.Model, device: Device, *, threads: int = 1, float16: bool = False, emit: Emit = build_objects
 ) -> tuple[Program, CompileReport]:
     """Builds the Program of a loaded model.
 
@@ -136,6 +169,7 @@ def build_program(
         device: The target.
         threads: Workers that the kernels are shared out to.
         float16: Whether what is float32 is computed in float16, but for what needs more (see `passes.convert_float16`).
+        emit: Makes the object of the lowered kernels; another one than `build_objects` may look at them and make none.
 
     Returns:
         The Program and the report.
@@ -150,7 +184,7 @@ def build_program(
     canonical = canonicalize(model)
     value_names = {node.name: node.outputs[0].name or "" for node in canonical.graph if node.name}
     fused = fuse(canonical, float16=float16).model
-    program, graph = _build_with_tail(fused, device, threads, value_names)
+    program, graph = _build_with_tail(fused, device, threads, value_names, emit)
     in_tail = set(program.tail.nodes) if program.tail is not None else set()
     left = [layer for layer in layer_costs(fused).layers if in_tail & {layer.name, *layer.nodes}] if in_tail else []
     if program.tail is not None:
@@ -194,7 +228,7 @@ def require_float16(device: Device) -> None:
 
 
 def _build_with_tail(
-    fused: ir.Model, device: Device, threads: int, value_names: Mapping[str, str]
+    fused: ir.Model, device: Device, threads: int, value_names: Mapping[str, str], emit: Emit
 ) -> tuple[Program, KernelGraph]:
     """Compiles all that becomes static kernels, and leaves the rest to a tail where the device is this machine."""
     runtime_nodes = find_runtime_nodes(fused)
@@ -203,7 +237,7 @@ def _build_with_tail(
             raise _no_runtime(next(iter(runtime_nodes.values())), device)
         head, tail = split(fused, runtime_nodes)
         try:
-            program, graph = _build(head, device, threads, value_names)
+            program, graph = _build(head, device, threads, value_names, emit)
         except NeedsRuntimeError as error:
             if device.emulated:
                 raise _no_runtime(f"{error}; it needs TVM's runtime", device) from error
@@ -225,7 +259,7 @@ def _no_runtime(reason: str, device: Device) -> UnsupportedError:
 
 
 def _build(
-    model: ir.Model, device: Device, threads: int, value_names: Mapping[str, str]
+    model: ir.Model, device: Device, threads: int, value_names: Mapping[str, str], emit: Emit
 ) -> tuple[Program, KernelGraph]:
     """Compiles a fused model to static kernels."""
     selector = Selector(device, threads)
@@ -233,7 +267,7 @@ def _build(
     graph = imported.graph
     assign_layouts(graph, imported.views, selector)
     compiled, choices = _compile_kernels(graph, imported.weights, device, selector)
-    objects = _build_objects(graph, compiled, device)
+    objects = emit(graph, compiled, device)
     return _assemble(graph, imported, device, compiled, choices, objects), graph
 
 
@@ -266,23 +300,6 @@ def _compile_kernels(
             for name, array in zip(kernel.constants, pack(weights[kernel.name]), strict=True):
                 graph.constants[name] = array
     return compiled, choices
-
-
-def _build_objects(graph: KernelGraph, compiled: Mapping[str, CompiledKernel], device: Device) -> bytes:
-    """Compiles all kernels to one object; where LLVM refuses, finds the generic kernel that it does not take."""
-    target = tvm_target(device)
-    try:
-        return build_object({kernel.symbol: kernel for kernel in compiled.values()}, target)
-    except COMPILER_ERRORS:
-        for kernel in graph.kernels:
-            if not isinstance(kernel.workload, GenericWorkload) or not kernel.nodes:
-                continue
-            code = compiled[kernel.name]
-            try:
-                build_object({code.symbol: code}, target)
-            except COMPILER_ERRORS as error:
-                raise _no_kernel(kernel, error) from error
-        raise
 
 
 def _no_kernel(kernel: Kernel, reason: Exception | str) -> NeedsRuntimeError:

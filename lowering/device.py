@@ -62,6 +62,8 @@ class Device:
         zig_cpu: How zig names a cpu whose code runs there.
         scalable_bytes: Scalable vector of the machine that stands for the target, 0 for none; code for it runs at every length.
         scalable_ports: Multiply-adds of scalable vectors, and loads of them, that can start in one cycle.
+        flash_bytes: What a core without an operating system has for code and constants, 0 where there is one or it is not known.
+        ram_bytes: What such a core has for variables.
         sources: Where each fact comes from, as pairs of fact and source.
         lane_bytes: Bytes of one lane.
     """
@@ -92,6 +94,8 @@ class Device:
     zig_cpu: str
     scalable_bytes: int = 0
     scalable_ports: int = 0
+    flash_bytes: int = 0
+    ram_bytes: int = 0
     sources: tuple[tuple[str, str], ...] = ()
     lane_bytes: int = 4
 
@@ -138,6 +142,7 @@ _CORE_FACTS = (
     "memory_bytes_per_cycle",
 )
 _SCALABLE_FACTS = ("scalable_bytes", "scalable_ports")
+_MEMORY_FACTS = ("flash_bytes", "ram_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +249,7 @@ def _read_device(file: str, name: str, facts: dict[str, Any]) -> Device:
     unknown = sorted(set(facts) - _FACTS)
     if unknown:
         raise InputError(f"{where}: unknown fact '{unknown[0]}'; known are {', '.join(sorted(_FACTS))}.")
-    missing = sorted(_FACTS - set(facts) - set(_SCALABLE_FACTS))
+    missing = sorted(_FACTS - set(facts) - {*_SCALABLE_FACTS, *_MEMORY_FACTS})
     if missing:
         raise InputError(f"{where}: fact '{missing[0]}' is missing; give it as {{ value, source }}.")
     for fact, entry in facts.items():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from sepwise.lowering.foretell import Forecast
     from sepwise.passes.cost import LayerCost, SeparableCost
 
 __all__ = ["Inspection", "inspect_model"]
@@ -28,6 +29,7 @@ class Inspection:
         standard_macs: Likewise.
         peak_ram_bytes: The most bytes of activations alive at once, run node by node without fusion.
         flash_bytes: Bytes of all constants.
+        forecast: What a device will need, None where none was asked for.
     """
 
     model: str
@@ -39,6 +41,7 @@ class Inspection:
     standard_macs: int
     peak_ram_bytes: int
     flash_bytes: int
+    forecast: Forecast | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Gives the fields that `sepwise inspect --json` prints."""
