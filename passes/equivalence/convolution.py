@@ -118,7 +118,7 @@ def conv(op: Operation, x: Array, w: Array, b: Array | None = None) -> Array:
         (n, oc, *outputs).
 
     Raises:
-        InputError: if channels and groups do not match.
+        InputError: if channels and groups, or kernel_shape and the weight, do not match.
     """
     group = op.integer("group", 1)
     n, ic = x.shape[:2]
@@ -128,6 +128,7 @@ def conv(op: Operation, x: Array, w: Array, b: Array | None = None) -> Array:
             f"{op}: group={group} with {ic} input channels and a weight of shape {tuple(w.shape)}; the weight needs "
             "(output channels, input channels / group, ...). Check the exporter."
         )
+    _require_kernel(op, w)
     window = read_window(op, x.shape[2:], w.shape[2:])
     padded = pad_spatial(x, window, 0.0)
     if group > 1 and group_ic == 1:
@@ -138,6 +139,13 @@ def conv(op: Operation, x: Array, w: Array, b: Array | None = None) -> Array:
     if b is not None:
         y += b.reshape(-1, *[1] * (x.ndim - 2))
     return y
+
+
+def _require_kernel(op: Operation, w: Array) -> None:
+    """Refuses a kernel_shape that is not the weight's; runtimes go by either."""
+    kernel = op.integers("kernel_shape")
+    if kernel and tuple(kernel) != w.shape[2:]:
+        raise InputError(f"{op}: kernel_shape {kernel} does not fit a weight of shape {tuple(w.shape)}. Check the exporter.")
 
 
 def _depthwise(padded: Array, w: Array, window: Window, multiplier: int) -> Array:
@@ -191,7 +199,7 @@ def conv_transpose(op: Operation, x: Array, w: Array, b: Array | None = None) ->
         (n, oc, *outputs).
 
     Raises:
-        InputError: if channels and groups do not match.
+        InputError: if channels and groups, or kernel_shape and the weight, do not match.
     """
     group = op.integer("group", 1)
     n, ic, *spatial = x.shape
@@ -202,6 +210,7 @@ def conv_transpose(op: Operation, x: Array, w: Array, b: Array | None = None) ->
             f"{op}: group={group} with {ic} input channels and a weight of shape {tuple(w.shape)}; the weight needs "
             "(input channels, output channels / group, ...). Check the exporter."
         )
+    _require_kernel(op, w)
     strides = op.integers("strides") or [1] * rank
     dilations = op.integers("dilations") or [1] * rank
     extra = op.integers("output_padding") or [0] * rank

@@ -3,22 +3,21 @@
 """What each ONNX operator computes, in float64.
 
 `OPERATORS` maps an operator's name to a function `(operation, *inputs) -> output or tuple of outputs`; inputs that
-are left out are None. What is not in the table goes to the implementation that ships with onnx
-(`evaluate_by_reference`).
+are left out are None. What is not in the table may be known to the implementation that ships with onnx
+(`reference_operators`).
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper
 
 from sepwise.passes.equivalence.convolution import conv, conv_transpose
-from sepwise.passes.equivalence.graph import Array, Graph, Operation, widen
+from sepwise.passes.equivalence.graph import Array, Operation, widen
 from sepwise.passes.equivalence.pooling import average_pool, max_pool
+from sepwise.passes.equivalence.reference_operators import evaluate_by_reference
 from sepwise.passes.equivalence.resampling import resize
 from sepwise.passes.errors import InputError, SepwiseError, UnsupportedError
 
@@ -51,38 +50,6 @@ def evaluate(op: Operation, inputs: Sequence[Array | None]) -> tuple[Array, ...]
         shapes = ", ".join("none" if x is None else str(tuple(x.shape)) for x in inputs)
         raise InputError(f"{op}: cannot be computed on inputs of shapes {shapes}: {error}. Check the model.") from error
     return tuple(widen(np.asarray(y)) for y in (result if isinstance(result, tuple) else (result,)))
-
-
-def evaluate_by_reference(op: Operation, inputs: Sequence[Array | None]) -> tuple[Array, ...]:
-    """Computes one operation with the reference implementation that ships with onnx.
-
-    Raises:
-        UnsupportedError: if onnx has none.
-    """
-    from onnx.reference import ReferenceEvaluator  # 0.2 s, and rarely needed
-
-    if op.operator == "GridSample":  # its modes have other names since opset 20, which alone it knows
-        mode = op.text("mode", "linear").removeprefix("bi")
-        op = replace(op, version=max(op.version, 20), attributes={**op.attributes, "mode": mode})
-    names = [f"x{i}" if x is not None else "" for i, x in enumerate(inputs)]
-    outputs = [f"y{i}" if name else "" for i, name in enumerate(op.outputs)]
-    attributes: dict[str, Any] = {}
-    for name, value in op.attributes.items():
-        if isinstance(value, Graph):
-            raise UnsupportedError(f"{op}: the oracle does not know this operator. Remove it from the model.")
-        attributes[name] = onnx.numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
-    node = helper.make_node(op.operator, names, outputs, **attributes)
-    function = helper.make_function(
-        "sepwise.oracle", "Single", [n for n in names if n], [n for n in outputs if n], [node],
-        [helper.make_opsetid("", op.version)],
-    )  # fmt: skip
-    try:
-        session = ReferenceEvaluator(function)
-    except Exception as error:
-        raise UnsupportedError(f"{op}: the oracle does not know this operator of opset {op.version}.") from error
-    feeds = {name: x for name, x in zip(names, inputs, strict=True) if x is not None}
-    results = iter(session.run(None, feeds, attributes={}))
-    return tuple(np.asarray(next(results)) if name else np.zeros(0) for name in outputs)
 
 
 # Elementwise ---------------------------------------------------------------------------------------------------
@@ -312,6 +279,19 @@ def _log_softmax(op: Operation, x: Array) -> Array:
     view, axis = softmax_view(op, x)
     shifted = view - view.max(axis=axis, keepdims=True)
     return (shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))).reshape(x.shape)
+
+
+def _hardmax(op: Operation, x: Array) -> Array:
+    view, axis = softmax_view(op, x)
+    places = np.arange(view.shape[axis]).reshape([-1 if i == axis else 1 for i in range(view.ndim)])
+    return (places == view.argmax(axis=axis, keepdims=True)).astype(x.dtype).reshape(x.shape)
+
+
+def _mean_variance_normalization(op: Operation, x: Array) -> Array:
+    """By the definition in the operator's text, whose default axes onnx's implementation does not take."""
+    axes = tuple(op.integers("axes") or (0, 2, 3))
+    centred = x - x.mean(axis=axes, keepdims=True)
+    return centred / (np.sqrt((centred**2).mean(axis=axes, keepdims=True)) + 1e-9)
 
 
 # Reductions and products ---------------------------------------------------------------------------------------
@@ -629,11 +609,13 @@ OPERATORS: dict[str, Evaluate] = {
     "MaxPool": max_pool,
     # normalisation
     "BatchNormalization": _batch_normalization,
+    "Hardmax": _hardmax,
     "InstanceNormalization": _instance_normalization,
     "LayerNormalization": _layer_normalization,
     "LRN": _lrn,
     "LogSoftmax": _log_softmax,
     "LpNormalization": _lp_normalization,
+    "MeanVarianceNormalization": _mean_variance_normalization,
     "Softmax": _softmax,
     # reductions and selection
     "ArgMax": _arg(np.argmax),

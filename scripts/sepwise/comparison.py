@@ -279,15 +279,13 @@ def compare_files(
     else:
         checks += compare_precision(reference, models[1])
     agreement: tuple[Agreement, ...] = ()
-    runs = 0
+    runs, judged = 0, True
     try:
         reference.execution_sigma()
-    except UnsupportedError as error:
+    except UnsupportedError as error:  # both have to run, even so
         notes.append(f"not judged in ONNX Runtime: {error}")
-        executed = []
-    else:
-        executed = list(zip(labels, models, strict=True))
-    for label, model in executed:
+        judged = False
+    for label, model in zip(labels, models, strict=True):
         name = f"{label} in ONNX Runtime"
         try:
             outputs = run_onnxruntime(model, feeds)
@@ -298,10 +296,18 @@ def compare_files(
                 checks.append(Check("model", name, (), "skipped", 0.0, 0.0, None, None, reason=str(error)))
         else:
             runs += 1
+            if not judged:
+                continue
             checks.append(settle(partial(_judge, outputs, reference, name)))
             if inputs is not None and model is models[1]:
                 agreement = compare_answers(outputs[0], reference.outputs[0], reference.execution_sigma()[0])
-    if bisect and not wrong and any(check.status == "failed" for check in checks):
+    failed = [check for check in checks if check.status == "failed"]
+    if not wrong and len([check for check in failed if check.scope == "model"]) == len(models):
+        notes.append(
+            "both files fail in ONNX Runtime and compute the same in float64: look for an operation that it computes otherwise, "
+            "whichever is right, rather than for a wrong rewrite"
+        )
+    if bisect and not wrong and failed:
         notes.append("not narrowed down: computed in float64 all parts are the same; what failed is how an execution rounds")
     verdict = Verification(
         first.name,

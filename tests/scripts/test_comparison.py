@@ -1,13 +1,17 @@
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import parser
 
+from sepwise import comparison
 from sepwise.comparison import compare_files
 from sepwise.files import ModelFile, resolve
-from sepwise.passes.errors import InputError
+from sepwise.passes.errors import CheckFailed, InputError
 
 NETWORK = """
 <ir_version: 10, opset_import: ["" : 18]>
@@ -217,6 +221,34 @@ def test_how_it_rounds_is_not_known(tmp_path: Path) -> None:
     assert {check.scope for check in verdict.checks} == {"graph"}
     assert verdict.notes == ("not judged in ONNX Runtime: Det 'z': how it rounds is not known, so no tolerance can be derived.",)
     assert not compare_files(file, written(tmp_path / "b.onnx", text.replace("Mul", "Add"))).passed
+
+
+def test_what_a_runtime_refuses_has_not_passed_even_if_its_rounding_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "(float[5, 3, 3] x) => (float[5] y) { z = Det (x) y = Mul (z, z) }"
+    files = [written(tmp_path / f"{name}.onnx", text) for name in "ab"]
+    runs: list[ir.Model] = []
+
+    def run(model: ir.Model, feeds: Sequence[Any]) -> list[dict[str, np.ndarray]]:
+        runs.append(model)
+        if len(runs) > 1:
+            raise CheckFailed("a weight has another shape")
+        return [{"y": np.zeros(5, np.float32)} for _ in feeds]
+
+    monkeypatch.setattr(comparison, "run_onnxruntime", run)
+    verdict = compare_files(*files)
+    assert [(check.scope, check.status, check.reason) for check in verdict.checks if not check.passed] == [
+        ("model", "skipped", "a weight has another shape")
+    ]
+
+
+def test_where_both_files_fail_alike_a_rewrite_is_not_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(tmp_path / "a.onnx", "(float[5] x) => (float[5] y) { y = Exp (x) }")
+    monkeypatch.setattr(comparison, "run_onnxruntime", lambda _, feeds: [{"y": feed["x"]} for feed in feeds])
+    verdict = compare_files(file, file)
+    assert [check.status for check in verdict.checks if check.scope == "model"] == ["failed", "failed"]
+    assert any("rather than for a wrong rewrite" in note for note in verdict.notes)
 
 
 def test_a_branch_that_no_input_takes_has_not_passed(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """Windows of any shape beside ONNX Runtime: 1-D to 3-D, groups, strides, dilations, uneven pads."""
 
 import numpy as np
+import onnx
+import onnx.parser
+import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from sepwise.passes.equivalence import compare_kernel, run_with_bounds
+from sepwise.passes.equivalence import Oracle, compare_kernel, run_with_bounds
+from sepwise.passes.errors import InputError
 
 SMALL = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -103,3 +107,11 @@ def test_pools(run_onnxruntime, data) -> None:
     x = np.random.default_rng(0).standard_normal((2, 2, *sizes), np.float32)
     node = helper.make_node(operator, ["x"], ["y"], kernel_shape=kernel, strides=strides, pads=pads, **attributes)
     check(run_onnxruntime, node, x, {})
+
+
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
+def test_a_kernel_shape_that_is_not_the_weights_is_an_error(operator: str) -> None:
+    text = f"n (float[1,2,9,9] x, float[2,2,K,L] w) => (float[N,M,P,Q] y) {{ y = {operator} <kernel_shape = [3,5]> (x, w) }}"
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 19]> {text}')
+    with pytest.raises(InputError, match=r"kernel_shape \[3, 5\] does not fit a weight of shape"):
+        Oracle(model).run({"x": np.zeros((1, 2, 9, 9)), "w": np.zeros((2, 2, 3, 3))})
