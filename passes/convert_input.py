@@ -177,7 +177,8 @@ class ConvertInputPass(ir.passes.InPlacePass):
             The same model, whether it changed, how many inputs did, and why others did not.
         """
         inputs = {value.name or "": value for value in model.graph.inputs}
-        found = [self.match(inputs[name]) if name in inputs else _missing(name, inputs) for name in self._image.inputs]
+        named = dict.fromkeys(self._image.inputs)
+        found = [self.match(inputs[name]) if name in inputs else _missing(name, inputs) for name in named]
         refused = tuple(each for each in found if isinstance(each, Refusal))
         for refusal in refused:
             logger.debug("%s refuses '%s': %s", self.name, refusal.node, refusal.reason)
@@ -315,7 +316,7 @@ def name_images(model: ir.Model, image: ImageFormat) -> ImageFormat:
     found = [value.name or "" for value in model.graph.inputs if value.shape is not None and len(value.shape) == RANK]
     if len(found) != 1:
         listed = f"inputs {', '.join(found)} have" if found else "no input has"
-        raise InputError(f"Model '{model.graph.name}': {listed} {RANK} axes; needed is one, or say which are images.")
+        raise InputError(f"Model '{model.graph.name}': {listed} {RANK} axes; needed is one. Name the images with --image.")
     return replace(image, inputs=tuple(found))
 
 

@@ -195,16 +195,16 @@ def test_several_inputs_are_named(build: Build) -> None:
     text = text.replace("{ [conv] y = Conv <pads = [1,0,1,1]> (s, w, b) [add] s = Add (x, other) }",
                         "{ [add] s = Add (x, other) [conv] y = Conv <pads = [1,0,1,1]> (s, w, b) }")
     model = build(text)
-    with pytest.raises(InputError, match=r"Model 'g': inputs x, other have 4 axes; needed is one, or say which are images\."):
+    with pytest.raises(InputError, match=r"Model 'g': inputs x, other have 4 axes; needed is one\. Name the images with --image\."):
         convert_input(model, BYTES)
     one = convert(model, ImageFormat(element_type="uint8", mean=(0.5,), inputs=("other",)))
     assert [value.dtype for value in one.graph.inputs] == [ir.DataType.FLOAT, ir.DataType.UINT8]
-    both = convert(model, ImageFormat(layout="NHWC", element_type="uint8", mean=MEAN, inputs=("other", "x")))
+    both = convert(model, ImageFormat(layout="NHWC", element_type="uint8", mean=MEAN, inputs=("other", "x", "other")))
     assert [value.dtype for value in both.graph.inputs] == [ir.DataType.UINT8] * 2
 
 
 REFUSED = {
-    "Model 'g': no input has 4 axes; needed is one": (PLAIN.replace("2,3,9,8", "2,9,8"), BYTES),
+    "Model 'g': no input has 4 axes; needed is one.": (PLAIN.replace("2,3,9,8", "2,9,8"), BYTES),
     "Input 'z': there is no such input; the model has x": (PADDED, ImageFormat(layout="NHWC", inputs=("z",))),
     "Input 'x': its shape is [3,9,8]; an image has 4 axes of known extents": (
         PLAIN.replace("2,3,9,8", "3,9,8"),
