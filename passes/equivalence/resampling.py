@@ -3,7 +3,8 @@
 """Resize and Upsample as one small matrix per axis.
 
 Every mode of Resize is linear and separable: axis by axis, each output is a weighted sum of inputs. `axis_weights`
-makes that matrix; `nearest` gathers instead, which is exact.
+makes that matrix; `nearest` gathers instead. Which element is nearest is decided by exact fractions, as float64 puts the ninth
+of 17 positions out of 14 at 6.500000000000001; where formulas that runtimes use come to another one, either is right.
 
 An execution computes the matrix for itself, in binary32 whatever the format of the elements. A position is a product of one
 step for all of them, which carries up to two roundings (the quotient of the sizes, its inverse), and a whole number, then a
@@ -13,6 +14,7 @@ the whole part is off by u times the position.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,7 @@ class Plan:
         rounding: ONNX's `nearest_mode`.
         sizes: output sizes.
         scales: factors from input to output coordinates.
+        ratios: the same, exactly: the quotient of the sizes where the factor means that.
     """
 
     mode: str
@@ -50,6 +53,7 @@ class Plan:
     rounding: str
     sizes: tuple[int, ...]
     scales: tuple[float, ...]
+    ratios: tuple[Fraction, ...]
 
 
 def read_plan(op: Operation, x: Array, *inputs: Array | None) -> Plan:
@@ -89,13 +93,22 @@ def read_plan(op: Operation, x: Array, *inputs: Array | None) -> Plan:
                 scales[axis], sizes[axis] = size / x.shape[axis], size
     elif given_scales is not None and given_scales.size:
         for axis, scale in zip(axes, given_scales.tolist(), strict=True):
-            scales[axis], sizes[axis] = float(scale), int(np.floor(scale * x.shape[axis]))
+            scales[axis], sizes[axis] = float(scale), int(np.floor(np.float32(scale) * np.float32(x.shape[axis])))
     else:
         raise InputError(f"{op}: neither scales nor sizes are given. Check the exporter.")
-    return Plan(mode, coordinates, rounding, tuple(sizes), tuple(scales))
+    ratios = map(_exact_ratio, scales, x.shape, sizes)
+    return Plan(mode, coordinates, rounding, tuple(sizes), tuple(scales), tuple(ratios))
 
 
-def coordinates(kind: str, scale: float, before: int, after: int, *, single: bool = False) -> Array:
+def _exact_ratio(scale: float, before: int, after: int) -> Fraction:
+    """The quotient of two sizes where a factor in binary32 is that, otherwise the factor."""
+    whole = before and abs(scale * before - after) <= np.spacing(np.float32(after))
+    return Fraction(after, before) if whole and after else Fraction(scale)
+
+
+def coordinates(
+    kind: str, scale: float | Fraction, before: int, after: int, *, number: Any = np.float64, by_step: bool = False
+) -> Array:
     """Maps output positions to positions in the input.
 
     Args:
@@ -103,36 +116,52 @@ def coordinates(kind: str, scale: float, before: int, after: int, *, single: boo
         scale: output positions per input position.
         before: input size.
         after: output size.
-        single: computes in float32 with the multiplication by 1 / scale that some runtimes use.
+        number: the type to compute in; Fraction is exact.
+        by_step: multiplies by the distance of two positions, rounded, where the formula divides.
 
     Raises:
         UnsupportedError: for a kind that is not known.
     """
-    number: Any = np.float32 if single else np.float64
-    position: Array = np.arange(after, dtype=number)
-    step = number(1) / number(scale)
-    half = number(0.5)
+    position: Array = np.array([number(i) for i in range(after)])
+    factor, half = number(scale), number(0.5)
+
+    def divided(x: Array) -> Array:
+        return x * (number(1) / factor) if by_step else x / factor
+
     if kind == "asymmetric":
-        return position * step if single else position / scale
+        return divided(position)
     if kind == "align_corners":
-        return np.zeros_like(position) if after == 1 else position * number(before - 1) / number(after - 1)
+        if after == 1:
+            return np.zeros_like(position)
+        wide, gaps = number(before - 1), number(after - 1)
+        return position * (wide / gaps) if by_step else position * wide / gaps
     if kind in {"half_pixel", "pytorch_half_pixel", "half_pixel_symmetric"}:
         if kind == "pytorch_half_pixel" and after == 1:
             return np.zeros_like(position)
-        mapped = ((position + half) * step if single else (position + half) / scale) - half
+        mapped = divided(position + half) - half
         if kind == "half_pixel_symmetric":
-            adjusted = number(after / (scale * before))
-            mapped = mapped + number(before / 2) * (number(1) - adjusted)
+            mapped = mapped + number(before) * half * (number(1) - number(after) / (factor * number(before)))
         return mapped
     if kind == "tf_half_pixel_for_nn":
-        return (position + half) * step if single else (position + half) / scale
+        return divided(position + half)
     raise UnsupportedError(f"Resize: coordinate_transformation_mode {kind!r} is not supported.")
 
 
-def nearest_indices(plan: Plan, axis: int, before: int, *, single: bool = False) -> Array:
-    """Finds the input position of each output position along an axis."""
-    where = coordinates(plan.coordinates, plan.scales[axis], before, plan.sizes[axis], single=single)
-    return np.clip(NEAREST[plan.rounding](where), 0, before - 1).astype(np.int64)
+def nearest_indices(plan: Plan, axis: int, before: int) -> list[Array]:
+    """Finds the input position of each output position along an axis.
+
+    Returns:
+        The exact ones, and behind them those that other formulas come to, if they do.
+    """
+    exact, scale = plan.ratios[axis], plan.scales[axis]
+    ways = [(exact, Fraction, False), (scale, np.float64, False), (scale, np.float32, False), (scale, np.float32, True)]
+    found: list[Array] = []
+    for factor, number, by_step in ways:
+        where = coordinates(plan.coordinates, factor, before, plan.sizes[axis], number=number, by_step=by_step)
+        index = np.clip(NEAREST[plan.rounding](where), 0, before - 1).astype(np.int64)
+        if not any(np.array_equal(index, other) for other in found):
+            found.append(index)
+    return found
 
 
 def _position_errors(plan: Plan, axis: int, where: Array, before: int, rng: np.random.Generator) -> Array:
@@ -167,7 +196,7 @@ def axis_weights(op: Operation, plan: Plan, axis: int, before: int, rng: np.rand
     rows = np.arange(after)
     where = coordinates(plan.coordinates, plan.scales[axis], before, after)
     if plan.mode == "nearest":
-        weights[rows, nearest_indices(plan, axis, before)] = 1.0
+        weights[rows, nearest_indices(plan, axis, before)[0]] = 1.0
         return weights
     if rng is not None:
         where = where + _position_errors(plan, axis, where, before, rng)
@@ -209,12 +238,13 @@ def resized_axes(plan: Plan, shape: Sequence[int]) -> list[int]:
 
 
 def resize(op: Operation, x: Array, *inputs: Array | None, rng: np.random.Generator | None = None) -> Array:
-    """Computes an ONNX Resize or Upsample; with `rng` by weights that are rounded at random (`axis_weights`)."""
+    """Computes an ONNX Resize or Upsample; with `rng` weights (`axis_weights`) and nearest elements as rounding may have them."""
     plan = read_plan(op, x, *inputs)
     y = x
     for axis in resized_axes(plan, x.shape):
         if plan.mode == "nearest":
-            y = np.take(y, nearest_indices(plan, axis, x.shape[axis]), axis=axis)
+            found = nearest_indices(plan, axis, x.shape[axis])
+            y = np.take(y, found[0 if rng is None else rng.integers(len(found))], axis=axis)
         else:
             y = apply_axis(axis_weights(op, plan, axis, x.shape[axis], rng), y, axis)
     return y

@@ -745,10 +745,11 @@ def _resize_rule(op: Operation, y: Array, x: Bounded, *inputs: Bounded | None) -
         value = x.value
         for axis in axes:
             before = x.value.shape[axis]
-            index, other = (nearest_indices(plan, axis, before, single=single) for single in (False, True))
-            apart = np.abs(np.take(value, index, axis=axis) - np.take(value, other, axis=axis))
-            error = np.maximum(np.take(error, index, axis=axis), np.take(error, other, axis=axis)) + apart
-            value = np.take(value, index, axis=axis)
+            index, *others = nearest_indices(plan, axis, before)
+            chosen, bound = np.take(value, index, axis=axis), np.take(error, index, axis=axis)
+            for other in others:
+                bound = np.maximum(bound, np.take(error, other, axis=axis) + np.abs(np.take(value, other, axis=axis) - chosen))
+            value, error = chosen, bound
         return error
     size, k = x.size, 2
     drift = np.zeros(())
@@ -759,7 +760,7 @@ def _resize_rule(op: Operation, y: Array, x: Bounded, *inputs: Bounded | None) -
         k += int((weights != 0).sum(axis=1).max()) + 4
         error, size, largest = (apply_axis(weights, t, axis) if t.shape[axis] > 1 else t for t in (error, size, largest))
         exact = coordinates(plan.coordinates, plan.scales[axis], before, plan.sizes[axis])
-        single = coordinates(plan.coordinates, plan.scales[axis], before, plan.sizes[axis], single=True)
+        single = coordinates(plan.coordinates, plan.scales[axis], before, plan.sizes[axis], number=np.float32, by_step=True)
         if not np.array_equal(exact, single):
             drift = drift + 4 * BINARY32.unit * (before + 1) * (2 if plan.mode == "linear" else 8) * largest
     return error + op.format.gamma(k) * size + k * op.format.smallest + drift

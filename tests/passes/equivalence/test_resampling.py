@@ -1,5 +1,7 @@
 """Resize as matrices: positions, weights and sizes worked out by hand."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -89,7 +91,29 @@ def test_aspect_ratio(policy: str, scale: float, size: int) -> None:
 def test_old_operators_are_asymmetric_and_round_down(op: Operation) -> None:
     plan = read_plan(op, X, np.array([1.0, 1, 2]))
     assert (plan.coordinates, plan.rounding, plan.sizes) == ("asymmetric", "floor", (1, 1, 8))
-    assert nearest_indices(plan, 2, 4).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [index.tolist() for index in nearest_indices(plan, 2, 4)] == [[0, 0, 1, 1, 2, 2, 3, 3]]
+
+
+def test_between_two_elements_either_is_the_nearest() -> None:
+    """The ninth of 17 out of 14 lies at 6.5, which float64 makes a little more of."""
+    x = np.arange(14.0).reshape(1, 1, 14)
+    op = operation(mode="nearest", coordinate_transformation_mode="half_pixel", nearest_mode="round_prefer_floor")
+    sizes = np.array([1, 1, 17])
+    exact, *others = nearest_indices(read_plan(op, x, None, None, sizes), 2, 14)
+    assert exact[8] == 6
+    assert {int(index[8]) for index in others} == {7}
+    drawn = [resize(op, x, None, None, sizes, rng=np.random.default_rng(seed))[0, 0] for seed in range(8)]
+    assert {int(each[8]) for each in drawn} == {6, 7}
+    assert all(np.array_equal(np.delete(each, 8), np.delete(exact, 8)) for each in drawn)
+    assert np.array_equal(resize(op, x, None, None, sizes)[0, 0], exact)
+
+
+@pytest.mark.parametrize(("scale", "before", "after"), [(1 / 3, 12, 4), (2.4, 5, 12), (0.6, 5, 3), (2.3, 10, 23)])
+def test_a_factor_in_binary32_means_the_quotient_of_the_sizes(scale: float, before: int, after: int) -> None:
+    op = operation(mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    plan = read_plan(op, np.zeros((1, 1, before)), None, np.array([1, 1, scale], np.float32))
+    assert (plan.sizes[2], plan.ratios[2]) == (after, Fraction(after, before))
+    assert nearest_indices(plan, 2, before)[0].tolist() == [i * before // after for i in range(after)]
 
 
 def test_scales_of_an_attribute() -> None:
