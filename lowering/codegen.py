@@ -32,6 +32,7 @@ from sepwise.lowering.borders import peel_borders
 from sepwise.lowering.cost import repeats_iterations
 from sepwise.lowering.lane_loads import permute_loads
 from sepwise.lowering.prefetch import prefetch_next
+from sepwise.lowering.quotients import ascend_quotients
 from sepwise.lowering.scalable import widen_loops
 from sepwise.lowering.tiling import TASK_LOOP
 from sepwise.lowering.vector_math import replace_math
@@ -190,6 +191,7 @@ _FLATTEN = tvm.ir.transform.Sequential(
         s_tir.transform.LowerMatchBuffer(),
         s_tir.transform.StmtSimplify(),
         s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.prim_func_pass(ascend_quotients, opt_level=0),
         tirx.transform.FlattenBuffer(),
         tirx.transform.NarrowDataType(32),
         s_tir.transform.LoopPartition(),
