@@ -25,7 +25,7 @@ import tvm_ffi
 from elftools.elf.elffile import ELFFile
 from tvm import s_tir, tirx
 from tvm.ir import PointerType, PrimType
-from tvm.ir.expr import Call, TensorLoad, Var
+from tvm.ir.expr import Call, StringImm, TensorLoad, Var
 
 from sepwise.lowering.advanced_simd import clamp_by_minimum, load_by_streams, load_lanes_together, order_by_input
 from sepwise.lowering.borders import peel_borders
@@ -43,12 +43,15 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.device import Device
 
-__all__ = ["CompiledKernel", "build_object", "computes_float16", "lower_kernel", "tvm_target"]
+__all__ = ["HIDDEN", "CompiledKernel", "build_object", "computes_float16", "lower_kernel", "tvm_target"]
 
 STACK_BYTES = 4096
 """Buffers of a schedule up to this size live on the stack (registers, mostly); larger ones in scratch."""
 
 ALIGNMENT_BYTES = 64
+
+HIDDEN = "sepwise_hidden"
+"""A function that gives what it is given, in no way that LLVM knows of; inlined, it is no instruction."""
 
 FLOAT16_FEATURES = frozenset({"fullfp16", "avx512fp16"})
 """LLVM's names of float16 arithmetic."""
@@ -134,7 +137,7 @@ def lower_kernel(function: tirx.PrimFunc, symbol: str, device: Device) -> Compil
     lowered = tirx.PrimFunc([*handles, scratch, task], body, flat.ret_type, flat.attrs)
     lowered = lowered.with_attr("tirx.noalias", True)
     lowered = _UNROLL(tvm.IRModule({symbol: lowered}))[symbol]
-    lowered = lowered.with_body(_hide_moves(lowered.body, task))
+    lowered = lowered.with_body(_hide_moves(lowered.body))
     if device.scalable_bytes:
         lowered = widen_loops(lowered)
     if device.multiplies_by_lane:
@@ -313,15 +316,15 @@ def _place_scratch(body: tirx.Stmt, scratch: Var) -> tuple[tirx.Stmt, int]:
     return mapped, used
 
 
-def _hide_moves(body: tirx.Stmt, task: Var) -> tirx.Stmt:
-    """`buffer[i] = other[i]` or `buffer[i] = 0` -> the same with its bits xor `task >> 31`, which LLVM does not know to be 0.
+def _hide_moves(body: tirx.Stmt) -> tirx.Stmt:
+    """`buffer[i] = other[i]` or `buffer[i] = 0` -> the same with its bits xor `zero`, which is 0 without LLVM's knowing.
 
     A loop that only moves or clears bytes, such as the copy of padded rows, otherwise becomes a call of the C
     library's `memcpy` or `memset`. Of bytes any store may be one of a single value, and `memset` takes values that are not
-    known: so they are xor `task >> 31 & (i | 1)`, which is another one in each step, and booleans or `task >> 31 & i & 64`.
+    known: so they are xor `zero & (i | 1)`, which is another one in each step, and booleans or `zero & i & 64`.
     """
     moving = _moving_registers(body)
-    sign = tirx.shift_right(task, tirx.const(31, "int32"))
+    zero = tirx.call_pure_extern("int32", HIDDEN, tirx.const(0, "int32"))
 
     def on_store(store: tirx.BufferStore) -> tirx.Stmt:
         dtype = store.value.ty.dtype
@@ -329,36 +332,46 @@ def _hide_moves(body: tirx.Stmt, task: Var) -> tirx.Stmt:
         if store.buffer.scope() == "local":
             return store
         if kind == "bool":
-            changing = _in_each_step(sign, store, lambda index: tirx.bitwise_and(index, tirx.const(64, str(index.ty.dtype))))
+            changing = _in_each_step(zero, store, lambda index: tirx.bitwise_and(index, tirx.const(64, str(index.ty.dtype))))
             value = tirx.Or(store.value, tirx.NE(changing, tirx.const(0, str(changing.ty.dtype))))
             return tirx.BufferStore(store.buffer, value, store.indices)
         if kind not in _MOVED_TYPES or not (dtype.bits == 8 or _only_moves(store.value, moving)):
             return store
         integer = _MOVED_TYPES[kind] + (f"x{lanes}" if lanes > 1 else "")
         if dtype.bits == 8:
-            hidden = _in_each_step(sign, store, lambda index: tirx.bitwise_or(index, tirx.const(1, str(index.ty.dtype))))
+            hidden = _in_each_step(zero, store, lambda index: tirx.bitwise_or(index, tirx.const(1, str(index.ty.dtype))))
         else:
-            hidden = sign if lanes == 1 else tirx.Broadcast(sign, lanes)
+            hidden = zero if lanes == 1 else tirx.Broadcast(zero, lanes)
         bits = hidden if str(hidden.ty.dtype) == integer else tirx.Cast(integer, hidden)
         value = store.value if str(dtype) == integer else tirx.reinterpret(integer, store.value)
         value = tirx.bitwise_xor(value, bits)
         value = value if str(dtype) == integer else tirx.reinterpret(str(dtype), value)
         return tirx.BufferStore(store.buffer, value, store.indices)
 
-    return tvm_ffi.structural_map(body, (tirx.BufferStore, on_store))
+    changed = tvm_ffi.structural_map(body, (tirx.BufferStore, on_store))
+    if changed.same_as(body):
+        return body
+    return tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", StringImm(_HIDDEN_CODE), changed)
 
 
-def _in_each_step(sign: Any, store: tirx.BufferStore, spread: Callable[[Any], Any]) -> Any:
-    """`sign & spread(index)` in all lanes of a flat store; of a vector in a row the first index stands for all."""
+def _in_each_step(zero: Any, store: tirx.BufferStore, spread: Callable[[Any], Any]) -> Any:
+    """`zero & spread(index)` in all lanes of a flat store; of a vector in a row the first index stands for all."""
     (index,) = store.indices
     lanes = int(store.value.ty.dtype.lanes)
     index = index.base if isinstance(index, tirx.Ramp) else index
     each = int(index.ty.dtype.lanes)
     wanted = "int32" if each == 1 else f"int32x{each}"
     index = index if str(index.ty.dtype) == wanted else tirx.Cast(wanted, index)
-    hidden = tirx.bitwise_and(sign if each == 1 else tirx.Broadcast(sign, each), spread(index))
+    hidden = tirx.bitwise_and(zero if each == 1 else tirx.Broadcast(zero, each), spread(index))
     return hidden if each == lanes else tirx.Broadcast(hidden, lanes)
 
+
+_HIDDEN_CODE = f"""
+define i32 @{HIDDEN}(i32 %value) {{
+  %same = call i32 asm "", "=r,0"(i32 %value) memory(none)
+  ret i32 %same
+}}
+"""
 
 _MOVED_TYPES = {
     **{f"{kind}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},

@@ -22,6 +22,7 @@ from tvm import relax, te, tirx
 from tvm.ir.expr import Call, GenericConst
 from tvm.relax.frontend.onnx import from_onnx
 
+from sepwise.lowering.codegen import HIDDEN
 from sepwise.lowering.generic_schedule import CONSTANT_SLACK, schedule
 from sepwise.lowering.graph import Kernel, Layout, TensorType
 from sepwise.lowering.legalization import LEGALIZE
@@ -329,7 +330,8 @@ def library_calls(function: tirx.PrimFunc) -> list[str]:
             name = str(_intrinsic_name(int(call.args[0])))
         elif name in ("tirx.call_extern", "tirx.call_pure_extern"):
             name = call.args[0].value
-            found[name] = None
+            if name != HIDDEN:
+                found[name] = None
         if name.rpartition(".")[2] in LIBRARY_FUNCTIONS and name.startswith(("llvm.", "tirx.")):
             found[name] = None
 
