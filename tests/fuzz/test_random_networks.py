@@ -116,6 +116,16 @@ PAST: dict[str, str] = {
       i = Reshape (h, flat)
       y = Concat <axis = 1> (i, i)
     }""",
+    "rows that only the first tasks pad were copied by memcpy": HEAD
+    + """positive (float[1,66,2,4,4] x) => (float[1,22,6,9,8] y) <float[66,2,3,1,3] w, float[22] b> {
+      r = Relu (x)
+      y = ConvTranspose <group = 11, strides = [3,3,2], dilations = [2,2,1], pads = [1,1,0,1,1,1], output_padding = [0,1,0]> (r, w, b)
+    }""",
+    "the reference itself rounded a position between two elements": HEAD
+    + """normal (float[1,6,14] x) => (float[1,6,17] y) <int64[3] sizes = {1, 6, 17}> {
+      r = Erf (x)
+      y = Resize <nearest_mode = "round_prefer_floor"> (r, "", "", sizes)
+    }""",
 }  # fmt: skip
 """Networks that failed once, by what was wrong; each is named after the kind of inputs that it is fed."""
 
