@@ -647,7 +647,7 @@ class Injection:
 
     def _lowered(self, function: tirx.PrimFunc, symbol: str, target: Any) -> Any:
         self._symbols.append((function, symbol))
-        if self._mutant is not None and self._mutant.at == "polynomial" and self.symbol is None:
+        if self._mutant is not None and self._mutant.at == "polynomial" and self.symbol is None and self._shows(symbol):
             with pytest.MonkeyPatch.context() as monkeypatch:
                 monkeypatch.setattr(vector_math, "EXPM1_Q", self._mutant.rewrite(vector_math.EXPM1_Q))
                 changed = self._lower(function, symbol, target)
@@ -657,6 +657,12 @@ class Injection:
             self.symbol = symbol
             return changed
         return self._rewritten("kernel", symbol, self._lower(self._rewritten("schedule", symbol, function), symbol, target))
+
+    def _shows(self, symbol: str) -> bool:
+        """Whether a short polynomial would show in a kernel: where none is named, in one that adds up no products before it."""
+        assert self._mutant is not None
+        node = self._mutant.node
+        return symbol.startswith("g") if node is None else symbol.endswith(f"_{node}")
 
     def _scheduling(self, schedule: Callable[..., Implementation]) -> Callable[..., Implementation]:
         def scheduled(*arguments: Any) -> Implementation:
