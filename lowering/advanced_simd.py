@@ -478,11 +478,13 @@ def _multiply_add(statement: tirx.Stmt, analyzer: Any) -> _MultiplyAdd | None:
     if not isinstance(statement, tirx.BufferStore) or statement.buffer.scope() != "local":
         return None
     total, place = statement.value, statement.indices[0]
-    if not (isinstance(total, tirx.Add) and isinstance(total.b, tirx.Mul) and isinstance(total.b.a, TensorLoad)):
+    if not (isinstance(total, tirx.Add) and isinstance(total.b, tirx.Mul)):
+        return None
+    x = total.b.a.vectors[0] if isinstance(total.b.a, tirx.Shuffle) else total.b.a  # lanes of a vector and of what follows it
+    if not isinstance(x, TensorLoad):
         return None
     if not (isinstance(total.a, TensorLoad) and total.a.source.same_as(statement.buffer) and _equal(total.a.indices[0], place)):
         return None
-    x = total.b.a
     if not isinstance(x.indices[0], tirx.Ramp) or _reads_registers(total.b):
         return None
     if not (isinstance(place, tirx.Ramp) and isinstance(place.base, tirx.IntImm) and int(place.stride) == 1):

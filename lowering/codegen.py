@@ -36,6 +36,7 @@ from sepwise.lowering.quotients import ascend_quotients
 from sepwise.lowering.scalable import widen_loops
 from sepwise.lowering.tiling import TASK_LOOP
 from sepwise.lowering.vector_math import replace_math
+from sepwise.lowering.width_loads import load_along_width
 from sepwise.passes.errors import InputError
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def lower_kernel(function: tirx.PrimFunc, symbol: str, device: Device) -> Compil
     lowered = tirx.PrimFunc([*handles, scratch, task], body, flat.ret_type, flat.attrs)
     lowered = lowered.with_attr("tirx.noalias", True)
     lowered = _UNROLL(tvm.IRModule({symbol: lowered}))[symbol]
+    lowered = load_along_width(lowered)
     lowered = lowered.with_body(_hide_moves(lowered.body))
     if device.scalable_bytes:
         lowered = widen_loops(lowered)

@@ -38,6 +38,7 @@ __all__ = [
     "lane_source",
     "linear",
     "permuted_channels",
+    "plain_depthwise",
     "winograd",
 ]
 
@@ -133,6 +134,58 @@ def conv(
         names.append(StageTensors(pad.tensor.op.name if pad else None, total.op.name, output.op.name))
         source = _Source(output, lanes)
     return ConvCompute(te.create_prim_func([*parameters, source.tensor]), tuple(names))
+
+
+def plain_depthwise(workload: ConvWorkload, domain: Sequence[int]) -> ConvCompute:
+    """Builds the compute of a convolution of one input channel a group, on plain tensors.
+
+    Rows and planes behind the border are told by `if_then_else`, columns by `Select`, whose sides a vector computes both
+    (see `width_loads`).
+
+    Args:
+        workload: What to compute, of one stage.
+        domain: Spatial extents of the output to compute over, at least the true ones; tests tell the border for true ones.
+
+    Returns:
+        The PrimFunc over `[n, c, *spatial]`, its weights `[oc, *kernel]`, its bias `[oc]`; and the names of its blocks.
+    """
+    (stage,), dtype = workload.stages, _element_type(workload.dtypes)
+    data = te.placeholder((workload.batch, stage.in_channels, *workload.spatial), dtype, name="data")
+    shape = (workload.batch, stage.out_channels, *domain)
+    residual = te.placeholder(shape, dtype, name="residual") if workload.residual else None
+    weight = te.placeholder((stage.out_channels, *stage.kernel), dtype, name="weight0")
+    bias = te.placeholder((stage.out_channels,), dtype, name="bias0")
+    names = ("kd", "kh", "kw")[-len(stage.kernel) :]
+    taps = [te.reduce_axis((0, extent), name=name) for extent, name in zip(stage.kernel, names, strict=True)]
+    reached = input_extents(stage, workload.spatials[-1])
+    zero = tirx.const(0.0, dtype)
+
+    def multiply(n: PrimExpr, oc: PrimExpr, *spatial: PrimExpr) -> PrimExpr:
+        position, inside = [], []
+        for s, tap, stride, dilation, begin, extent, available in zip(
+            spatial, taps, stage.strides, stage.dilations, stage.pads_begin, reached, workload.spatial, strict=True
+        ):
+            p = s * stride + tap * dilation - begin
+            position.append(p)
+            tests = [p >= 0] if begin else []
+            inside.append([*tests, p < available] if extent - begin > available else tests)
+        value = data[(n, tirx.floordiv(oc, stage.out_channels_per_group), *position)]
+        *outer, columns = inside
+        if columns:
+            value = tirx.Select(tirx.all(*columns), value, zero)
+        if rows := [test for tests in outer for test in tests]:
+            value = tirx.if_then_else(tirx.all(*rows), value, zero)
+        return te.sum(value * weight[(oc, *taps)], axis=taps)
+
+    total = te.compute(shape, multiply, name="conv0")
+
+    def finish(n: PrimExpr, oc: PrimExpr, *spatial: PrimExpr) -> PrimExpr:
+        added = None if residual is None else residual[(n, oc, *spatial)]
+        return _finished(stage, total[(n, oc, *spatial)] + bias[oc], added, workload.post_activation)
+
+    output = te.compute(shape, finish, name="output0")
+    parameters = [data, *([] if residual is None else [residual]), weight, bias, output]
+    return ConvCompute(te.create_prim_func(parameters), (StageTensors(None, total.op.name, output.op.name),))
 
 
 @dataclass(frozen=True)
@@ -382,6 +435,12 @@ def _activate(act: Activation | None, value: PrimExpr) -> PrimExpr:
     return value if act is None else activation(act.kind, act.parameters, value)
 
 
+def _finished(stage: Stage, total: PrimExpr, residual: PrimExpr | None, post: Activation | None) -> PrimExpr:
+    """`post(activation(total) + residual)`."""
+    result = _activate(stage.activation, total)
+    return _activate(post, result if residual is None else result + residual)
+
+
 @dataclass(frozen=True)
 class _Source:
     """A stage's input: a tensor and its lanes (0: plain)."""
@@ -536,9 +595,7 @@ class _Form:
         """`post(activation(total + bias) + residual)`."""
 
         def value(n: PrimExpr, oc_o: PrimExpr, *rest: PrimExpr) -> PrimExpr:
-            result = _activate(self.stage.activation, total(n, oc_o, *rest) + bias[oc_o, rest[-1]])
-            if residual is not None:
-                result = result + residual[(n, oc_o, *rest)]
-            return _activate(post, result)
+            added = None if residual is None else residual[(n, oc_o, *rest)]
+            return _finished(self.stage, total(n, oc_o, *rest) + bias[oc_o, rest[-1]], added, post)
 
         return te.compute(shape, value, name=f"output{self.index}")

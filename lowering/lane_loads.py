@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Expr = Any  # tvm has no type stubs
 
-__all__ = ["permute_loads", "shuffle"]
+__all__ = ["lane_of", "permute_loads", "shuffle"]
 
 _OPERATIONS: Final[dict[type, Callable[[Expr, Expr], Expr]]] = {
     tirx.Add: operator.add,
@@ -36,6 +36,11 @@ _OPERATIONS: Final[dict[type, Callable[[Expr, Expr], Expr]]] = {
     tirx.FloorMod: tirx.floormod,
     tirx.Min: tirx.min,
     tirx.Max: tirx.max,
+    tirx.LT: tirx.LT,
+    tirx.LE: tirx.LE,
+    tirx.GT: tirx.GT,
+    tirx.GE: tirx.GE,
+    tirx.And: tirx.And,
 }
 
 
@@ -72,7 +77,7 @@ def permute_loads(function: tirx.PrimFunc, module: tvm.IRModule, context: Any) -
         lanes = int(load.ty.dtype.lanes)
         if lanes == 1 or len(load.indices) != 1 or isinstance(load.indices[0], (tirx.Ramp, tirx.Broadcast)):
             return load
-        indices = [_lane(load.indices[0], lane) for lane in range(lanes)]
+        indices = [lane_of(load.indices[0], lane) for lane in range(lanes)]
         known = [analyzer.simplify(index) for index in indices if index is not None]
         permuted = _permuted(load, known, analyzer) if len(known) == lanes else None
         return load if permuted is None else permuted
@@ -80,8 +85,16 @@ def permute_loads(function: tirx.PrimFunc, module: tvm.IRModule, context: Any) -
     return function.with_body(tvm_ffi.structural_map(function.body, (TensorLoad, on_load)))
 
 
-def _lane(index: Expr, lane: int) -> Expr | None:
-    """One lane of a vector of indices, None where it is made by an operation that is not known here."""
+def lane_of(index: Expr, lane: int) -> Expr | None:
+    """Gives one lane of a vector of indices, or of tests of indices.
+
+    Args:
+        index: The vector, or what is the same in all lanes.
+        lane: Which.
+
+    Returns:
+        The lane, None where it is made by an operation that is not known here.
+    """
     if isinstance(index, tirx.Ramp):
         return index.base + index.stride * lane
     if isinstance(index, tirx.Broadcast):
@@ -89,7 +102,7 @@ def _lane(index: Expr, lane: int) -> Expr | None:
     combine = _OPERATIONS.get(type(index))
     if combine is None:
         return None
-    a, b = _lane(index.a, lane), _lane(index.b, lane)
+    a, b = lane_of(index.a, lane), lane_of(index.b, lane)
     return None if a is None or b is None else combine(a, b)
 
 

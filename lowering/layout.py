@@ -1,20 +1,21 @@
 """Layout assignment: in which layout each value lies, so that the predicted cycles of the whole network are least.
 
 A value is held in the layout in which its producer writes it, and possibly in the other one too, as a conversion
-makes it. Products, views and the network's inputs and outputs are plain; a convolution writes packed tensors. Open is
+makes it. Products, views and the network's inputs and outputs are plain. Open is
 
 - for a value that a generic kernel writes: its layout;
 - for every value: whether the other layout is made as well;
-- for a convolution: whether it reads its input packed or, where a strategy can, plain;
+- for a convolution: whether it reads its input packed or, where a strategy can, plain; and writes packed or plain
+  likewise. What it adds to its output it reads in that layout;
 - for each input of a generic kernel: which of the layouts held it reads. Its loops go along the memory of its output, so
   that an input in another layout is gathered or transposed: the mixed layout is possible, and costs what it costs.
 
     minimise   sum over values held twice   conversion's cycles
-             + sum over convolutions        cycles with the input as it is read
+             + sum over convolutions        cycles with the input as it is read and the output as it is written
              + sum over generic kernels     cycles in the layouts of what each part of it reads and writes
 
-Each summand depends on few decisions, and those of different regions between convolutions not on each other, so
-`elimination` finds the least sum exactly.
+Each summand depends on few decisions, and those of different regions not on each other: between them are convolutions that write
+packed tensors alone, as most do. So `elimination` finds the least sum exactly.
 
 The choice is between plain and packed. What a convolution writes has the lanes of its type, all else the most of them, so that
 float32 tensors between float16 ones are packed as those are; a generic kernel takes tensors that are packed alike. A tensor
@@ -150,13 +151,20 @@ class _Assignment:
             packed = Layout(producer.workload.output_lanes)
         both = [(packed, PLAIN), (PLAIN, packed)]
         if producer is not None and isinstance(producer.workload, ConvWorkload):
-            return [(packed, PLAIN)] if name in self._plain_names else [(packed,), (packed, PLAIN)]
+            as_plain = [(PLAIN,), (PLAIN, packed)] if self._can_write_plain(producer.workload) else []
+            return ([(packed, PLAIN)] if name in self._plain_names else [(packed,), (packed, PLAIN)]) + as_plain
         if not self._can_be_packed(self._graph.values[name]):
             return [(PLAIN,)]
         others = [(PLAIN, Layout(lanes)) for lanes in self._read_lanes.get(name, ()) if lanes != packed.lanes]
         if producer is None or isinstance(producer.workload, LinearWorkload):
             return [(PLAIN,), (PLAIN, packed), *others]
         return [(PLAIN,), *both, *others] if name in self._plain_names else [(packed,), (PLAIN,), *both, *others]
+
+    def _can_write_plain(self, workload: ConvWorkload) -> bool:
+        """Whether some strategy computes a convolution whose output is plain."""
+        inputs = (PLAIN.lanes, workload.input_lanes)
+        choices = [self._selector.choose(replace(workload, input_lanes=lanes, output_lanes=PLAIN.lanes)) for lanes in inputs]
+        return not all(isinstance(choice, list) for choice in choices)
 
     def _can_be_packed(self, value: TensorType) -> bool:
         """Whether strategies and generic kernels take a packed tensor of that type."""
@@ -182,7 +190,8 @@ class _Assignment:
                     layouts = self._readable(kernel, position)
                     self._reads[kernel.name, position] = layouts[state] if state is not None else self._held[name][0]
                 else:
-                    costs = {layout: self._strategy_cycles(kernel, position, layout) for layout in self._held[name]}
+                    written = self._held[kernel.outputs[0]][0]
+                    costs = {layout: self._strategy_cycles(kernel, position, layout, written) for layout in self._held[name]}
                     self._reads[kernel.name, position] = min(costs, key=costs.__getitem__)
 
     def _conversion_table(self, name: str) -> Table:
@@ -201,22 +210,26 @@ class _Assignment:
         return stream_cycles(self._selector.device, replace(value, layout=layout).nbytes)
 
     def _strategy_table(self, kernel: Kernel, position: int) -> Table:
-        """The cycles of a convolution or product by how an input is held, read as is cheapest."""
-        name = kernel.inputs[position]
+        """The cycles of a convolution or product by how an input is held, read as is cheapest, and by how its output is."""
+        name, (output,) = kernel.inputs[position], kernel.outputs
+        written = [layout for layout, *_ in self._options[output]]
         costs = [
-            min(self._strategy_cycles(kernel, position, layout) for layout in held) for held in self._options[name]
+            [min(self._strategy_cycles(kernel, position, layout, to) for layout in held) for to in written]
+            for held in self._options[name]
         ]
-        return Table((name,), np.array(costs))
+        if len(set(written)) == 1:
+            return Table((name,), np.array(costs)[:, 0])
+        return Table((name, output), np.array(costs))
 
-    def _strategy_cycles(self, kernel: Kernel, position: int, layout: Layout) -> float:
-        """The cycles of a convolution or product that reads an input in a layout, infinite where it cannot."""
+    def _strategy_cycles(self, kernel: Kernel, position: int, layout: Layout, written: Layout) -> float:
+        """The cycles of a convolution or product that reads an input and writes in layouts, infinite where it cannot."""
         workload = kernel.workload
         if isinstance(workload, LinearWorkload):
             return math.inf if layout.packed else 0.0
         assert isinstance(workload, ConvWorkload)
         if position > 0:
-            return 0.0 if layout.lanes == workload.output_lanes else math.inf
-        choice = self._selector.choose(replace(workload, input_lanes=layout.lanes))
+            return 0.0 if layout == written else math.inf
+        choice = self._selector.choose(replace(workload, input_lanes=layout.lanes, output_lanes=written.lanes))
         return math.inf if isinstance(choice, list) else choice.cycles
 
     def _generic_tables(self, kernel: Kernel, workload: GenericWorkload) -> list[Table]:
@@ -325,10 +338,10 @@ class _Assignment:
     def _fix(self, kernel: Kernel, reads: Sequence[Layout]) -> None:
         """Notes the layouts in the kernel's workload."""
         workload = kernel.workload
+        written = tuple(self._graph.values[name].layout for name in kernel.outputs)
         if isinstance(workload, ConvWorkload):
-            kernel.workload = replace(workload, input_lanes=reads[0].lanes)
+            kernel.workload = replace(workload, input_lanes=reads[0].lanes, output_lanes=written[0].lanes)
         elif isinstance(workload, GenericWorkload):
-            written = tuple(self._graph.values[name].layout for name in kernel.outputs)
             kernel.workload = replace(workload, input_layouts=tuple(reads), output_layouts=written)
 
     def _name(self, name: str, layout: Layout) -> str:

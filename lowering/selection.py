@@ -75,32 +75,39 @@ class Selector:
     def partition(self, workload: ConvWorkload) -> list[ConvWorkload]:
         """Cuts a chain into the kernels that are predicted fastest.
 
+        What lies between them may be plain, and so what the first of such kernels reads. In which layout it is in the end, layout
+        assignment chooses.
+
         Args:
             workload: A chain as the graph passes grouped it.
 
         Returns:
-            One workload a kernel, in execution order.
+            One workload a kernel, in execution order, between them packed tensors.
 
         Raises:
             UnsupportedError: No strategy computes some stage.
         """
-        count = len(workload.stages)
-        best: list[tuple[float, list[ConvWorkload]] | None] = [(0.0, [])] + [None] * count
+        count, packed = len(workload.stages), workload.output_lanes
+        # By the stages before and the lanes of what they write: cycles, and the kernels.
+        best: list[dict[int, tuple[float, list[ConvWorkload]]]] = [{} for _ in range(count + 1)]
+        best[0] = {workload.input_lanes: (0.0, [])}
         refusals: list[Refusal] = []
-        for end in range(1, count + 1):
-            for start in range(end):
-                before = best[start]
-                if before is None:
-                    continue
-                part = segment(workload, start, end)
-                choice = self.choose(part)
-                if isinstance(choice, list):
-                    refusals += choice
-                    continue
-                total, known = before[0] + choice.cycles, best[end]
-                if known is None or total < known[0]:
-                    best[end] = (total, [*before[1], part])
-        chosen = best[count]
+        for start in range(count):
+            for lanes, (before, kernels) in best[start].items():
+                for end in range(start + 1, count + 1):
+                    part = segment(workload, start, end)
+                    ways = [(lanes, packed)]
+                    if end < count and (start == 0 or not lanes):
+                        ways.append((0, 0))
+                    for read, written in ways:
+                        choice = self.choose(replace(part, input_lanes=read, output_lanes=written))
+                        if isinstance(choice, list):
+                            refusals += choice if written else []
+                            continue
+                        total, known = before + choice.cycles, best[end].get(written)
+                        if known is None or total < known[0]:
+                            best[end][written] = (total, [*kernels, part])
+        chosen = best[count].get(packed)
         if chosen is None:
             reasons = "; ".join(dict.fromkeys(refusal.reason for refusal in refusals))
             raise UnsupportedError(f"Convolution {workload.key}: no strategy computes it ({reasons}).")

@@ -179,7 +179,7 @@ class ConvWorkload:
         residual: Whether a tensor of the output's shape is added after the last stage's activation.
         post_activation: Applied after the residual, or None.
         input_lanes: Lanes of the packed input, 0 for a plain one.
-        output_lanes: Lanes of the packed output and residual.
+        output_lanes: Lanes of the packed output and residual, 0 for plain ones.
         dtypes: Element types.
     """
 

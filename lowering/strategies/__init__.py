@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONV_STRATEGIES",
     "LINEAR_STRATEGIES",
+    "PLAIN_STRATEGIES",
     "Implementation",
     "Refusal",
     "algorithm_of",
@@ -81,6 +82,11 @@ CONV_STRATEGIES: list[AnyStrategy] = load_strategies(
     "grouped.GroupedStrategy",
 )
 
+PLAIN_STRATEGIES: list[AnyStrategy] = load_strategies(
+    "plain_depthwise.PlainDepthwiseStrategy",
+)
+"""Of convolutions that write plain tensors."""
+
 LINEAR_STRATEGIES: list[AnyStrategy] = load_strategies(
     "linear.LinearStrategy",
 )
@@ -95,7 +101,9 @@ def strategies_for(workload: ConvWorkload | LinearWorkload) -> list[AnyStrategy]
     Returns:
         The visible list, whether or not each applies.
     """
-    return CONV_STRATEGIES if isinstance(workload, ConvWorkload) else LINEAR_STRATEGIES
+    if not isinstance(workload, ConvWorkload):
+        return LINEAR_STRATEGIES
+    return CONV_STRATEGIES if workload.output_lanes else PLAIN_STRATEGIES
 
 
 def is_direct(name: str) -> bool:
@@ -107,7 +115,7 @@ def is_direct(name: str) -> bool:
     Returns:
         What it says of itself; False for what is no strategy of this package, as the generic schedule.
     """
-    return any(strategy.direct for strategy in (*CONV_STRATEGIES, *LINEAR_STRATEGIES) if strategy.name == name)
+    return any(strategy.direct for strategy in (*CONV_STRATEGIES, *PLAIN_STRATEGIES, *LINEAR_STRATEGIES) if strategy.name == name)
 
 
 def algorithm_of(name: str) -> Winograd | None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.workload import ConvWorkload, Stage
 
 __all__ = [
+    "MOST_LOADED_AHEAD",
     "DepthwiseTile",
     "DepthwiseTileStrategy",
     "border_tiles",
@@ -202,7 +203,7 @@ def border_tiles(
 
 
 def code_fits(
-    stage: Stage, inputs: Sequence[int], outputs: Sequence[int], tiles: Sequence[int], *, vectors: int = 1
+    stage: Stage, inputs: Sequence[int], outputs: Sequence[int], tiles: Sequence[int], *, vectors: int = 1, lanes: int = 1
 ) -> bool:
     """Whether all versions of a tile that the borders need are short enough to be written out.
 
@@ -212,8 +213,9 @@ def code_fits(
         outputs: Spatial extents that are computed.
         tiles: Spatial extents of a tile.
         vectors: Vectors at each place of the tile.
+        lanes: Places of the tile that one vector holds.
     """
-    fmas = math.prod(tiles) * vectors * math.prod(stage.kernel)
+    fmas = math.prod(tiles) // lanes * vectors * math.prod(stage.kernel)
     counts = [math.ceil(extent / tile) for extent, tile in zip(outputs, tiles, strict=True)]
     borders = border_tiles(stage, inputs, outputs, tiles)
     versions = math.prod(min(sum(ends) + 1, count) for ends, count in zip(borders, counts, strict=True))

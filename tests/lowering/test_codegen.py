@@ -3,6 +3,7 @@
 import ctypes
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sepwise.lowering.build import build_program
 from sepwise.lowering.cost import repeats_iterations
 from sepwise.lowering.generic import ELEMENT_TYPES
 from sepwise.lowering.runner import NativeRunner
-from sepwise.lowering.strategies import CONV_STRATEGIES, LINEAR_STRATEGIES
+from sepwise.lowering.strategies import strategies_for
 from sepwise.lowering.tiling import mark_task
 from sepwise.lowering.workload import ConvWorkload, LinearWorkload, Stage
 from sepwise.passes.vocabulary import ACTIVATION_PARAMETERS, Activation
@@ -55,12 +56,12 @@ def every_schedule(target: device.Device) -> dict[str, tirx.PrimFunc]:
         ((depthwise, pointwise), lanes),
     ]:  # fmt: skip
         workloads.append(ConvWorkload(1, (12, 15), stages, True, None, input_lanes, lanes))
+    workloads.append(ConvWorkload(1, (6, 2 * lanes + 1), (replace(depthwise, strides=(1, 2)),), True, None, 0, 0))
     activations = [Activation(kind, PARAMETERS.get(kind, ())) for kind in ACTIVATION_PARAMETERS]
     workloads += [LinearWorkload(1, 4, lanes, activation) for activation in activations]
     functions: dict[str, tirx.PrimFunc] = {}
     for workload in workloads:
-        strategies = LINEAR_STRATEGIES if isinstance(workload, LinearWorkload) else CONV_STRATEGIES
-        for strategy in strategies:
+        for strategy in strategies_for(workload):
             if strategy.applies(workload, target) is None:
                 tiles = strategy.tiles(workload, target, 1)
                 for tile in (tiles[0], tiles[-1]):

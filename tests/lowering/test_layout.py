@@ -70,7 +70,8 @@ def check(graph: KernelGraph, views: dict[str, str], target: device.Device) -> N
         known |= set(kernel.outputs)
         if isinstance(kernel.workload, ConvWorkload):
             assert layouts[0] == Layout(kernel.workload.input_lanes)
-            assert all(layout == packed for layout in (*layouts[1:], *results))
+            assert results[0] in (packed, PLAIN)
+            assert all(layout == Layout(kernel.workload.output_lanes) for layout in (*layouts[1:], *results))
         elif isinstance(kernel.workload, LinearWorkload):
             assert all(layout == PLAIN for layout in (*layouts, *results))
         else:
@@ -256,11 +257,85 @@ def test_an_input_that_is_an_output_in_another_shape_is_read_plain(
 
 
 def test_a_strategy_that_takes_no_plain_input_gets_none(target: device.Device, network: Callable[..., ir.Model]) -> None:
+    """Of rows too short for lanes along them."""
     graph, views = assigned(network(HEAD + """
-    direct (float[1,20,9,9] x) => (float[1,20,7,7] y) <float[20,1,3,3] w> { y = Conv <group = 20> (x, w) }
+    direct (float[1,20,9,5] x) => (float[1,20,7,3] y) <float[20,1,3,3] w> { y = Conv <group = 20> (x, w) }
     """), target)
     check(graph, views, target)
     assert [source for source, _ in conversions(graph)].count("x") == 1
+
+
+def lanes(graph: KernelGraph) -> list[tuple[int, int]]:
+    """Of the inputs and outputs of convolutions."""
+    workloads = [kernel.workload for kernel in graph.kernels if isinstance(kernel.workload, ConvWorkload)]
+    return [(workload.input_lanes, workload.output_lanes) for workload in workloads]
+
+
+def test_few_channels_stay_plain(target: device.Device, network: Callable[..., ir.Model]) -> None:
+    graph, views = assigned(network(HEAD + """
+    few (float[1,3,64,64] x) => (float[1,3,64,64] y) <float[3,1,3,3] w>
+    {
+      a = Conv <group = 3, pads = [1,1,1,1]> (x, w)
+      y = Add (a, x)
+    }
+    """), target)
+    check(graph, views, target)
+    assert conversions(graph) == []
+    assert lanes(graph) == [(0, 0)]
+    assert [len(kernel.inputs) for kernel in graph.kernels] == [2]  # what is added is read plain too
+
+
+def test_few_channels_are_plain_up_to_a_convolution_that_makes_many(target: device.Device, network: Callable[..., ir.Model]) -> None:
+    graph, views = assigned(network(HEAD + """
+    first (float[1,2,64,64] x) => (float[1,16,64,64] y) <float[2,1,3,3] w, float[16,2,1,1] v, float[16,16,1,1] u>
+    {
+      a = Conv <group = 2, pads = [1,1,1,1]> (x, w)
+      b = Conv (a, v)
+      c = Relu (b)
+      y = Conv (c, u)
+    }
+    """), target)
+    check(graph, views, target)
+    assert [copy for _, copy in conversions(graph)] == ["y"]
+    assert lanes(graph) == [(0, 0), (0, target.lanes), (target.lanes, target.lanes)]
+
+
+def test_many_channels_between_convolutions_stay_packed(target: device.Device, network: Callable[..., ir.Model]) -> None:
+    graph, views = assigned(network(HEAD + """
+    many (float[1,32,64,64] x) => (float[1,32,64,64] y) <float[32,32,3,3] w, float[32,1,3,3] v, float[32,32,3,3] u>
+    {
+      a = Conv <pads = [1,1,1,1]> (x, w)
+      b = Conv <group = 32, pads = [1,1,1,1]> (a, v)
+      y = Conv <pads = [1,1,1,1]> (b, u)
+    }
+    """), target)
+    check(graph, views, target)
+    assert all(written == target.lanes for _, written in lanes(graph))
+    assert {copy for _, copy in conversions(graph)} <= {"x", "y", f"x.{Layout(target.lanes)}"}
+
+
+def test_a_convolution_writes_plain_where_that_is_cheaper(target: device.Device, network: Callable[..., ir.Model]) -> None:
+    """Though it reads what is packed already, where the packed kernel costs more than a conversion."""
+
+    class Dear(Selector):
+        def choose(self, workload: ConvWorkload | LinearWorkload) -> Choice | list[Refusal]:
+            choice = super().choose(workload)
+            if isinstance(choice, list) or not isinstance(workload, ConvWorkload) or workload.kind != "depthwise":
+                return choice
+            return replace(choice, cycles=choice.cycles + (1e9 if workload.output_lanes else 0.0))
+
+    graph, views = assigned(network(HEAD + """
+    between (float[1,8,24,24] x) => (float[1,8,24,24] y) <float[8,8,3,3] w, float[8,1,3,3] v, float[8,8,3,3] u>
+    {
+      a = Conv <pads = [1,1,1,1]> (x, w)
+      b = Conv <group = 8, pads = [1,1,1,1]> (a, v)
+      c = Add (b, a)
+      y = Conv <pads = [1,1,1,1]> (c, u)
+    }
+    """), target, Dear(target, 1))
+    check(graph, views, target)
+    assert [pair for pair in lanes(graph) if pair == (0, 0)] == [(0, 0)]
+    assert ("a", "a.plain") in conversions(graph)
 
 
 REGION = HEAD + """

@@ -8,7 +8,7 @@ import pytest
 
 from sepwise.lowering import device, selection
 from sepwise.lowering.selection import Choice, Selector
-from sepwise.lowering.strategies import CONV_STRATEGIES, LINEAR_STRATEGIES, strategies_for
+from sepwise.lowering.strategies import CONV_STRATEGIES, LINEAR_STRATEGIES, PLAIN_STRATEGIES, strategies_for
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.workload import ConvWorkload, LinearWorkload, Stage
 from sepwise.passes.errors import UnsupportedError
@@ -79,7 +79,8 @@ def lengths(parts: Sequence[ConvWorkload]) -> list[int]:
 def test_each_kind_of_workload_has_its_list() -> None:
     assert strategies_for(chain(pointwise(8, 8))) is CONV_STRATEGIES
     assert strategies_for(LinearWorkload(1, 8, 8)) is LINEAR_STRATEGIES
-    names = [strategy.name for strategy in (*CONV_STRATEGIES, *LINEAR_STRATEGIES)]
+    assert strategies_for(replace(chain(depthwise(3)), output_lanes=0)) is PLAIN_STRATEGIES
+    names = [strategy.name for strategy in (*CONV_STRATEGIES, *PLAIN_STRATEGIES, *LINEAR_STRATEGIES)]
     assert len(set(names)) == len(names)
 
 
@@ -205,6 +206,17 @@ def test_a_cut_pays_for_its_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two kernels write and read what one keeps to itself, so with equal arithmetic one wins."""
     monkeypatch.setattr(selection, "strategies_for", lambda workload: [FakeStrategy("only", {1: 100.0, 2: 200.0})])
     assert lengths(Selector(V3, 1).partition(chain(depthwise(16), pointwise(16, 16)))) == [2]
+
+
+@pytest.mark.parametrize(("channels", "parts"), [(2, [1, 1]), (32, [2])])
+@pytest.mark.parametrize("target", ["cortex-a72", "cortex-a7", "x86-64-v3"])
+def test_a_chain_of_few_channels_is_cut_where_plain_tensors_pay(target: str, channels: int, parts: list[int]) -> None:
+    there = device.get(target)
+    whole = chain(depthwise(channels), pointwise(channels, 16), spatial=(112, 112))
+    whole = replace(whole, input_lanes=there.lanes, output_lanes=there.lanes)
+    found = Selector(there, 1).partition(whole)
+    assert lengths(found) == parts
+    assert {(part.input_lanes, part.output_lanes) for part in found} == {(there.lanes, there.lanes)}
 
 
 def test_real_chains_keep_their_stages() -> None:

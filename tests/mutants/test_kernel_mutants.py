@@ -7,6 +7,7 @@ buffers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -624,7 +625,8 @@ class Injection:
         monkeypatch.setattr(verify, "build_program", self._built)
         monkeypatch.setattr(verify, "compare_kernel", self._compared)
         monkeypatch.setattr(verify, "compare_execution", self._judged)
-        for strategy in {type(each) for each in (*strategies.CONV_STRATEGIES, *strategies.LINEAR_STRATEGIES)}:
+        lists = strategies.CONV_STRATEGIES, strategies.PLAIN_STRATEGIES, strategies.LINEAR_STRATEGIES
+        for strategy in {type(each) for each in itertools.chain(*lists)}:
             monkeypatch.setattr(strategy, "schedule", self._scheduling(strategy.schedule))
 
     def culprits(self) -> set[str]:

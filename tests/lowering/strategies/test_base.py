@@ -1,13 +1,13 @@
 """What every implementation in the visible lists keeps of the contract."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
 import pytest
 
 from sepwise.lowering.device import Device
-from sepwise.lowering.strategies import CONV_STRATEGIES, LINEAR_STRATEGIES, strategies_for
+from sepwise.lowering.strategies import CONV_STRATEGIES, LINEAR_STRATEGIES, PLAIN_STRATEGIES, strategies_for
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.workload import ConvWorkload, LinearWorkload, Stage
 from sepwise.passes.vocabulary import Activation
@@ -33,12 +33,13 @@ def workloads(lanes: int) -> list[ConvWorkload | LinearWorkload]:
         chain(lanes, stage(channels, channels, channels // 2, 3)),
         chain(lanes, pointwise),
         chain(lanes, depthwise, pointwise),
+        replace(chain(0, depthwise), spatial=(6, 2 * lanes)),
         LinearWorkload(1, 40, 24),
     ]
 
 
 def test_names_are_unique() -> None:
-    names = [strategy.name for strategy in (*CONV_STRATEGIES, *LINEAR_STRATEGIES)]
+    names = [strategy.name for strategy in (*CONV_STRATEGIES, *PLAIN_STRATEGIES, *LINEAR_STRATEGIES)]
     assert len(set(names)) == len(names)
 
 
@@ -50,7 +51,7 @@ def test_a_strategy_of_every_kind_applies(every_device: Mapping[str, Device]) ->
             assert all(answer is None or (isinstance(answer, Refusal) and answer.reason) for answer in answers.values())
             assert None in answers.values(), (device.name, workload.key, answers)
             used |= {name for name, answer in answers.items() if answer is None}
-    assert used == {strategy.name for strategy in (*CONV_STRATEGIES, *LINEAR_STRATEGIES)}
+    assert used == {strategy.name for strategy in (*CONV_STRATEGIES, *PLAIN_STRATEGIES, *LINEAR_STRATEGIES)}
 
 
 def test_tiles_of_every_strategy(every_device: Mapping[str, Device], check_tiles: Callable[..., None]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from sepwise.lowering.strategies import CONV_STRATEGIES, LINEAR_STRATEGIES, is_direct, load_strategies
+from sepwise.lowering.strategies import CONV_STRATEGIES, LINEAR_STRATEGIES, PLAIN_STRATEGIES, is_direct, load_strategies
 
 TOY = '''
 """Pointwise convolution, one vector of one pixel at a time."""
@@ -131,7 +131,7 @@ def test_strategies_keep_the_order_of_their_lines() -> None:
 
 
 def test_strategies_say_whether_they_are_direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    for strategy in (*CONV_STRATEGIES, *LINEAR_STRATEGIES):
+    for strategy in (*CONV_STRATEGIES, *PLAIN_STRATEGIES, *LINEAR_STRATEGIES):
         assert is_direct(strategy.name) == strategy.direct
     assert not is_direct("generic")
     monkeypatch.setattr(CONV_STRATEGIES[0], "direct", False)
