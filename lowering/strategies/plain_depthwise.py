@@ -8,6 +8,8 @@
 A tap reads a vector from its own, unaligned, place, which serves all rows of the tile: a 3 x 3 kernel on 4 rows loads 18 vectors
 for 36 multiply-adds, whatever the channels. With a stride it reads neighbouring vectors and takes every second lane; at the
 border a vector is what lies inside, and zeros (see `width_loads`).
+
+It is for ARM, whose loads that take lanes a stride apart and multiply-adds by lane it counts on.
 """
 
 from __future__ import annotations
@@ -81,7 +83,11 @@ class PlainDepthwiseStrategy:
     direct = True
 
     def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
-        """Refuses packed tensors, groups of several channels, rows shorter than a vector, and taps too many to write out."""
+        """Refuses x86, single lanes, packed tensors, groups of several channels, short rows, and taps too many to write out."""
+        if device.isa != "arm":
+            return Refusal("the model of its cycles is known to hold on ARM alone")
+        if device.lanes == 1:
+            return Refusal("the device has no vectors")
         if workload.input_lanes or workload.output_lanes:
             return Refusal("input or output is packed")
         if len(workload.stages) != 1:

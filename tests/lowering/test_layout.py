@@ -85,7 +85,11 @@ def check(graph: KernelGraph, views: dict[str, str], target: device.Device) -> N
     assert len(set(names)) == len(names)
 
 
-@pytest.fixture(params=["x86-64-v2", "x86-64-v3", "x86-64-v4", "cortex-a72", "cortex-a7"])
+ARM = ["cortex-a72", "cortex-a7"]
+X86 = ["x86-64-v2", "x86-64-v3", "x86-64-v4"]
+
+
+@pytest.fixture(params=[*X86, *ARM])
 def target(request: pytest.FixtureRequest) -> device.Device:
     return device.get(request.param)
 
@@ -271,20 +275,32 @@ def lanes(graph: KernelGraph) -> list[tuple[int, int]]:
     return [(workload.input_lanes, workload.output_lanes) for workload in workloads]
 
 
-def test_few_channels_stay_plain(target: device.Device, network: Callable[..., ir.Model]) -> None:
-    graph, views = assigned(network(HEAD + """
+FEW = HEAD + """
     few (float[1,3,64,64] x) => (float[1,3,64,64] y) <float[3,1,3,3] w>
     {
       a = Conv <group = 3, pads = [1,1,1,1]> (x, w)
       y = Add (a, x)
     }
-    """), target)
+    """
+
+
+@pytest.mark.parametrize("target", ARM, indirect=True)
+def test_few_channels_stay_plain(target: device.Device, network: Callable[..., ir.Model]) -> None:
+    graph, views = assigned(network(FEW), target)
     check(graph, views, target)
     assert conversions(graph) == []
     assert lanes(graph) == [(0, 0)]
     assert [len(kernel.inputs) for kernel in graph.kernels] == [2]  # what is added is read plain too
 
 
+@pytest.mark.parametrize("target", X86, indirect=True)
+def test_few_channels_are_packed_on_x86(target: device.Device, network: Callable[..., ir.Model]) -> None:
+    graph, views = assigned(network(FEW), target)
+    check(graph, views, target)
+    assert [written for _, written in lanes(graph)] == [target.lanes]
+
+
+@pytest.mark.parametrize("target", ARM, indirect=True)
 def test_few_channels_are_plain_up_to_a_convolution_that_makes_many(target: device.Device, network: Callable[..., ir.Model]) -> None:
     graph, views = assigned(network(HEAD + """
     first (float[1,2,64,64] x) => (float[1,16,64,64] y) <float[2,1,3,3] w, float[16,2,1,1] v, float[16,16,1,1] u>
@@ -314,6 +330,7 @@ def test_many_channels_between_convolutions_stay_packed(target: device.Device, n
     assert {copy for _, copy in conversions(graph)} <= {"x", "y", f"x.{Layout(target.lanes)}"}
 
 
+@pytest.mark.parametrize("target", ARM, indirect=True)
 def test_a_convolution_writes_plain_where_that_is_cheaper(target: device.Device, network: Callable[..., ir.Model]) -> None:
     """Though it reads what is packed already, where the packed kernel costs more than a conversion."""
 

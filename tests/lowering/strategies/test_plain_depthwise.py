@@ -27,67 +27,75 @@ def depthwise(spatial: tuple[int, ...], channels: int, **changes: Any) -> ConvWo
     return ConvWorkload(batch, spatial, (stage,), residual, None, input_lanes, output_lanes)
 
 
-def workloads(draws: SimpleNamespace, target: device.Device) -> st.SearchStrategy[ConvWorkload]:
+@pytest.fixture(scope="module")
+def sized(target: device.Device) -> device.Device:
+    """An ARM device with vectors of the native target's size: its tiles and schedules are computed here."""
+    return replace(target, isa="arm")
+
+
+def workloads(draws: SimpleNamespace, sized: device.Device) -> st.SearchStrategy[ConvWorkload]:
     """Of the sizes that all strategies are drawn, a vector or two wider."""
 
     @st.composite
     def build(draw: st.DrawFn) -> ConvWorkload:
         channels, multiplier = draw(st.integers(1, 3)), draw(st.sampled_from((1, 1, 2)))
         (*outer, width), stage = draw(draws.spatial_stage(channels, multiplier * channels, channels))
-        width += stage.strides[-1] * draw(st.integers(target.lanes - 1, 2 * target.lanes + 2))
+        width += stage.strides[-1] * draw(st.integers(sized.lanes - 1, 2 * sized.lanes + 2))
         workload: ConvWorkload = draw(draws.chain((*outer, width), [stage], 0))
         return workload
 
-    return build().filter(lambda workload: STRATEGY.applies(workload, target) is None)
+    return build().filter(lambda workload: STRATEGY.applies(workload, sized) is None)
 
 
 def test_drawn_kernels(
-    explore: Callable[..., None], draws: SimpleNamespace, check_native: Callable[..., None], target: device.Device
+    explore: Callable[..., None], draws: SimpleNamespace, check_native: Callable[..., None], sized: device.Device
 ) -> None:
-    cases = draws.batch_of_cases(workloads(draws, target), STRATEGY, target, 10)
-    explore(cases, lambda drawn: check_native(drawn, target))
+    cases = draws.batch_of_cases(workloads(draws, sized), STRATEGY, sized, 4)
+    explore(cases, lambda drawn: check_native(drawn, sized))
 
 
 def test_every_tile(
-    make_case: Callable[..., Any], check_native: Callable[..., None], drawn_tiles: Callable[..., Any], target: device.Device
+    make_case: Callable[..., Any], check_native: Callable[..., None], drawn_tiles: Callable[..., Any], sized: device.Device
 ) -> None:
     uneven: dict[str, Any] = {"strides": (2, 1), "pads_begin": (2, 3), "pads_end": (0, 1), "kernel": (2, 3), "dilations": (1, 2)}
-    workload = depthwise((9, 2 * target.lanes + 3), 2, residual=True, **uneven)
-    tiles = STRATEGY.tiles(workload, target, 1)
+    workload = depthwise((9, 2 * sized.lanes + 3), 2, residual=True, **uneven)
+    tiles = STRATEGY.tiles(workload, sized, 1)
     assert {tile.rows for tile in tiles} >= {1, 2, 3}
     assert {tile.vectors for tile in tiles} >= {1, 2}
-    check_native([make_case(workload, STRATEGY, tile) for tile in drawn_tiles(tiles)[::2]], target)
+    check_native([make_case(workload, STRATEGY, tile) for tile in drawn_tiles(tiles)[::2]], sized)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_no_element_of_a_short_row_is_missing(
-    stride: int, make_case: Callable[..., Any], check_native: Callable[..., None], target: device.Device
+    stride: int, make_case: Callable[..., Any], check_native: Callable[..., None], sized: device.Device
 ) -> None:
     """One row that is all of the tensor: pads wider than a vector on one side, none on the other, and taps between elements."""
-    lanes = target.lanes
+    lanes = sized.lanes
     cases = []
     for kernel, before, behind in ((1, 0, 0), (2, 1, 0), (3, 0, 2), (3, lanes + 1, 1), (3, 1, lanes + 1)):
         given: dict[str, Any] = {"kernel": (1, kernel), "pads_begin": (0, before), "pads_end": (0, behind), "strides": (1, stride)}
         width = (lanes - 1) * stride + kernel - min(before + behind, lanes)
         workload = depthwise((1, width), 1, **given)
-        if STRATEGY.applies(workload, target) is None:
-            tile = STRATEGY.tiles(workload, target, 1)[0]
+        if STRATEGY.applies(workload, sized) is None:
+            tile = STRATEGY.tiles(workload, sized, 1)[0]
             cases += [make_case(workload, STRATEGY, tile, kind) for kind in ("normal", "impulse", "nonfinite")]
     assert len(cases) >= 9
-    check_native(cases, target)
+    check_native(cases, sized)
 
 
 def test_rows_of_a_task_are_shared_out(
-    make_case: Callable[..., Any], check_native: Callable[..., None], target: device.Device
+    make_case: Callable[..., Any], check_native: Callable[..., None], sized: device.Device
 ) -> None:
-    workload = depthwise((13, target.lanes + 1), 2, batch=2, out_channels=4)
-    tiles = {tile.grain: tile for tile in STRATEGY.tiles(workload, target, 2) if tile.rows == 2}
+    workload = depthwise((13, sized.lanes + 1), 2, batch=2, out_channels=4)
+    tiles = {tile.grain: tile for tile in STRATEGY.tiles(workload, sized, 2) if tile.rows == 2}
     assert len(tiles) >= 3
-    check_native([make_case(workload, STRATEGY, tile) for tile in tiles.values()], target)
+    check_native([make_case(workload, STRATEGY, tile) for tile in tiles.values()], sized)
 
 
 def test_tiles_fit_every_device(every_device: dict[str, device.Device], check_tiles: Callable[..., None]) -> None:
     for each in every_device.values():
+        if each.isa != "arm" or each.lanes == 1:
+            continue
         for spatial, channels in (((112, 112), 3), ((28, 31), 5), ((3, 9, 16), 2), ((1, 98), 1)):
             check_tiles(STRATEGY, depthwise(spatial, channels), each)
 
@@ -127,6 +135,8 @@ def test_refusals() -> None:
         assert STRATEGY.applies(depthwise((5, 5), 3, **packed), a72) == Refusal("input or output is packed")
     assert STRATEGY.applies(depthwise((5, 5), 4, groups=2), a72) == Refusal("an output reads several channels")
     assert STRATEGY.applies(depthwise((5, 3), 3), a72) == Refusal("a row of outputs is shorter than a vector")
+    assert STRATEGY.applies(one, device.get("x86-64-v3")) == Refusal("the model of its cycles is known to hold on ARM alone")
+    assert STRATEGY.applies(one, device.get("cortex-m7")) == Refusal("the device has no vectors")
     huge = depthwise((40, 40), 3, kernel=(17, 17), pads_begin=(8, 8), pads_end=(8, 8))
     assert STRATEGY.applies(huge, a72) == Refusal("the taps of a tile are too many to be written out")
 
@@ -151,7 +161,7 @@ def test_emulated_kernels(make_case: Callable[..., Any], check_emulated: Callabl
     cases = []
     for workload in (replace(each, dtypes=dtypes) for each in workloads):
         tiles = STRATEGY.tiles(workload, emulated.device, 1)
-        cases += [make_case(workload, STRATEGY, tile) for tile in (tiles[0], tiles[len(tiles) // 2], tiles[-1])]
+        cases += [make_case(workload, STRATEGY, tile) for tile in (tiles[0], tiles[-1])]
     check_emulated(cases, emulated.device)
 
 
