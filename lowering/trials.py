@@ -137,6 +137,6 @@ def _draw_weights(chain: ConvWorkload) -> list[tuple[np.ndarray, np.ndarray]]:
     return weights
 
 
-def _physical(shape: Sequence[int], lanes: int) -> TensorType:
+def _physical(shape: tuple[int, ...], lanes: int) -> TensorType:
     """A packed tensor as a plain one of its shape in memory: what a kernel computes matters here, and no value's place."""
     return TensorType(Layout(lanes).physical_shape(shape))

@@ -35,7 +35,8 @@ def _recurrent(gates: int, *functions: str) -> Refuse:
     def refuse(op: Operation, inputs: Sequence[Array | None]) -> str | None:
         if len(inputs) > SEQUENCE_LENGTHS and inputs[SEQUENCE_LENGTHS] is not None:
             return "sequence_lens"
-        asked = [str(name) for name in op.attributes.get("activations", ())]
+        named = op.attributes.get("activations")
+        asked = [str(name) for name in named] if isinstance(named, list) else []
         if asked and asked != list(functions) * (len(asked) // len(functions)):
             return f"activations {', '.join(asked)}"
         weights, hidden = inputs[1], op.integer("hidden_size", 0)

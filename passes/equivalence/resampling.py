@@ -96,8 +96,8 @@ def read_plan(op: Operation, x: Array, *inputs: Array | None) -> Plan:
             scales[axis], sizes[axis] = float(scale), int(np.floor(np.float32(scale) * np.float32(x.shape[axis])))
     else:
         raise InputError(f"{op}: neither scales nor sizes are given. Check the exporter.")
-    ratios = map(_exact_ratio, scales, x.shape, sizes)
-    return Plan(mode, coordinates, rounding, tuple(sizes), tuple(scales), tuple(ratios))
+    exact = tuple(map(_exact_ratio, scales, x.shape, sizes))
+    return Plan(mode, coordinates, rounding, tuple(sizes), tuple(scales), exact)
 
 
 def _exact_ratio(scale: float, before: int, after: int) -> Fraction:
@@ -154,6 +154,7 @@ def nearest_indices(plan: Plan, axis: int, before: int) -> list[Array]:
         The exact ones, and behind them those that other formulas come to, if they do.
     """
     exact, scale = plan.ratios[axis], plan.scales[axis]
+    ways: list[tuple[float | Fraction, Any, bool]]
     ways = [(exact, Fraction, False), (scale, np.float64, False), (scale, np.float32, False), (scale, np.float32, True)]
     found: list[Array] = []
     for factor, number, by_step in ways:

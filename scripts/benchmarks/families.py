@@ -194,7 +194,7 @@ def best(chain: dict[str, Any], field: str, **wanted: Any) -> float:
 
 def _kernels(way: dict[str, Any]) -> int:
     """How many kernels a way has."""
-    return way["strategies"].count(",") + 1
+    return str(way["strategies"]).count(",") + 1
 
 
 def compare_families(chains: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
