@@ -15,7 +15,7 @@ import pytest
 from sepwise.lowering import bisect, build, device
 from sepwise.lowering.device import Device
 from sepwise.lowering.program import Home, Program
-from sepwise.lowering.strategies import packing
+from sepwise.lowering.strategies import packing, plain_depthwise
 from sepwise.lowering.tail import TailRunner
 from sepwise.lowering.verify import verify, verify_model
 from sepwise.passes import fold_batch_norm
@@ -109,15 +109,19 @@ def test_a_wrong_pass(network: Callable[..., ir.Model], monkeypatch: pytest.Monk
 
 
 def lose_a_tap(monkeypatch: pytest.MonkeyPatch) -> None:
-    pack = packing.pack_weight
+    """Of depthwise weights, packed or plain."""
+    pack, pack_plain = packing.pack_weight, plain_depthwise._pack
+
+    def without(weight: np.ndarray) -> np.ndarray:
+        weight = weight.copy()
+        weight[:, :, 2, 1] = 0
+        return weight
 
     def wrong(weight: np.ndarray, lanes: int, together: int) -> np.ndarray:
-        if weight.shape[1] == 1:
-            weight = weight.copy()
-            weight[:, :, 2, 1] = 0
-        return pack(weight, lanes, together)
+        return pack(without(weight) if weight.shape[1] == 1 else weight, lanes, together)
 
     monkeypatch.setattr(packing, "pack_weight", wrong)
+    monkeypatch.setattr(plain_depthwise, "_pack", lambda stages: pack_plain([(without(weight), bias) for weight, bias in stages]))
 
 
 def test_a_wrong_kernel(target: Device, network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch) -> None:

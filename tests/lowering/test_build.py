@@ -312,11 +312,11 @@ def test_float16_instructions_trap_on_cores_without_them(network: Callable[..., 
 
 
 MIXED = HEAD + """
-mixed (float[1,8,6,6] x) => (float[1,8,12,12] y) <float[8,8,3,3] w, float[8,1,4,4] u>
+mixed (float[1,32,6,6] x) => (float[1,32,12,12] y) <float[32,32,3,3] w, float[32,32,4,4] u>
 {
   [half] a = Conv <pads = [1,1,1,1]> (x, w)
   [act] b = Relu (a)
-  [single] y = ConvTranspose <group = 8, strides = [2,2], pads = [1,1,1,1]> (b, u)
+  [single] y = ConvTranspose <strides = [2,2], pads = [1,1,1,1]> (b, u)
 }
 """
 
