@@ -52,9 +52,9 @@ class Apart(Selector):
     """Gives each stage a kernel of its own."""
 
     def partition(self, workload: ConvWorkload) -> list[ConvWorkload]:
-        from sepwise.lowering.selection import _segment
+        from sepwise.lowering.selection import segment
 
-        return [_segment(workload, index, index + 1) for index in range(len(workload.stages))]
+        return [segment(workload, index, index + 1) for index in range(len(workload.stages))]
 
 
 class Together(Selector):
