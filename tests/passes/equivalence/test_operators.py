@@ -320,7 +320,8 @@ def test_every_operator_is_tested() -> None:
     tested = {
         case[3].split("=", 1)[1].split("<")[0].split("(")[0].strip() for case in [*CASES.values(), *POSITIVE_CASES.values()]
     }
-    assert set(OPERATORS) - tested <= {"ReduceProd", "Swish"}
+    elsewhere = {"Hardmax", "MeanVarianceNormalization"}  # in test_reference_operators.py, with what they replace
+    assert set(OPERATORS) - tested - elsewhere <= {"ReduceProd", "Swish"}
     assert set(RULES) - set(OPERATORS) == set()
 
 

@@ -18,7 +18,7 @@ SCATTERS = {"ScatterElements", "ScatterND"}  # they move elements or add to them
 STEP = 2.0**-16  # of a difference quotient, whose operands are exact
 FUNCTION_ULPS = 4  # numpy's and scipy's functions stay within
 STATED_DIGIT = 1e-4  # the table has four decimals, rounded up
-NO_NOISE = {"ReduceLogSumExp", "ReduceProd"}
+NO_NOISE = {"MeanVarianceNormalization", "ReduceLogSumExp", "ReduceProd"}
 
 
 def operation(name: str) -> Operation:
