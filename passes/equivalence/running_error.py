@@ -723,6 +723,15 @@ def _step_rule(op: Operation, y: Array, x: Bounded, *inputs: Bounded) -> Array:
     return np.maximum(np.abs(ends[0] - exact), np.abs(ends[1] - exact))
 
 
+def _hardmax_rule(op: Operation, y: Array, x: Bounded) -> Array:
+    """Either of several may be the largest where their intervals overlap."""
+    value, axis = softmax_view(op, x.value)
+    error, _ = softmax_view(op, _full(x))
+    candidates = value + error >= (value - error).max(axis=axis, keepdims=True)
+    unsure = candidates & (candidates.sum(axis=axis, keepdims=True) > 1) & (error.max(axis=axis, keepdims=True) > 0)
+    return unsure.astype(np.float64).reshape(y.shape)
+
+
 def _comparison_rule(_: Operation, __: Array, a: Bounded, b: Bounded) -> Array:
     return (np.abs(a.value - b.value) <= a.error + b.error).astype(np.float64) * ((a.error + b.error) > 0)
 
@@ -787,6 +796,7 @@ RULES: Mapping[str, Rule] = {
     "Greater": _comparison_rule,
     "GreaterOrEqual": _comparison_rule,
     "HardSigmoid": _hard_sigmoid_rule,
+    "Hardmax": _hardmax_rule,
     "HardSwish": _hard_swish_rule,
     "InstanceNormalization": _normalization_rule,
     "LayerNormalization": _normalization_rule,
