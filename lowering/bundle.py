@@ -506,7 +506,8 @@ class _Writer:
         kernels, source, compiled = build / "kernels.o", build / "source.c", build / "compiled.o"
         kernels.write_bytes(self._program.object_code)
         source.write_text(self.source())
-        (build / self.weights_file).write_bytes(self._program.constants.data)
+        # clang refuses to embed a file whose first bytes are a byte order mark; the first is not embedded.
+        (build / self.weights_file).write_bytes(b"w" + bytes(self._program.constants.data))
         flags = (f"-mcpu={self._device.zig_cpu}", *(("-fPIC",) if self.hosted else ()), "-I", str(folder))
         compile_c(source, compiled, target=self._device.zig_target, flags=flags)
         linked = build / f"{self._name}.o"

@@ -251,7 +251,7 @@ def test_sanitizers_find_nothing_in_the_c_of_bundles(made: Made, tmp_path: Path)
         with tempfile.TemporaryDirectory() as build:
             source, compiled, kernels = (Path(build, name) for name in ("source.c", "compiled.o", "kernels.o"))
             text = bundles._Writer(program, made.target, bundle.name, "inside").source()
-            source.write_text(re.sub('#embed ".*"', lambda _, p=program: ", ".join(map(str, p.constants)), text))
+            source.write_text(re.sub("#embed .*", lambda _, p=program: ", ".join(map(str, p.constants)), text))
             kernels.write_bytes(program.object_code)
             command = [compiler, "-std=gnu11", "-O1", "-fPIC", *SANITIZERS, "-I", str(tmp_path), "-c", str(source), "-o", str(compiled)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)

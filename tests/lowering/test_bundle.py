@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -364,13 +365,22 @@ def test_sanitizers_find_nothing_in_the_c_of_a_bundle(
     program = c_program()
     source = bundles._Writer(program, device.get("host"), "net", "inside").source()
     numbers = ", ".join(map(str, program.constants))
-    (tmp_path / "source.c").write_text(re.sub('#embed ".*"', numbers, source))  # gcc has it since version 15
+    (tmp_path / "source.c").write_text(re.sub("#embed .*", numbers, source))  # gcc has it since version 15
     (tmp_path / "harness.c").write_text(HARNESS)
     (tmp_path / "kernels.o").write_bytes(program.object_code)
     files = [*(tmp_path / name for name in ("source.c", "harness.c", "kernels.o")), other.folder / "libother.a"]
     includes = ("-I", made.folder, "-I", other.folder)
     build("gcc", "-std=gnu11", "-O1", *options, *includes, *files, "-o", tmp_path / "harness")
     assert run(tmp_path / "harness", mode, given=given) == expected
+
+
+@pytest.mark.parametrize("mark", [b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff"], ids=bytes.hex)
+def test_weights_may_begin_with_a_byte_order_mark(mark: bytes, c_program: Callable[..., Program], tmp_path: Path) -> None:
+    program = c_program()
+    constants = program.constants.copy()
+    constants[: len(mark)] = np.frombuffer(mark, constants.dtype)
+    made = write_bundle(replace(program, constants=constants), device.get("host"), tmp_path / "net", name="net", model=MODEL)
+    assert (made.folder / "libnet.so").read_bytes().count(constants.tobytes()) == 1
 
 
 def test_code_with_variables_or_of_a_library_is_a_fault(c_program: Callable[..., Program], tmp_path: Path) -> None:
