@@ -9,6 +9,8 @@ A file that ONNX Runtime saved after optimising it (up to `ORT_ENABLE_EXTENDED`)
     Gelu(x), BiasGelu(x, b)   x / 2 (1 + erf(x / sqrt 2)), of x + b
     FastGelu(x, b)            x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), of x + b
     QuickGelu(x)              x sigmoid(alpha x)
+    SkipLayerNormalization(x, s, g, b, c)         LayerNormalization(x + s + c, g, b), and x + s + c as another result
+    SkipSimplifiedLayerNormalization(x, s, g, c)  SimplifiedLayerNormalization(x + s + c, g), and the same
 
 Two of them are written as if they were ONNX's own, which has the first from operator set 17 on and the second never:
 
@@ -36,11 +38,17 @@ CLIP_TAKES_INPUTS = 11
 MEAN_TAKES_AXES = 18
 """From this operator set on, the axes of ReduceMean are an input; an attribute before."""
 
+MOST_SHAPE_ELEMENTS = 64
+"""Constants of up to so many elements may say shapes or axes."""
+
 UNLISTED: Mapping[str, float] = {"LayerNormalization": 17, "SimplifiedLayerNormalization": math.inf}
 """Operators that ONNX Runtime writes in ONNX's own domain, and the operator set from which on ONNX has them."""
 
 GATE_SLOPE = 1.702
 """The default `alpha` of QuickGelu."""
+
+EPSILON, SKIP_EPSILON = 1e-5, 1e-12
+"""The default `epsilon` of layer norms, and of those behind a sum."""
 
 
 def expand_contrib_operators(model: onnx.ModelProto, file: str) -> None:
@@ -63,38 +71,39 @@ def expand_contrib_operators(model: onnx.ModelProto, file: str) -> None:
     known = {("", name) for name, since in UNLISTED.items() if version < since}
     if CONTRIB_DOMAIN in versions:
         known |= {(CONTRIB_DOMAIN, name) for name in CONTRIB_OPERATORS.keys() - UNLISTED.keys() - own}
-    _expand(model.graph, known, version, file)
+    _expand(model, model.graph, known, version, file)
 
 
-def _expand(graph: onnx.GraphProto, known: Collection[tuple[str, str]], version: int, file: str) -> None:
+def _expand(model: onnx.ModelProto, graph: onnx.GraphProto, known: Collection[tuple[str, str]], version: int, file: str) -> None:
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                _expand(attribute.g, known, version, file)
+                _expand(model, attribute.g, known, version, file)
     fused = [(node.domain, node.op_type) in known for node in graph.node]
     if not any(fused):
         return
-    writer = _Writer(graph, version, file)
-    nodes: list[onnx.NodeProto] = []
+    writer = _Writer(model, graph, version, file)
     for node, is_fused in zip(graph.node, fused, strict=True):
-        nodes += writer.expand(node) if is_fused else [node]
+        writer.nodes += writer.expand(node) if is_fused else [node]
     del graph.node[:]
-    graph.node.extend(nodes)
+    graph.node.extend(writer.nodes)
 
 
 class _Writer:
     """Writes what one operator after the other stands for.
 
     Attributes:
+        nodes: what is done: what was written, and what stays.
         version: operator set of ONNX that the graph is written in.
         node: the operator being replaced.
         attributes: its attributes.
     """
 
-    def __init__(self, graph: onnx.GraphProto, version: int, file: str) -> None:
+    def __init__(self, model: onnx.ModelProto, graph: onnx.GraphProto, version: int, file: str) -> None:
         typed = [*graph.input, *graph.output, *graph.value_info]
+        self.nodes: list[onnx.NodeProto] = []
         self.version = version
-        self._file = file
+        self._model, self._graph, self._file = model, graph, file
         self._types = {value.name: value.type.tensor_type.elem_type for value in typed}
         self._types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
         self._ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in typed if _has_rank(value)}
@@ -107,21 +116,45 @@ class _Writer:
         self.attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         self._written: list[onnx.NodeProto] = []
         CONTRIB_OPERATORS[node.op_type](self)
-        self._written[-1].output[0] = node.output[0]
+        self.give(0)
         return self._written
+
+    def give(self, place: int) -> str:
+        """Gives the last result the name of an output of the operator."""
+        self._written[-1].output[0] = self.node.output[place]
+        return self.node.output[place]
 
     def operand(self, place: int) -> str:
         """Names an input; empty where it is left out."""
         return self.node.input[place] if place < len(self.node.input) else ""
 
     def rank(self, operand: str) -> int:
-        """Counts the dimensions of an input."""
+        """Counts the dimensions of an input, inferred where the file does not state them."""
+        if operand not in self._ranks:
+            self._ranks = self._infer_ranks() | self._ranks
         if operand not in self._ranks:
             raise UnsupportedError(
                 f"{self.who()}: needs the rank of '{operand}', which the file does not state. "
                 "Save it with inferred shapes (onnx.shape_inference)."
             )
         return self._ranks[operand]
+
+    def _infer_ranks(self) -> dict[str, int]:
+        """Infers shapes as far as nodes are done; ONNX's inference does not see through operators of other domains."""
+        graph = onnx.GraphProto(name=self._graph.name, node=self.nodes, input=self._graph.input, value_info=self._graph.value_info)
+        for tensor in self._graph.initializer:
+            if math.prod(tensor.dims) <= MOST_SHAPE_ELEMENTS:
+                graph.initializer.append(tensor)
+            else:
+                graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        done = onnx.ModelProto(
+            ir_version=self._model.ir_version, opset_import=self._model.opset_import, functions=self._model.functions, graph=graph
+        )
+        try:
+            inferred = onnx.shape_inference.infer_shapes(done, data_prop=True).graph.value_info
+        except onnx.shape_inference.InferenceError:
+            return {}
+        return {value.name: len(value.type.tensor_type.shape.dim) for value in inferred if _has_rank(value)}
 
     def who(self) -> str:
         """Names the operator for messages."""
@@ -216,23 +249,51 @@ def _quick_gelu(write: _Writer) -> None:
 
 
 def _layer_norm(write: _Writer) -> None:
-    x = write.operand(0)
-    _scale_to_unit(write, write.write("Sub", x, _mean(write, x)))
+    _require_one_result(write, write.node.output[1:])
+    _scale_to_unit(write, _centre(write, write.operand(0)), *map(write.operand, (1, 2)))
 
 
 def _simplified_layer_norm(write: _Writer) -> None:
-    _scale_to_unit(write, write.operand(0))
+    _require_one_result(write, write.node.output[1:])
+    _scale_to_unit(write, write.operand(0), *map(write.operand, (1, 2)))
 
 
-def _scale_to_unit(write: _Writer, x: str) -> None:
-    """Divides by the root of the mean square, and applies scale and bias."""
-    if any(write.node.output[1:]):
-        raise UnsupportedError(f"{write.who()}: gives more than what is normalized, which is not known here.")
+def _skip_layer_norm(write: _Writer) -> None:
+    x = _add_skip(write, write.operand(4))
+    _scale_to_unit(write, _centre(write, x), *map(write.operand, (2, 3)))
+
+
+def _skip_simplified_layer_norm(write: _Writer) -> None:
+    x = _add_skip(write, write.operand(3))
+    _scale_to_unit(write, x, write.operand(2), "")
+
+
+def _add_skip(write: _Writer, bias: str) -> str:
+    """Writes x + skip + bias, which is the fourth result where that is asked for."""
+    _require_one_result(write, write.node.output[1:3])
+    x = write.write("Add", write.operand(0), write.operand(1))
+    if bias:
+        x = write.write("Add", x, bias)
+    return write.give(3) if any(write.node.output[3:]) else x
+
+
+def _require_one_result(write: _Writer, others: Sequence[str]) -> None:
+    if any(others):
+        raise UnsupportedError(f"{write.who()}: gives the mean or the deviation too, which is not known here.")
+
+
+def _centre(write: _Writer, x: str) -> str:
+    return write.write("Sub", x, _mean(write, x))
+
+
+def _scale_to_unit(write: _Writer, x: str, scale: str, shift: str) -> None:
+    """Divides by the root of the mean square, and applies scale and shift."""
     square = _mean(write, write.write("Mul", x, x))
-    root = write.write("Sqrt", write.write("Add", square, write.number(write.attributes.get("epsilon", 1e-5))))
-    scaled = write.write("Mul", write.write("Div", x, root), write.operand(1))
-    if write.operand(2):
-        write.write("Add", scaled, write.operand(2))
+    epsilon = write.attributes.get("epsilon", SKIP_EPSILON if write.node.op_type.startswith("Skip") else EPSILON)
+    root = write.write("Sqrt", write.write("Add", square, write.number(epsilon)))
+    scaled = write.write("Mul", write.write("Div", x, root), scale)
+    if shift:
+        write.write("Add", scaled, shift)
 
 
 def _mean(write: _Writer, x: str) -> str:
@@ -284,5 +345,7 @@ CONTRIB_OPERATORS: Mapping[str, Callable[[_Writer], None]] = {
     "LayerNormalization": _layer_norm,
     "QuickGelu": _quick_gelu,
     "SimplifiedLayerNormalization": _simplified_layer_norm,
+    "SkipLayerNormalization": _skip_layer_norm,
+    "SkipSimplifiedLayerNormalization": _skip_simplified_layer_norm,
 }
 """What is expanded, and by what."""

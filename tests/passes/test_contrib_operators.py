@@ -40,6 +40,14 @@ BODIES = {
     "layer_norm": "y = LayerNormalization <epsilon = 0.001> (x, a, a)",
     "layer_norm_unshifted": "y = LayerNormalization <axis = -2> (x, v)",
     "layer_norm_axis": "y = LayerNormalization <axis = 2> (x, v)",
+    "skip_norm": "f = Flatten <axis = 3> (x)\n s = Relu (f)\n y = com.microsoft.SkipLayerNormalization <epsilon = 0.01> (f, s, a, d)",
+    "skip_norm_sum": """f = Flatten <axis = 3> (x)
+      t, , , s = com.microsoft.SkipLayerNormalization (f, f, a, , d)
+      y = Add (s, t)""",
+    "skip_rms_norm": "f = Flatten <axis = 3> (x)\n s = Relu (f)\n y = com.microsoft.SkipSimplifiedLayerNormalization (f, s, a)",
+    "skip_rms_norm_sum": """f = Flatten <axis = 3> (x)
+      t, , , s = com.microsoft.SkipSimplifiedLayerNormalization <epsilon = 0.01> (f, f, a, d)
+      y = Add (s, t)""",
     "rms_norm": "y = SimplifiedLayerNormalization <axis = -1, epsilon = 0.01> (x, a)",
 }
 
@@ -48,8 +56,8 @@ def parse(body: str, opset: int = 17) -> onnx.ModelProto:
     """A network around one operator, its constants drawn."""
     model = onnx.parser.parse_model(
         f"""<ir_version: 8, opset_import: ["" : {opset}, "com.microsoft" : 1]>
-        g (float[1,4,7,7] x) => (float[{"p,q" if "FusedGemm" in body else "p,q,r,s"}] y)
-        <float[6,2,3,3] w, float[6] b, float[1,6,4,4] z, float[5,196] u, float[5] c, float[7] a, float[7,7] v> {{ {body} }}"""
+        g (float[1,4,7,7] x) => (float[{"p,q" if "Flatten" in body else "p,q,r,s"}] y)
+        <float[6,2,3,3] w, float[6] b, float[1,6,4,4] z, float[5,196] u, float[5] c, float[7] a, float[7] d, float[7,7] v> {{ {body} }}"""
     )
     rng = np.random.default_rng(0)
     used = {name for node in model.graph.node for name in node.input}
@@ -174,8 +182,14 @@ def test_transposed_batches(tmp_path: Path) -> None:
     assert message.startswith("node 'm' (com.microsoft::FusedMatMul): has transBatchA, which is not known here.")
 
 
+def test_a_rank_is_inferred_through_what_is_expanded(tmp_path: Path) -> None:
+    body = "f = Flatten (x)\n t = com.microsoft.QuickGelu (f)\n [m] y = com.microsoft.FusedMatMul <transA = 1> (t, f)"
+    transposes = [node for node in load_model(write(tmp_path, parse(body))).graph if node.op_type == "Transpose"]
+    assert [node.attributes["perm"].as_ints() for node in transposes] == [(1, 0)]
+
+
 def test_unknown_rank(tmp_path: Path) -> None:
-    message = refusal(tmp_path, "t = Relu (x)\n [m] y = com.microsoft.FusedMatMul <transA = 1> (t, x)")
+    message = refusal(tmp_path, "t = other.Relu (x)\n [m] y = com.microsoft.FusedMatMul <transA = 1> (t, x)")
     assert message.startswith("node 'm' (com.microsoft::FusedMatMul): needs the rank of 't', which the file does not state.")
     with pytest.raises(UnsupportedError):
         load_model(tmp_path / "model.onnx")
