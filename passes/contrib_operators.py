@@ -121,8 +121,9 @@ class _Writer:
 
     def give(self, place: int) -> str:
         """Gives the last result the name of an output of the operator."""
-        self._written[-1].output[0] = self.node.output[place]
-        return self.node.output[place]
+        name = str(self.node.output[place])
+        self._written[-1].output[0] = name
+        return name
 
     def operand(self, place: int) -> str:
         """Names an input; empty where it is left out."""
@@ -141,8 +142,9 @@ class _Writer:
 
     def _infer_ranks(self) -> dict[str, int]:
         """Infers shapes as far as nodes are done; ONNX's inference does not see through operators of other domains."""
-        graph = onnx.GraphProto(name=self._graph.name, node=self.nodes, input=self._graph.input, value_info=self._graph.value_info)
-        for tensor in self._graph.initializer:
+        whole = self._graph
+        graph = onnx.GraphProto(name=whole.name, node=self.nodes, input=whole.input, value_info=whole.value_info)
+        for tensor in whole.initializer:
             if math.prod(tensor.dims) <= MOST_SHAPE_ELEMENTS:
                 graph.initializer.append(tensor)
             else:
