@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sepwise.lowering import estimate
 from sepwise.lowering.build import compile, require_float16
 from sepwise.lowering.device import get as get_device
-from sepwise.lowering.peers import OURS, PEERS, Job, Worker
+from sepwise.lowering.peers import OURS, PEERS, Job, Worker, missing_packages
 from sepwise.lowering.runner import EmulatedRunner
 from sepwise.lowering.strategies import transformed_nodes
 from sepwise.lowering.verify import transformed_values
@@ -350,6 +350,11 @@ def bench(
         raise InputError(f"Peer '{unknown[0]}': unknown; known are {', '.join(PEERS)}.")
     if device.emulated and against:
         raise InputError(f"Target '{target}': is emulated here, and peers run natively only; leave --against out.")
+    for peer in against:
+        if missing := missing_packages(peer):
+            raise InputError(
+                f"Peer '{peer}': {', '.join(missing)} is not installed here; install it with: pip install 'sepwise[peers]'."
+            )
     if cores and not device.emulated:
         raise InputError(f"Target '{target}': runs here and is measured; cores are estimated beside an emulated target only.")
     others = [get_device(core) for core in dict.fromkeys(cores) if core != target]
@@ -379,7 +384,8 @@ def bench(
         simplified = Path(folder) / "simplified.onnx"
         canonical = canonicalize(loaded)
         save_model(canonical, simplified)
-        job = Job(OURS, original.absolute(), simplified, Path(folder) / "artifact", inputs, threads)
+        wanted = tuple(output.name or "" for output in loaded.graph.outputs)
+        job = Job(OURS, original.absolute(), simplified, Path(folder) / "artifact", inputs, wanted, threads)
         workers = [stack.enter_context(Worker(replace(job, runtime=name))) for name in (OURS, *dict.fromkeys(against))]
         outputs = {worker.name: worker.run() for worker in workers}
         executed = fuse(loaded, float16=True).model if float16 else loaded

@@ -47,6 +47,7 @@ from sepwise.lowering.counts import read_counts
 from sepwise.lowering.device import get as get_device
 from sepwise.lowering.link import count_plugin
 from sepwise.lowering.peers import OURS
+from sepwise.lowering.peers.base import run_converter
 from sepwise.lowering.runner import open_runner
 from sepwise.lowering.strategies import transformed_nodes
 from sepwise.lowering.verify import transformed_values
@@ -279,10 +280,7 @@ def convert(runtime: str, source: Path, tools: Path) -> Path:
         "litert": (litert / f"{source.stem}_float32.tflite", [tools / "python", "-c", LITERT_CONVERSION, source, litert]),
     }[runtime]
     if not written.exists() or written.stat().st_mtime < source.stat().st_mtime:
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
-        if not written.exists():
-            lines = (done.stderr or done.stdout).strip().splitlines()
-            raise SepwiseError(f"conversion failed: {lines[-1] if lines else f'status {done.returncode}'}")
+        run_converter(command, written)
     return written.with_suffix("") if runtime == "ncnn" else written  # which takes the stem of its two files
 
 

@@ -302,7 +302,8 @@ def run_stock_tvm(network: Network, model: ir.Model, feeds: Sequence[Tensors]) -
     with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
         simplified = Path(folder) / "simplified.onnx"
         save_model(canonicalize(model), simplified)
-        with Worker(Job("stock-tvm", network.path, simplified, Path(folder), dict(feeds[0]), 1)) as worker:
+        wanted = tuple(output.name or "" for output in model.graph.outputs)
+        with Worker(Job("stock-tvm", network.path, simplified, Path(folder), dict(feeds[0]), wanted, 1)) as worker:
             return [worker.run(dict(feed)) for feed in feeds]
 
 

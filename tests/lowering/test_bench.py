@@ -62,8 +62,14 @@ def test_summary() -> None:
 
 
 def test_unknown_peer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"Peer 'abacus': unknown; known are onnxruntime, stock-tvm"):
+    with pytest.raises(InputError, match=r"Peer 'abacus': unknown; known are onnxruntime, openvino, ncnn, mnn, iree, torch-compile, stock-tvm"):
         bench(tmp_path / "m.onnx", against=("abacus",))
+
+
+def test_a_peer_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "missing_packages", lambda peer: [peer])
+    with pytest.raises(InputError, match=r"Peer 'ncnn': ncnn is not installed here; install it with: pip install 'sepwise\[peers\]'"):
+        bench(tmp_path / "m.onnx", against=("ncnn",))
 
 
 def test_peers_under_emulation_are_refused(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Workers of peers: they compute, they time, and they say what they cannot do."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,8 @@ import onnx
 import pytest
 from onnx import parser
 
-from sepwise.lowering.peers import PEERS, Job, Worker, names
-from sepwise.passes.errors import InputError
+from sepwise.lowering.peers import PEERS, Job, Worker, base, missing_packages, names
+from sepwise.passes.errors import InputError, SepwiseError, UnsupportedError
 
 NETWORK = """
 <ir_version: 10, opset_import: ["" : 18]>
@@ -24,11 +26,13 @@ def job(tmp_path: Path) -> Job:
     path = tmp_path / "net.onnx"
     onnx.save(parser.parse_model(NETWORK), path)
     x = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
-    return Job("onnxruntime", path, path, tmp_path, {"x": x}, threads=1)
+    return Job("onnxruntime", path, path, tmp_path, {"x": x}, ("y", "z"), threads=1)
 
 
 def with_runtime(job: Job, runtime: str) -> Job:
-    return Job(runtime, job.original, job.simplified, job.artifact, job.inputs, job.threads)
+    if missing := missing_packages(runtime):
+        pytest.skip(f"{', '.join(missing)} is not installed: pip install 'sepwise[peers]'")
+    return replace(job, runtime=runtime)
 
 
 @pytest.mark.parametrize("runtime", names())
@@ -61,3 +65,34 @@ def test_worker_keeps_standard_output_clean(job: Job, capfd: pytest.CaptureFixtu
 
 def test_names_are_the_table() -> None:
     assert names() == list(PEERS)
+
+
+def test_what_is_missing() -> None:
+    assert missing_packages("onnxruntime") == missing_packages("stock-tvm") == []
+
+
+def test_a_package_within_one_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PEERS["iree"], "packages", ("no_such_package.compiler", "json.decoder"))
+    assert missing_packages("iree") == ["no_such_package.compiler"]
+
+
+def test_only_one_image_at_a_time() -> None:
+    assert base.pick_image(np.zeros((1, 3, 4))).shape == (3, 4)
+    for shape in ((2, 3, 4), (1,)):
+        with pytest.raises(UnsupportedError, match="one image at a time"):
+            base.pick_image(np.zeros(shape))
+
+
+def test_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    medians_us = {"a": [3.0, 9.0, 4.0], "b": [8.0, 2.0, 9.0], "c": [5.0, 5.0, 5.0]}
+    monkeypatch.setattr(base, "timed", lambda call, repeats: [medians_us[call].pop(0)])
+    assert base.fastest(["a", "b", "c"]) == 1
+    assert base.fastest(["a"]) == 0
+
+
+def test_a_converter_that_fails(tmp_path: Path) -> None:
+    said = [sys.executable, "-c", "import sys; sys.exit('no such operator')"]
+    with pytest.raises(SepwiseError, match=r"^conversion failed: no such operator$"):
+        base.run_converter(said, tmp_path / "net.mnn")
+    with pytest.raises(SepwiseError, match=r"^conversion failed: status 0$"):
+        base.run_converter([sys.executable, "-c", ""], tmp_path / "net.mnn")

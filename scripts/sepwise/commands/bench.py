@@ -17,7 +17,12 @@ def bench(
     target: Target = "host",
     threads: Threads = 1,
     against: Annotated[
-        str | None, typer.Option("--against", metavar="PEER,...", help="Runtimes to compare with: onnxruntime, stock-tvm.")
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="PEER,...",
+            help="Runtimes to compare with: onnxruntime, openvino, ncnn, mnn, iree, torch-compile, stock-tvm.",
+        ),
     ] = None,
     cores: Annotated[
         str | None,
