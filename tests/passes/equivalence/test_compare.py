@@ -260,6 +260,30 @@ def test_other_order_without_constants_is_no_mistake(parse) -> None:
     assert not compare_graph(left, wrong, inputs)[0].passed
 
 
+def test_a_pixel_does_not_drown_among_all_others(parse) -> None:
+    """By the root mean square alone a single one of 100,000 may be off by 300 times its own rounding."""
+
+    def scaled(shift: float) -> onnx.ModelProto:
+        return parse(
+            f"""<ir_version: 8, opset_import: ["" : 18]> g (float[1,10,100,100] x) => (float[1,10,100,100] y)
+            <float s = {{1.1}}, float[1,1,1,1] corner = {{{shift}}}, int64[8] pads = {{0, 0, 0, 0, 0, 9, 99, 99}}>
+            {{ t = Mul (x, s) p = Pad (corner, pads) y = Add (t, p) }}"""
+        )
+
+    x = {"x": np.random.default_rng(0).uniform(1, 2, (1, 10, 100, 100)).astype(np.float32)}
+    reference = GraphReference(scaled(0), x)
+    (right,) = compare_graph(reference, scaled(1e-7))
+    (wrong,) = compare_graph(reference, scaled(1e-5))
+    assert right.passed
+    assert wrong.status == "failed"
+    assert wrong.rms_ratio is not None
+    assert wrong.rms_ratio < 1
+    assert wrong.worst_index == (0, 0, 0, 0)
+    assert wrong.margin == Margin("element", pytest.approx(1e-5, rel=1e-3), wrong.bound)
+    assert wrong.worst_ratio == pytest.approx(wrong.worst_error / wrong.bound)
+    assert wrong.reason.startswith("1 of 100000 elements are off by more than 16 times what rounding the constants explains of each, by 1e-05")
+
+
 def test_integer_outputs_are_exact(parse) -> None:
     header = '<ir_version: 8, opset_import: ["" : 18]> g (float[4,9] x) => (float y)'
     model = parse(f"{header} {{ y = ArgMax<axis=1>(x) }}")

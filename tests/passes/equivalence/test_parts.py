@@ -165,8 +165,6 @@ def test_epsilons_are_seen_though_the_variance_is_large(name: str, parse: Callab
     assert all(check.passed for check in compare_graph(original, wrong, feed))
     (check,) = compare_parts(original, wrong, feed)
     assert check.status == "failed"
-    assert check.worst_ratio is not None
-    assert check.worst_ratio > 10
 
 
 def test_a_normalisation_may_be_spelled_out(parse: Callable[..., onnx.ModelProto]) -> None:
