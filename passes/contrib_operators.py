@@ -28,7 +28,7 @@ from onnx import TensorProto, helper
 
 from sepwise.passes.errors import InputError, UnsupportedError
 
-__all__ = ["CONTRIB_DOMAIN", "CONTRIB_OPERATORS", "expand_contrib_operators"]
+__all__ = ["CONTRIB_DOMAIN", "CONTRIB_OPERATORS", "expand_contrib_operators", "has_contrib_operators"]
 
 CONTRIB_DOMAIN = "com.microsoft"
 
@@ -65,13 +65,32 @@ def expand_contrib_operators(model: onnx.ModelProto, file: str) -> None:
         InputError: If an operator lacks an attribute, or has one that it cannot have.
         UnsupportedError: If an activation is not known, or the rank of a transposed operand is not.
     """
+    version, known = _known_operators(model)
+    _expand(model, model.graph, known, version, file)
+
+
+def has_contrib_operators(model: onnx.ModelProto) -> bool:
+    """Tells whether `expand_contrib_operators` would replace anything."""
+    return _calls(model.graph, _known_operators(model)[1])
+
+
+def _known_operators(model: onnx.ModelProto) -> tuple[int, Collection[tuple[str, str]]]:
+    """Gives the version of ONNX's operator set, and the operators that are replaced in this model."""
     versions = {imported.domain: imported.version for imported in model.opset_import}
     own = {function.name for function in model.functions if function.domain == CONTRIB_DOMAIN}
     version = versions.get("", versions.get("ai.onnx", 0))
     known = {("", name) for name, since in UNLISTED.items() if version < since}
     if CONTRIB_DOMAIN in versions:
         known |= {(CONTRIB_DOMAIN, name) for name in CONTRIB_OPERATORS.keys() - UNLISTED.keys() - own}
-    _expand(model, model.graph, known, version, file)
+    return version, known
+
+
+def _calls(graph: onnx.GraphProto, operators: Collection[tuple[str, str]]) -> bool:
+    return any(
+        (node.domain, node.op_type) in operators
+        or any(_calls(attribute.g, operators) for attribute in node.attribute if attribute.HasField("g"))
+        for node in graph.node
+    )
 
 
 def _expand(model: onnx.ModelProto, graph: onnx.GraphProto, known: Collection[tuple[str, str]], version: int, file: str) -> None:

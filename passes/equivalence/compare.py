@@ -239,8 +239,9 @@ def compare_graph(
     under 100 elements, whose mean square depends on few independent errors. The limit is never below 16 times what rounding in
     float64 does to the output, as the oracle itself rounds so. A rewrite without any new constant has the same limit.
 
-    No element may be off by more than 16 of its own sigma_c either, from 36 seeds where six would call it wrong. The roundings of a
-    right rewrite move an element as one run of sigma_c does: with a deviation of at most 0.6 sigma_c, and 16 are far out of reach.
+    No element may be off by more than 16 of its own sigma_c either, from 36 seeds where six would call it wrong. The roundings
+    of a right rewrite move an element as one run of sigma_c does: with a deviation of at most 0.6 sigma_c, of which 16 are far
+    out of reach.
 
     Integers and booleans are exact wherever all seeded runs give what the exact one does; elsewhere rounding decides them, and
     they are not judged. A right rewrite moves the numbers that decide an element by at most 0.6 of their sigma_c. Where it

@@ -16,6 +16,9 @@ from sepwise.passes.equivalence.tolerances import execution_sigma
 
 __all__ = ["compare_precision"]
 
+MOST_NAMED = 3
+"""Nodes that a message names."""
+
 
 def compare_precision(reference: GraphReference, rewritten: Model) -> list[Check]:
     """Compares what the types of two models round; see the module.
@@ -25,7 +28,8 @@ def compare_precision(reference: GraphReference, rewritten: Model) -> list[Check
         rewritten: a model that computes the same in float64.
 
     Returns:
-        One check per floating-point output, named after it; none where the rewritten model has no format with fewer digits than
+        One check per floating-point output, named after it, with the nodes of the format with the fewest digits; none where
+        the rewritten model has no format with fewer digits than
         all of the original's.
 
     Raises:
@@ -35,12 +39,13 @@ def compare_precision(reference: GraphReference, rewritten: Model) -> list[Check
     coarse = _coarsest(oracle.graph)
     if coarse <= _coarsest(reference.oracle.graph):
         return []
+    nodes = tuple(op.name or op.outputs[0] for op in oracle.graph.operations if op.format.unit == coarse)
     sigmas = [execution_sigma(oracle, feeds) for feeds in reference.inputs]
     checks = []
     for name, first in reference.outputs[0].items():
         if first.dtype.kind == "f":
             pairs = zip(sigmas, reference.execution_sigma(), strict=True)
-            checks.append(worst_check([_judge(name, own[name], right[name]) for own, right in pairs]))
+            checks.append(worst_check([_judge(name, nodes, own[name], right[name]) for own, right in pairs]))
     return checks
 
 
@@ -50,16 +55,18 @@ def _coarsest(graph: Graph) -> float:
     return max(units, default=BINARY32.unit)
 
 
-def _judge(name: str, own: Array, right: Array) -> Check:
+def _judge(name: str, nodes: tuple[str, ...], own: Array, right: Array) -> Check:
     known = np.isfinite(right)
     rounds, allowed = _rms(own[known]), ELEMENTWISE_SIGMAS * _rms(right[known])
     ratio = rounds / allowed if allowed else (None if rounds else 0.0)
     passed = rounds <= allowed
-    reason = f"its types round by {rounds:.3g}, where an execution of the original is off by {allowed:.3g} at most"
+    some = ", ".join(nodes[:MOST_NAMED]) + (f" and {len(nodes) - MOST_NAMED} more" if len(nodes) > MOST_NAMED else "")
+    size = f"round by {rounds:.3g}" if np.isfinite(rounds) else "overflow"
+    reason = f"its types {size}, where an execution of the original is off by {allowed:.3g} at most: fewest digits have {some}"
     return Check(
         "graph",
         f"precision of {name}",
-        (),
+        nodes,
         "passed" if passed else "failed",
         rounds,
         allowed,

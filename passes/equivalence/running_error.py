@@ -714,10 +714,15 @@ def _held(y: Array, x: Bounded) -> Array:
 
 
 def _step_rule(op: Operation, y: Array, x: Bounded, *inputs: Bounded) -> Array:
-    """Functions that rise in steps (Floor, Round, Sign, a cast to integers): evaluate both ends of the interval."""
+    """Functions that rise in steps (Floor, Round, Sign, a cast to integers): evaluate both ends of the interval.
+
+    A cast to booleans does not rise, it is false at 0 alone.
+    """
     if x.value.dtype.kind != "f":
         raise UnsupportedError(f"{op}: its integer input depends on rounding, so no bound can be given.")
     others = [each.value for each in inputs]
+    if y.dtype == np.bool_:
+        return ((x.error > 0) & (np.abs(x.value) <= x.error)).astype(np.float64)
     ends = [evaluate(op, [x.value + sign * x.error, *others])[0].astype(np.float64) for sign in (-1, 1)]
     exact = y.astype(np.float64)
     return np.maximum(np.abs(ends[0] - exact), np.abs(ends[1] - exact))

@@ -9,7 +9,7 @@ import pytest
 from onnx import parser
 
 from sepwise import comparison
-from sepwise.comparison import compare_files
+from sepwise.comparison import compare_files, run_onnxruntime
 from sepwise.files import ModelFile, resolve
 from sepwise.passes.errors import CheckFailed, InputError
 
@@ -249,6 +249,43 @@ def test_where_both_files_fail_alike_a_rewrite_is_not_blamed(tmp_path: Path, mon
     verdict = compare_files(file, file)
     assert [check.status for check in verdict.checks if check.scope == "model"] == ["failed", "failed"]
     assert any("rather than for a wrong rewrite" in note for note in verdict.notes)
+
+
+def test_files_of_a_newer_format_are_run(tmp_path: Path) -> None:
+    """What onnx writes by itself may be newer than what ONNX Runtime takes."""
+    text = "(float[5] x) => (float[5] y) { y = Exp (x) }"
+    file = written(tmp_path / "a.onnx", text, f'ir_version: {onnx.IR_VERSION}, opset_import: ["" : 18]')
+    verdict = compare_files(file, file)
+    assert [check.scope for check in verdict.checks] == ["graph", "model", "model"]
+    assert verdict.passed
+    assert verdict.notes == ()
+
+
+def test_operators_of_onnx_runtime_run_as_they_are_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the names that the first file has for inputs and outputs, and not as what they are read as."""
+    first = written(tmp_path / "a.onnx", "(float[2, 9] x) => (float[2, 9] y) <float s = {1.702}> { z = Mul (x, s) g = Sigmoid (z) y = Mul (x, g) }")
+    header = 'ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]'
+    second = written(tmp_path / "b.onnx", "(float[2, 9] u) => (float[2, 9] v) { v = com.microsoft.QuickGelu (u) }", header)
+    run: list[object] = []
+
+    def record(model: ir.Model | Path, feeds: Sequence[Any]) -> list[dict[str, np.ndarray]]:
+        run.append(model)
+        return run_onnxruntime(model, feeds)
+
+    monkeypatch.setattr(comparison, "run_onnxruntime", record)
+    verdict = compare_files(first, second)
+    assert verdict.passed
+    assert [check.name for check in verdict.checks if check.scope == "model"] == ["a.onnx in ONNX Runtime", "b.onnx in ONNX Runtime"]
+    assert isinstance(run[0], ir.Model)
+    assert run[1] == second.path
+
+
+def test_what_onnx_runtime_says_comes_without_its_source(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> g (float[3] x) => (float[3] y) { y = com.microsoft.Gelu (x, x) }')
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(CheckFailed) as caught:
+        run_onnxruntime(tmp_path / "a.onnx", [{"x": np.zeros(3, np.float32)}])
+    assert "onnxruntime_src" not in str(caught.value)
 
 
 def test_a_branch_that_no_input_takes_has_not_passed(tmp_path: Path) -> None:

@@ -43,7 +43,16 @@ def test_what_may_overflow_is_found(parse: Callable[[str], ir.Model]) -> None:
     squared = BODY.format("h = Cast <to = 10> (a) s = Mul (h, h) c = Cast <to = 1> (s) r = Relu (a) b = Add (r, c)")
     (check,) = compare_precision(reference_of(original), parse(squared))
     assert (check.status, check.worst_ratio) == ("failed", None)
-    assert "round by inf" in check.reason
+    assert check.reason.startswith("its types overflow, where an execution of the original is off by ")
+
+
+def test_the_nodes_with_fewest_digits_are_named(parse: Callable[[str], ir.Model]) -> None:
+    islands = ["[down] h = Cast <to = 10> (a) [first] r = Relu (h)"]
+    islands += [f"[n{i}] r{i} = Neg ({f'r{i - 1}' if i else 'r'})" for i in range(4)]
+    rewritten = parse(BODY.format(f"{' '.join(islands)} b = Cast <to = 1> (r3)"))
+    (check,) = compare_precision(reference_of(parse(BODY.format("r = Relu (a) b = Identity (r)"))), rewritten)
+    assert check.nodes == ("down", "first", "n0", "n1", "n2", "n3")
+    assert check.reason.endswith("at most: fewest digits have down, first, n0 and 3 more")
 
 
 def test_the_same_digits_or_more_are_not_judged(parse: Callable[[str], ir.Model]) -> None:

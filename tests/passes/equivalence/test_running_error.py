@@ -32,6 +32,18 @@ def test_no_execution_violates_the_bound(random_network, run_onnxruntime, fold_b
         assert check.passed, check
 
 
+def test_a_cast_to_booleans_is_false_at_zero_alone() -> None:
+    """A sum of 1, 1e-9 and -1 is 1e-9, or 0 in float32: both ends of its interval are other than 0."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]> g (float[2,3] x) => (bool[2,1] y) <float[3,1] ones = {1, 1, 1}>
+        { s = MatMul (x, ones) y = Cast <to = 9> (s) }"""
+    )
+    x = np.array([[1, 1e-9, -1], [1, 1, 1]], np.float32)
+    value, bound = run_with_bounds(model, {"x": x})["y"]
+    assert value.ravel().tolist() == [True, True]
+    assert bound.ravel().tolist() == [1, 0]
+
+
 def test_bound_is_not_absurd(random_network, run_onnxruntime, record_property) -> None:
     """One block's bound is a few hundred times the median error at most, so a lost term cannot hide below it."""
     ratios = []
