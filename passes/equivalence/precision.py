@@ -29,8 +29,7 @@ def compare_precision(reference: GraphReference, rewritten: Model) -> list[Check
 
     Returns:
         One check per floating-point output, named after it, with the nodes of the format with the fewest digits; none where
-        the rewritten model has no format with fewer digits than
-        all of the original's.
+        the rewritten model has no format with fewer digits than all of the original's.
 
     Raises:
         UnsupportedError: if an operator's rounding is not known.
