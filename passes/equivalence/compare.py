@@ -47,6 +47,9 @@ ALL_UNDECIDED = "rounding decides every element or how many there are, so none w
 MANY_SEEDS = 36
 SMALL_RATIO = 3.0
 
+VANISHING = 2.0**-537
+"""The square of less is 0 in float64, and so is a sigma that is less."""
+
 LOWEST_OCTAVE, HIGHEST_OCTAVE = -20, 5
 HISTOGRAM_EDGES = tuple(2.0**octave for octave in range(LOWEST_OCTAVE, HIGHEST_OCTAVE + 1))
 """Upper edges of a histogram's bins between the one of exact elements and the open one; 1, the tolerance, is among them."""
@@ -341,7 +344,7 @@ def _element_check(check: Check, reference: GraphReference, input_set: int, name
     if not (error > limits).any():
         return check
     limits = np.maximum(limits, ELEMENTWISE_SIGMAS * reference.sigma(MANY_SEEDS)[input_set][name])
-    limits = np.maximum(limits, reference.float64_noise(name, input_set))
+    limits = np.maximum(limits, reference.float64_noise(name, input_set) + VANISHING)
     over = error > limits
     if not over.any():
         return check

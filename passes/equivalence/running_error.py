@@ -29,6 +29,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from sepwise.passes.equivalence.beginnings import Beginnings
 from sepwise.passes.equivalence.convolution import conv, conv_transpose
 from sepwise.passes.equivalence.formats import BINARY32, BINARY64, Format
 from sepwise.passes.equivalence.graph import Array, Model, Operation
@@ -57,7 +58,7 @@ from sepwise.passes.equivalence.resampling import (
     read_plan,
     resized_axes,
 )
-from sepwise.passes.equivalence.rounding import ALLOWANCES, CASTS, MOVES, moves
+from sepwise.passes.equivalence.rounding import ALLOWANCES, CASTS, MOVES, PRODUCT_SUMS, moves
 from sepwise.passes.equivalence.winograd import Winograd
 from sepwise.passes.errors import UnsupportedError
 
@@ -111,7 +112,8 @@ def run_with_bounds(
     """Computes the outputs of a model and how far any execution may be from them.
 
     The argument: a sum of k products is off by at most gamma_k sum |w| |x|, gamma_k = k u / (1 - k u), u the unit roundoff of
-    its format, in whatever order it is summed, since no term sees more than k roundings. Errors e of the operands add
+    its format, in whatever order it is summed, since no term sees more than k roundings. A constant that is added to it is one
+    more term (`beginnings`). Errors e of the operands add
     |w| e to that. An activation with slope at most L turns an error e into L e and adds its own allowance
     (`rounding.ALLOWANCES`); piecewise linear ones are evaluated at both ends of the interval instead, so that a
     saturated ReLU6 is exact. The bound is a fact about arithmetic, not an experiment: a correct kernel cannot violate
@@ -141,7 +143,7 @@ def run_with_bounds(
             graph,
             {name: Bounded(array, EXACT) for name, array in feeds.items()},
             constant=lambda _, array, __: Bounded(array, EXACT),
-            step=partial(_step, flush=flush, winograd=winograd or {}),
+            step=partial(_step, beginnings=Beginnings(graph), terms={}, flush=flush, winograd=winograd or {}),
             truth=_truth,
             keep=keep,
         )
@@ -159,10 +161,21 @@ def _truth(condition: Bounded) -> bool:
     return bool(condition.value.all())
 
 
-def _step(op: Operation, operands: Operands, *, flush: bool, winograd: Mapping[str, int]) -> tuple[Bounded, ...]:
+def _step(
+    op: Operation,
+    operands: Operands,
+    *,
+    beginnings: Beginnings,
+    terms: dict[str, Callable[[], Array | int]],
+    flush: bool,
+    winograd: Mapping[str, int],
+) -> tuple[Bounded, ...]:
     op = replace(op, format=_as_compared(op.format))
     values = [None if o is None else o.value for o in operands]
     outputs = evaluate(op, values)
+    begun = beginnings.find(op, values)
+    if op.operator in PRODUCT_SUMS:
+        terms[op.outputs[0]] = partial(_count_terms, op, operands, beginnings.products[op.outputs[0]])
     if flush and not moves(op):
         read = len(operands) if op.operator in READS_ALL else 1
         operands = [*map(_flushed, operands[:read]), *operands[read:]]
@@ -183,6 +196,8 @@ def _step(op: Operation, operands: Operands, *, flush: bool, winograd: Mapping[s
     if rule is None:
         raise UnsupportedError(f"{op}: has no rule in the running error analysis, so no bound can be given for it.")
     error = rule(op, outputs[0], *operands)
+    if begun is not None and op.operator not in PRODUCT_SUMS:  # these count their own bias
+        error = error + op.format.gamma(terms[begun[0]]()) * begun[1]
     if op.operator not in NEVER_ROUND and outputs[0].dtype.kind == "f":
         error = error + 4 * op.format.smallest  # a result below the normal range is rounded absolutely, in at most a few steps
         error = error + (_flushed_results(operands) if flush else 0.0)
@@ -283,6 +298,16 @@ def _products(
     if not b.exact:
         error = error + multiply(size_a, np.broadcast_to(b.error, b.value.shape))
     return _summed(op, total, error)
+
+
+def _count_terms(op: Operation, operands: Operands, k: int) -> Array | int:
+    """Counts the products in each sum that are not 0: adding a zero is exact."""
+    factors = [operand for operand in operands[:2] if operand is not None]
+    if all(np.count_nonzero(each.size) >= SPARSE_SHARE * each.value.size for each in factors):
+        return k
+    plain = replace(op, attributes={name: value for name, value in op.attributes.items() if name not in ("alpha", "beta")})
+    found: Array = np.rint(evaluate(plain, [(each.size != 0).astype(np.float64) for each in factors])[0])
+    return found
 
 
 def _conv_rule(op: Operation, y: Array, x: Bounded, w: Bounded, b: Bounded | None = None) -> Array:

@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 from onnx import AttributeProto, defs
 
+from sepwise.passes.equivalence.beginnings import Beginnings
 from sepwise.passes.equivalence.formats import BINARY32, Format
 from sepwise.passes.equivalence.graph import Array, Graph, Model, Operation
 from sepwise.passes.equivalence.interpreter import interpret, read_inputs
@@ -18,13 +19,11 @@ from sepwise.passes.equivalence.operators import evaluate
 from sepwise.passes.equivalence.oracle import Oracle, as_graph
 from sepwise.passes.equivalence.rounding import (
     CASTS,
-    PRODUCT_SUMS,
     SELECTS,
     evaluate_rounded,
     may_overflow,
     moves,
     noise_scale,
-    product_count,
     repeats,
 )
 from sepwise.passes.equivalence.winograd import Winograd
@@ -292,7 +291,7 @@ def execution_sigma(
     Runtimes that sum in blocks, with FMA, or fuse nodes, do better than that, so RMS(e) <= RMS(sigma_x) holds with a margin;
     with sum |terms| in place of the root of squares the tolerance would be tens of times wider and hide faint mistakes.
     What is added to a sum of products, a bias or the shift of a norm, an execution may begin it with, and then it is part of all
-    partial sums (`_Beginnings`).
+    partial sums (`beginnings`).
     Where a value repeats, as on an image of one colour, it was computed from the same numbers and is rounded alike, so that
     a mean over it averages nothing out: equal elements of a result are perturbed alike.
     The runs of a model in binary64 round by themselves, as the oracle's own result does, which is then among what is measured.
@@ -321,7 +320,7 @@ def execution_sigma(
     scales: dict[tuple[str, ...], Array] = {}
     open_ended: dict[tuple[str, ...], Array] = {}
     repeated: dict[tuple[str, ...], Array] = {}
-    beginnings = _Beginnings(graph)
+    beginnings = Beginnings(graph)
 
     def measure(op: Operation, operands: list[Array | None]) -> tuple[Array, ...]:
         outputs = evaluate(op, operands)
@@ -330,7 +329,7 @@ def execution_sigma(
             algorithm = Winograd.of(outputs_of_tile) if outputs_of_tile else None
             scale = noise_scale(op, operands, outputs, arithmetic or op.format, algorithm)
             if scale is not None:
-                scale = scale + (arithmetic or op.format).unit * beginnings.noise(op, operands)
+                scale = scale + (arithmetic or op.format).unit * _beginning_noise(beginnings, op, operands)
             beyond = may_overflow(op, operands, outputs[0], scale, arithmetic or op.format)
             if beyond.any():
                 open_ended[op.outputs] = beyond
@@ -371,45 +370,14 @@ def execution_sigma(
     return sigma
 
 
-AFFINE = frozenset({"Add", "BatchNormalization", "Div", "Mul", "Sub", "Sum"})
-"""Operators that keep a sum of products one, where all else that they read is constant."""
+def _beginning_noise(beginnings: Beginnings, op: Operation, operands: Sequence[Array | None]) -> Array | float:
+    """What beginning with a constant b adds to the noise of an operation, in units of u.
 
-
-class _Beginnings:
-    """What sums of products may begin with: constants that are added to them, by operations one behind the other.
-
-    Each of the k partial sums of such a sum is rounded with the constant b in it, with a deviation of u b / sqrt 3 at most. Their
-    noise, u sqrt(k / 3) b, counts by a third more, as the root mean square of few errors may be that much larger.
+    Each of k partial sums is rounded with a deviation of u b / sqrt 3 at most. Their noise, u sqrt(k / 3) b, counts by a third
+    more, as the root mean square of few errors may be that much larger.
     """
-
-    def __init__(self, graph: Graph) -> None:
-        self._constants = graph.constants
-        self._products: dict[str, int] = {}
-
-    def noise(self, op: Operation, operands: Sequence[Array | None]) -> Array | float:
-        """Gives what beginning with a constant adds to the noise of an operation, in units of u; asked in the graph's order."""
-        if op.operator not in PRODUCT_SUMS | AFFINE or (first := operands[0]) is None:
-            return 0.0
-        others = operands[1:]
-        sums = [name for name in op.inputs if name in self._products]
-        begin = np.zeros(1)
-        if op.operator in PRODUCT_SUMS:
-            assert others[0] is not None
-            self._products[op.outputs[0]] = product_count(op, first, others[0])
-            bias = others[1] if len(others) > 1 and op.inputs[2] in self._constants else None
-            if bias is not None:
-                begin = bias if op.operator == "Gemm" else bias.reshape(-1, *(1,) * (first.ndim - 2))
-        elif len(sums) == 1 and all(name in self._constants for name in op.inputs if name and name not in sums):
-            self._products[op.outputs[0]] = self._products[sums[0]]
-            if op.operator == "BatchNormalization":
-                begin = evaluate(op, [np.zeros((1, first.shape[1], *(1,) * (first.ndim - 2))), *others])[0]
-            elif op.operator in ("Add", "Sub", "Sum"):
-                for name, x in zip(op.inputs, operands, strict=True):
-                    begin = begin if name in sums or x is None else begin + np.abs(x)
-        else:
-            return 0.0
-        noise: Array = 4 / 3 * np.sqrt(self._products[op.outputs[0]] / 3) * np.abs(begin)
-        return noise
+    begun = beginnings.find(op, operands)
+    return 0.0 if begun is None else 4 / 3 * np.sqrt(beginnings.products[begun[0]] / 3) * begun[1]
 
 
 def _with_unknown(places: Mapping[tuple[str, ...], Array]) -> Callable[[Operation, list[Array | None]], tuple[Array, ...]]:

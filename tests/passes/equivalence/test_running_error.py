@@ -44,6 +44,39 @@ def test_a_cast_to_booleans_is_false_at_zero_alone() -> None:
     assert bound.ravel().tolist() == [1, 0]
 
 
+@pytest.mark.parametrize(
+    "body",
+    ["s = MatMul (x, w) y = Add (s, b)", "s = MatMul (x, w) y = Sub (s, b)", "s = Gemm (x, w) y = Add (b, s)", "y = Gemm (x, w, b)"],
+)
+def test_a_sum_may_begin_with_what_is_added_to_it(body: str) -> None:
+    """Three quarters of the last digit of 1, added 25 times, are rounded to a whole one each."""
+    digit = np.float32(2.0**-23)
+    model = onnx.parser.parse_model(
+        f'''<ir_version: 8, opset_import: ["" : 18]> g (float[1,25] x) => (float[1,1] y) <float[25,1] w, float[1] b = {{1}}> {{ {body} }}'''
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((25, 1), np.float32), "w"))
+    x = np.full((1, 25), 0.75 * digit * (-1 if "Sub" in body else 1), np.float32)
+    total = np.float32(-1 if "Sub" in body else 1)
+    for term in x[0]:
+        total += term
+    value, bound = run_with_bounds(model, {"x": x})["y"]
+    assert np.abs(total - value) == 25 * 0.25 * digit
+    assert 25 * 0.25 * digit <= bound <= 2 * 25 * digit
+
+
+def test_impulses_are_few_terms_of_a_sum_that_begins_with_a_constant(parse) -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]> g (float[1,100] x) => (float[1,1] y) <float[100,1] w, float[1] b = {1}>
+        { s = MatMul (x, w) y = Add (s, b) }"""
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((100, 1), np.float32), "w"))
+    x = np.zeros((1, 100), np.float32)
+    x[0, 3] = 1
+    value, bound = run_with_bounds(model, {"x": x})["y"]
+    assert value == 2
+    assert 0 < bound <= 10 * 2.0**-24 * value
+
+
 def test_bound_is_not_absurd(random_network, run_onnxruntime, record_property) -> None:
     """One block's bound is a few hundred times the median error at most, so a lost term cannot hide below it."""
     ratios = []
