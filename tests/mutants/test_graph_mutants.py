@@ -910,7 +910,7 @@ def test_a_norm_in_training_is_refused(networks: Mapping[str, ir.Model]) -> None
 
 PLACES = {
     "separable_block": 24, "depth_multiplier": 29, "x3d_block": 28, "ds_cnn": 32, "grouped": 32, "yolov5n_dw": 29, "tcn_1d": 27,
-    "mobilenet_v1": 29, "deeplab_aspp": 27, "shufflenet_v2": 29, "mobilenet_v3_small": 35, "mobilenet_v2": 33, "mnasnet": 30,
+    "mobilenet_v1": 29, "deeplab_aspp": 26, "shufflenet_v2": 29, "mobilenet_v3_small": 35, "mobilenet_v2": 33, "mnasnet": 30,
     "efficientnet_lite0": 34, "mobilenet_v3_large": 35, "xception": 31,
 }  # fmt: skip
 """How many of the mutants each network of the zoo has a place for, at least: whether a pass fires depends on no machine."""
