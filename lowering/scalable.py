@@ -10,6 +10,7 @@ pixels; iterations of that loop become segments of scalable vectors, some of whi
     #                                                         segment i of vector j is pixel p_j + i, off from P on
 
     # x[4 * p + c : 4 * p + c + 4]        one load of neighbouring pixels, under the predicate
+    # x[8 * p + c : 8 * p + c + 4]        a gather of every second pixel, each as two elements of 64 bits
     # w[c : c + 4]                        LD1RQ: the same quad in all segments
     # a + broadcast(x[4 * p + c]) * w     FMLA by lane, which takes lane c % 4 of each segment for that segment
     # if_then_else(p >= 1, x[...], 0)     a condition on p is part of the predicate: lanes that are off are 0; where all
@@ -19,19 +20,23 @@ No vector length is compiled in: `vscale` is read where the code runs. Memory is
 kinds follow each other without a conversion. Sums of one pixel may be in another order than written, by the place of the input,
 so that an input is loaded once for all that read it.
 
+Gathers that read near each other, as the taps of a row do, share an address and take vectors of indices that stay in registers.
+Few sums read what a gather gives, and LLVM would begin many gathers early and spill; so an address is known behind the sums that
+the gathers from the address before it feed.
+
 It runs on flat functions, after loops were vectorised and unrolled.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import PointerType, PrimType
-from tvm.ir.expr import Call, TensorLoad, Var
+from tvm.ir.expr import Call, StringImm, TensorLoad, Var
 from tvm.ir.prim.expr import BinaryOpExpr, CmpExpr
 
 if TYPE_CHECKING:
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
 
     Expr = Any  # tvm has no type stubs
 
-__all__ = ["QUAD_BYTES", "SCALABLE_LOOP", "mark_scalable", "widen_loops"]
+__all__ = ["NEAR_QUADS", "QUAD_BYTES", "SCALABLE_LOOP", "mark_scalable", "widen_loops"]
 
 SCALABLE_LOOP = "sepwise.scalable"
 """Annotation of a loop over pixels; its value is how many vectors of them are in registers."""
@@ -49,10 +54,21 @@ SCALABLE_LOOP = "sepwise.scalable"
 QUAD_BYTES: Final = 16
 """Bytes of a segment: what a vector of the schedule has, and a scalable one at least."""
 
+NEAR_QUADS: Final = 5
+"""Gathers of quads less than so far behind an address take it, with a vector of indices in a register for each distance."""
+
 _LANES: Final = 4
+_HALVES: Final = 2
 _ELEMENT_BYTES: Final = QUAD_BYTES // _LANES
-_MASK: Final = f"boolxvscalex{_LANES}"
 _BINARY: Final = (BinaryOpExpr, CmpExpr, tirx.And, tirx.Or)
+
+_CODE: Final = """
+define ptr @sepwise_behind_scalable(ptr %place, <vscale x 4 x float> %sum) {
+  %same = call ptr asm "", "=r,0,w"(ptr %place, <vscale x 4 x float> %sum) memory(none)
+  ret ptr %same
+}
+"""
+"""An address, no sooner than a sum; inlined, it is no instruction."""
 
 
 def mark_scalable(sch: s_tir.Schedule, loop: s_tir.schedule.LoopRV, vectors: int) -> None:
@@ -73,16 +89,28 @@ def widen_loops(function: tirx.PrimFunc) -> tirx.PrimFunc:
         function: Flat and vectorised, its loops unrolled.
 
     Returns:
-        The function without marks.
+        The function without marks, with LLVM's intermediate code of what it calls.
     """
-    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, _widen)))
+    widenings: list[_Widening] = []
+
+    def widen(loop: tirx.For) -> tirx.Stmt:
+        if SCALABLE_LOOP not in loop.annotations or (isinstance(loop.extent, tirx.IntImm) and int(loop.extent) == 1):
+            return loop  # a single pixel stays a quad
+        widenings.append(_Widening(loop))
+        return widenings[-1].loop()
+
+    body = tvm_ffi.structural_map(function.body, (tirx.For, widen))
+    if any(widening.orders_gathers for widening in widenings):
+        body = tirx.AttrStmt(_int(0), "pragma_import_llvm", StringImm(_CODE), body)
+    return function.with_body(body)
 
 
-def _widen(loop: tirx.For) -> tirx.Stmt:
-    """One loop, if it is marked; a single pixel stays a quad."""
-    if SCALABLE_LOOP not in loop.annotations or (isinstance(loop.extent, tirx.IntImm) and int(loop.extent) == 1):
-        return loop
-    return _Widening(loop).loop()
+class _Address(NamedTuple):
+    """What gathers start from: the element `buffer[index]`."""
+
+    buffer: Expr
+    index: Expr
+    place: Var
 
 
 class _Widening:
@@ -95,6 +123,9 @@ class _Widening:
         self._firsts = [(self._strip * self._vectors + j) * tirx.vscale() for j in range(self._vectors)]
         self._registers: list[tuple[Expr, list[list[Expr]]]] = []
         self._views: list[tirx.Stmt] = []
+        self._near: _Address | None = None  # of the last gather
+        self._sum: Expr | None = None  # the register that was written last
+        self.orders_gathers = False
         self._inside: tuple[Expr, Expr] | None = None  # pixels that meet all conditions
         self._whole = False  # whether all lanes of all vectors are such pixels
         self._analyzer = tvm.sym.Analyzer()
@@ -108,8 +139,13 @@ class _Widening:
             begin, end = self._inside
             inner = tirx.all(begin <= self._firsts[0], self._firsts[0] + pixels <= end)
             self._whole, self._registers = True, []
+            self._forget()
             body = tirx.IfThenElse(inner, _sequence(self._statements(self._loop.body)), body)
         return tirx.For(self._strip, 0, strips, tirx.ForKind.SERIAL, body)
+
+    def _forget(self) -> None:
+        """Leaves a body: what follows knows neither its addresses nor its sums."""
+        self._near = self._sum = None
 
     # --- statements -----------------------------------------------------------------------------------------
 
@@ -119,7 +155,9 @@ class _Widening:
             return [wide for each in self._by_input(statement.seq) for wide in self._statements(each)]
         if isinstance(statement, tirx.For):
             each = Var(statement.loop_var.name, statement.loop_var.ty)  # copies of a loop, as of unrolled taps, have one variable
+            self._forget()
             body = _sequence(self._statements(_substitute(statement.body, statement.loop_var, each)))
+            self._forget()
             return [tirx.For(each, statement.min, statement.extent, statement.kind, body)]
         if isinstance(statement, tirx.AllocBuffer):
             return self._allocate(statement.buffer)
@@ -144,7 +182,8 @@ class _Widening:
         value = self._vector(store.value, j)
         (index,) = store.indices
         if store.buffer.scope() == "local":
-            return tirx.BufferStore(self._register(store.buffer, index, j), value, [_int(0)])
+            self._sum = self._register(store.buffer, index, j)
+            return tirx.BufferStore(self._sum, value, [_int(0)])
         assert self._step(index.base) == _LANES, "pixels are written side by side"
         mask, address = self._predicate((), j), self._address(store.buffer, index.base, j)
         return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.aarch64.sve.st1", value, mask, address))
@@ -233,8 +272,45 @@ class _Widening:
             everywhere = tirx.Broadcast(tirx.const(1, "bool"), _lanes())
             return _call("ld1rq", everywhere, tirx.address_of(tirx.BufferLoad(load.source, [index.base])))
         base = index.base + self._only(conditions) * _LANES if step == 0 else index.base
-        assert self._step(base) == _LANES, "pixels are read side by side"
-        return _call("ld1", self._predicate(conditions, j), self._address(load.source, base, j))
+        step = self._step(base)
+        if step == _LANES:
+            return _call("ld1", self._predicate(conditions, j), self._address(load.source, base, j))
+        assert step is not None, "the pixels that are read lie at one distance"
+        assert step > 0, "pixels are read in their order"
+        assert step % _LANES == 0, "a pixel reads whole quads"
+        return self._gather(load.source, base, j, step // _LANES, conditions)
+
+    def _gather(self, buffer: Expr, index: Expr, j: int, stride: int, conditions: Sequence[Expr]) -> Expr:
+        """Quads that lie `stride` quads apart, each as two halves: no gather takes elements of 128 bits."""
+        lanes = tirx.vscale() * _HALVES
+
+        def everywhere(value: Expr) -> Expr:
+            return tirx.Broadcast(tirx.Cast("int64", value), lanes)
+
+        address = self._gathered_from(buffer, index)
+        first = tirx.vscale() * (_HALVES * stride * j) + tirx.truncdiv(index - address.index, _LANES // _HALVES)
+        halves = tirx.Ramp(tirx.IntImm("int64", 0), tirx.IntImm("int64", 1), lanes)  # 0, 1, 2, 3, ... -> 0, 1, 2 s, 2 s + 1, ...
+        between = tirx.bitwise_and(halves, everywhere(_int(-_HALVES))) * everywhere(_int(stride - 1))
+        indices = halves + between + everywhere(self._analyzer.simplify(first))
+        mask = self._predicate(conditions, j, _HALVES)
+        gathered = _call("ld1.gather.index", mask, address.place, indices, dtype=f"float64xvscalex{_HALVES}")
+        return tirx.reinterpret(_scalable(buffer.ty.dtype), gathered)
+
+    def _gathered_from(self, buffer: Expr, index: Expr) -> _Address:
+        """The last address, where an element lies near behind it; else the element's own, behind the sums so far."""
+        if self._near is not None and buffer.same_as(self._near.buffer):
+            distance = self._analyzer.simplify(index - self._near.index)
+            if isinstance(distance, tirx.IntImm) and int(distance) in range(0, NEAR_QUADS * _LANES, _LANES):
+                return self._near
+        place = self._place(buffer, index)
+        if self._near is not None and self._sum is not None:
+            self.orders_gathers = True
+            total = tirx.BufferLoad(self._sum, [_int(0)])
+            behind = tirx.call_extern(place.ty, "sepwise_behind_scalable", place, total)
+            place = Var(f"{buffer.name}_near", place.ty)
+            self._views.append(tirx.Bind(place, behind))
+        self._near = _Address(buffer, index, place)
+        return self._near
 
     def _lane(self, factor: Expr, j: int) -> tuple[Expr, Expr] | None:
         """The vector and the lane of each of its segments that a broadcast element of the pixel is; None for other factors."""
@@ -259,7 +335,13 @@ class _Widening:
     # --- pixels ---------------------------------------------------------------------------------------------
 
     def _address(self, buffer: Expr, index: Expr, j: int) -> Expr:
-        """The address of an element at the first pixel of a vector, counted in vectors from the first as instructions do.
+        """The address of an element at the first pixel of a vector, counted in vectors from the first as instructions do."""
+        vectors = tirx.decl_buffer((self._vectors,), _scalable(buffer.ty.dtype), f"{buffer.name}_vectors")
+        self._views.append(tirx.DeclBuffer(vectors, data=self._place(buffer, index)))
+        return tirx.address_of(tirx.BufferLoad(vectors, [_int(j)]))
+
+    def _place(self, buffer: Expr, index: Expr) -> Var:
+        """The address of an element at the first pixel of all vectors.
 
         What is constant of the index is added to the pointer: elements of other rows then have their address in common.
         """
@@ -269,9 +351,8 @@ class _Widening:
         start, place = Var(f"{buffer.name}_start", pointer), Var(f"{buffer.name}_place", pointer)
         element = tirx.BufferLoad(buffer, [self._analyzer.simplify(index - offset)])
         moved = tirx.call_intrin(pointer, "tirx.handle_add_byte_offset", start, int(offset) * _ELEMENT_BYTES)
-        vectors = tirx.decl_buffer((self._vectors,), _scalable(buffer.ty.dtype), f"{buffer.name}_vectors")
-        self._views += [tirx.Bind(start, tirx.address_of(element)), tirx.Bind(place, moved), tirx.DeclBuffer(vectors, data=place)]
-        return tirx.address_of(tirx.BufferLoad(vectors, [_int(j)]))
+        self._views += [tirx.Bind(start, tirx.address_of(element)), tirx.Bind(place, moved)]
+        return place
 
     def _step(self, index: Expr) -> int | None:
         """How far an index moves from one pixel to the next, None where that is not constant or it is none."""
@@ -283,9 +364,9 @@ class _Widening:
         step = self._analyzer.simplify(moved - index)
         return int(step) if isinstance(step, tirx.IntImm) else None
 
-    def _before(self, j: int, end: Expr) -> Expr:
+    def _before(self, j: int, end: Expr, lanes: int) -> Expr:
         """The predicate of the lanes of a vector whose pixels are before one."""
-        return tirx.get_active_lane_mask(_MASK, self._firsts[j] * _LANES, end * _LANES)
+        return tirx.get_active_lane_mask(f"boolxvscalex{lanes}", self._firsts[j] * lanes, end * lanes)
 
     def _only(self, conditions: Sequence[Expr]) -> Expr:
         """How far a pixel is from the only one that meets conditions.
@@ -308,8 +389,8 @@ class _Widening:
                 begin, end = tirx.max(begin, bounds[0]), tirx.min(end, bounds[1])
         return begin, end, others
 
-    def _predicate(self, conditions: Sequence[Expr], j: int) -> Expr:
-        """The predicate of the pixels that there are and that meet conditions."""
+    def _predicate(self, conditions: Sequence[Expr], j: int, lanes: int = _LANES) -> Expr:
+        """The predicate of the pixels that there are and that meet conditions, in vectors with `lanes` elements of each."""
         begin, end, others = self._interval(conditions)
         if len(others) < len(conditions):
             inside = (begin, end) if self._inside is None else self._inside
@@ -318,12 +399,12 @@ class _Widening:
             begin, end = _int(0), self._firsts[j] + tirx.vscale()
         begin, end = self._analyzer.simplify(begin), self._analyzer.simplify(end)
         if self._whole and not others:
-            return tirx.Broadcast(tirx.const(1, "bool"), _lanes())
+            return tirx.Broadcast(tirx.const(1, "bool"), tirx.vscale() * lanes)
         end = tirx.max(end, 0)
-        mask = self._before(j, tirx.Select(tirx.all(*others), end, _int(0)) if others else end)
+        mask = self._before(j, tirx.Select(tirx.all(*others), end, _int(0)) if others else end, lanes)
         if isinstance(begin, tirx.IntImm) and int(begin) <= j:  # each vector before it holds a pixel
             return mask
-        return tirx.And(mask, tirx.Not(self._before(j, begin)))
+        return tirx.And(mask, tirx.Not(self._before(j, begin, lanes)))
 
     def _bounds(self, condition: Expr) -> tuple[Expr, Expr] | None:
         """The first pixel that meets a condition and the one behind the last; None for one that holds for all or none."""
@@ -339,16 +420,16 @@ class _Widening:
         assert step is not None, "a condition is linear in the pixel"
         at_zero = _substitute(more - less, self._loop.loop_var, _int(0))  # it holds where at_zero + step * p >= 0, or is 0
         if isinstance(condition, tirx.EQ):
-            assert abs(step) == 1, "a pixel reads its neighbours"
-            return -step * at_zero, 1 - step * at_zero
+            distance = at_zero if step > 0 else -at_zero  # where it is no multiple of the step, no pixel meets the condition
+            return -tirx.floordiv(distance, abs(step)), tirx.floordiv(-distance, abs(step)) + 1
         if step > 0:
             return -tirx.floordiv(at_zero, step), self._loop.extent
         return _int(0), tirx.floordiv(at_zero, -step) + 1
 
 
-def _call(name: str, *arguments: Expr) -> Expr:
-    """Calls an intrinsic of SVE that gives float32."""
-    return tirx.call_llvm_pure_intrin(f"float32xvscalex{_LANES}", f"llvm.aarch64.sve.{name}", *arguments)
+def _call(name: str, *arguments: Expr, dtype: str = f"float32xvscalex{_LANES}") -> Expr:
+    """Calls an intrinsic of SVE."""
+    return tirx.call_llvm_pure_intrin(dtype, f"llvm.aarch64.sve.{name}", *arguments)
 
 
 def _lanes() -> Expr:

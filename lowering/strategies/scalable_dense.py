@@ -7,7 +7,8 @@
 #     unrolled oc_i, vectors: epilogue, store [n, oc_o, oh, ow, oc_v]
 
 Each tap of a row is a load at its own offset, and what it would read outside of the input is off in its predicate, so nothing is
-copied. Memory and weights are those of the schedule with vectors of four lanes.
+copied. With a stride along the row each load is a gather. Memory and weights are those of the schedule with vectors of four
+lanes.
 """
 
 from __future__ import annotations
@@ -45,20 +46,18 @@ class ScalableDenseStrategy:
     direct = True
 
     def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
-        """Refuses devices without scalable vectors, strides along the row, many taps, and channels that do not fill quads."""
+        """Refuses devices without scalable vectors, many taps, and channels that do not fill quads."""
         refusal = refuse_parted_quads(workload, device)
         if refusal is not None:
             return refusal
-        stage = workload.stages[0]
-        if stage.strides[-1] > 1:
-            return Refusal("the pixels that neighbours read do not lie side by side")
-        if stage.kernel[-1] > MOST_UNROLLED_TAPS:
+        if workload.stages[0].kernel[-1] > MOST_UNROLLED_TAPS:
             return Refusal("the taps of a row are too many to be written out")
         return None
 
     def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[ScalableTile]:
         """All register tiles that fit, each with the rows of an image in one task or shared out."""
-        found = scalable_tiles(device, _blocks(workload), grains(workload.spatials[-1][-2], threads))
+        shares = grains(workload.spatials[-1][-2], threads)
+        found = scalable_tiles(device, _blocks(workload), shares, gathers=workload.stages[0].strides[-1] > 1)
         return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
 
     def predicted_cycles(self, workload: ConvWorkload, device: Device, threads: int, tile: ScalableTile) -> float:

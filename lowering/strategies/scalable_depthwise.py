@@ -7,7 +7,8 @@
 
 A vector holds four channels of `vscale` neighbouring pixels (see `lowering.scalable`). Each tap of a row is a load at its own
 offset, and what it would read beside the row is off in its predicate, so nothing is copied; strips inside the row need no
-predicates and have code of their own. A 1-D convolution is one row.
+predicates and have code of their own. With a stride along the row each load is a gather, which takes a vector of indices. A 1-D
+convolution is one row.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from tvm import s_tir
 from sepwise.lowering import compute
 from sepwise.lowering.borders import mark_border
 from sepwise.lowering.cost import EPILOGUE_CYCLES, LOST_SHARE, TILE_OVERHEAD_CYCLES, parallel_cycles
-from sepwise.lowering.scalable import QUAD_BYTES, mark_scalable
+from sepwise.lowering.scalable import NEAR_QUADS, QUAD_BYTES, mark_scalable
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.depthwise import refuse_shared_lanes
 from sepwise.lowering.strategies.depthwise_tile import border_tiles, code_fits, weights_of_row
 from sepwise.lowering.strategies.packing import conv_packer, true_shapes
+from sepwise.lowering.strategies.scalable_tile import gather_slots
 from sepwise.lowering.strategies.steps import tile_rectangle
 from sepwise.lowering.strategies.tiles import grains
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
@@ -50,20 +52,22 @@ class ScalableDepthwiseTile:
         vectors: Vectors of output pixels of each row.
         weights: Weights that are in registers at a time.
         grain: Row tiles of one task.
+        indices: Vectors of indices of gathers that are in registers, 0 without a stride along the row.
     """
 
     rows: int
     vectors: int
     weights: int
     grain: int
+    indices: int = 0
 
     def __post_init__(self) -> None:
         """Checks that every size is positive."""
-        assert min(self.rows, self.vectors, self.weights, self.grain) >= 1
+        assert min(self.rows, self.vectors, self.weights, self.grain, self.indices + 1) >= 1
 
     def fits(self, device: Device) -> bool:
-        """Whether accumulators, weights and the inputs of one tap are registers."""
-        return self.rows * self.vectors + self.weights + self.vectors <= device.vector_registers
+        """Whether accumulators, weights, the inputs of one tap and indices are registers."""
+        return self.rows * self.vectors + self.weights + self.vectors + self.indices <= device.vector_registers
 
 
 class ScalableDepthwiseStrategy:
@@ -73,7 +77,7 @@ class ScalableDepthwiseStrategy:
     direct = True
 
     def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
-        """Refuses devices without scalable vectors, lanes that share a channel, plain inputs, and strides along the row."""
+        """Refuses devices without scalable vectors, lanes that share a channel, and plain inputs."""
         if not device.scalable_bytes:
             return Refusal("the device has no scalable vectors")
         if workload.dtypes != DTypes():
@@ -81,22 +85,21 @@ class ScalableDepthwiseStrategy:
         refusal = refuse_shared_lanes(workload)
         if refusal is not None:
             return refusal
-        if workload.stages[0].strides[-1] > 1:
-            return Refusal("the pixels that neighbours read do not lie side by side")
         if not self._code_fits(workload, 1, 1):
             return Refusal("a tile would be too long to write out")
         return None
 
     def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[ScalableDepthwiseTile]:
         """Rectangles that fit registers and code, each with the rows of an image in one task or shared out."""
-        height = workload.spatials[-1][-2]
+        stage, height = workload.stages[0], workload.spatials[-1][-2]
         found = []
         for rows in range(1, min(height, device.vector_registers) + 1):
             shares = grains(math.ceil(height / rows), threads)
-            weights = weights_of_row(workload.stages[0], rows)
+            weights = weights_of_row(stage, rows)
             for vectors in range(1, device.vector_registers + 1):
                 if self._code_fits(workload, rows, vectors):
-                    found += [ScalableDepthwiseTile(rows, vectors, weights, grain) for grain in shares]
+                    indices = _indices(stage, vectors)
+                    found += [ScalableDepthwiseTile(rows, vectors, weights, grain, indices) for grain in shares]
         # A kernel of many taps fits no tile whole: then its weights are loaded again for each row.
         fitting = [tile for tile in found if tile.fits(device)] or [ScalableDepthwiseTile(1, 1, 1, 1)]
         return sorted(fitting, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
@@ -115,11 +118,17 @@ class ScalableDepthwiseStrategy:
         inputs = math.prod(read) * stage.kernel[-1]
         loads = inputs * tile.vectors + taps
         addresses = inputs if tile.vectors > 1 else 0  # of the second vector; those of the first are in registers
+        gathered = 0
+        if _gathers(stage):
+            addresses = math.prod(read) * math.ceil(stage.dilations[-1] * (stage.kernel[-1] - 1) / NEAR_QUADS + 1)
+            gathered = inputs * tile.vectors * gather_slots(device)
 
         def strip(spills: int) -> float:
             others = loads + addresses + spills
             cycles = max(
                 max(fmas, loads + spills) / device.scalable_ports,
+                gathered / device.load_ports,
+                (fmas + gathered) / device.fma_ports,
                 (fmas + others) / device.issue_width,
                 taps * device.fma_latency_cycles,
             )
@@ -163,9 +172,22 @@ class ScalableDepthwiseStrategy:
         return code_fits(workload.stages[0], workload.spatial[:-1], (*outer, height), tiles, vectors=vectors)
 
 
+def _gathers(stage: Stage) -> bool:
+    """Whether the pixels that neighbours read lie apart."""
+    return stage.strides[-1] > 1
+
+
+def _indices(stage: Stage, vectors: int) -> int:
+    """Vectors of indices that gathers of a row of taps take: for each vector of pixels one a distance from their address."""
+    return vectors * min(stage.kernel[-1], math.ceil(NEAR_QUADS / stage.dilations[-1])) if _gathers(stage) else 0
+
+
 def _predicates(stage: Stage, vectors: int) -> int:
-    """Predicates at the ends of a row: all lanes, the pixels of each vector, and those of each tap that reads beside the row."""
+    """Predicates at the ends of a row: all lanes, the pixels of each vector, and those of each tap that reads beside the row.
+
+    Gathers have their own of the pixels of each vector, as their elements are larger.
+    """
     offsets = [tap * stage.dilations[-1] - stage.pads_begin[-1] for tap in range(stage.kernel[-1])]
-    before = sum(min(-offset, vectors) for offset in offsets if offset < 0)
+    before = sum(min(math.ceil(-offset / stage.strides[-1]), vectors) for offset in offsets if offset < 0)
     behind = sum(offset > 0 for offset in offsets)
-    return 1 + vectors * (1 + behind) + before
+    return 1 + vectors * (1 + _gathers(stage) + behind) + before

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.device import Device
     from sepwise.lowering.workload import ConvWorkload
 
-__all__ = ["ScalableTile", "refuse_parted_quads", "scalable_tiles", "strip_cycles", "strip_pixels"]
+__all__ = ["ScalableTile", "gather_slots", "refuse_parted_quads", "scalable_tiles", "strip_cycles", "strip_pixels"]
 
 MOST_VECTORS: Final = 5
 """Vectors of inputs that LLVM keeps in z0 to z7, of which alone a lane-indexed FMA takes lanes."""
@@ -43,36 +43,39 @@ class ScalableTile:
         vectors: Vectors of output pixels in registers.
         oc_vectors: Quads of output channels in registers.
         share: What one task computes of an image: pixels, or rows where the kernel has taps.
+        indices: Vectors of indices of gathers that are in registers, 0 where the pixels that neighbours read lie side by side.
     """
 
     vectors: int
     oc_vectors: int
     share: int
+    indices: int = 0
 
     def __post_init__(self) -> None:
         """Checks that every size is positive."""
-        assert min(self.vectors, self.oc_vectors, self.share) >= 1
+        assert min(self.vectors, self.oc_vectors, self.share, self.indices + 1) >= 1
 
     def fits(self, device: Device) -> bool:
-        """Whether accumulators, inputs and two quads of weights are registers."""
-        live = self.vectors * self.oc_vectors + self.vectors + min(self.oc_vectors, 2)
+        """Whether accumulators, inputs, two quads of weights and indices are registers."""
+        live = self.vectors * self.oc_vectors + self.vectors + min(self.oc_vectors, 2) + self.indices
         most_vectors = MOST_VECTORS if self.oc_vectors >= LEAST_READERS else self.oc_vectors
         return self.vectors <= most_vectors and live <= device.vector_registers
 
 
-def scalable_tiles(device: Device, blocks: int, shares: Sequence[int]) -> list[ScalableTile]:
+def scalable_tiles(device: Device, blocks: int, shares: Sequence[int], *, gathers: bool = False) -> list[ScalableTile]:
     """Lists all register tiles that fit, with each share.
 
     Args:
         device: Its registers.
         blocks: Quads of output channels that there are.
         shares: What one task may compute.
+        gathers: Whether the pixels that neighbours read lie apart.
 
     Returns:
         The tiles.
     """
     found = [
-        ScalableTile(vectors, oc_vectors, share)
+        ScalableTile(vectors, oc_vectors, share, vectors if gathers else 0)
         for vectors in range(1, MOST_VECTORS + 1)
         for oc_vectors in range(1, min(blocks, device.vector_registers) + 1)
         for share in shares
@@ -94,13 +97,30 @@ def strip_cycles(device: Device, tile: ScalableTile, reduction: int) -> float:
     fmas, inputs = tile.vectors * tile.oc_vectors, tile.vectors / device.lanes
     loads = inputs + tile.oc_vectors
     others = loads + LOOP_INSTRUCTIONS / device.lanes
+    gathered = inputs * gather_slots(device) if tile.indices else 0
     step = max(
         max(fmas, loads) / device.scalable_ports,
+        gathered / device.load_ports,
+        (fmas + gathered) / device.fma_ports,
         (fmas + others) / device.issue_width,
         device.fma_latency_cycles,
     )
     step += LOST_SHARE * others / device.issue_width
     return reduction * step + fmas * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
+
+
+def gather_slots(device: Device) -> int:
+    """Counts the loads that a gather of quads is, and the slots of any vector port that it takes: one of each for a quad.
+
+    So LLVM models Neoverse V1 (`V1Write_9c_2L_2V`).
+
+    Args:
+        device: Its vectors.
+
+    Returns:
+        The slots.
+    """
+    return device.scalable_bytes // QUAD_BYTES
 
 
 def strip_pixels(device: Device, tile: ScalableTile) -> int:

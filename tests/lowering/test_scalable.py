@@ -99,6 +99,9 @@ def guarded(condition: Any, start: Any) -> Any:
         (lambda p: p * 2 < 9, 0, 5),
         (lambda p: p * 2 >= 9, 5, 50),
         (lambda p: p < -2, 0, 0),  # for no pixel
+        (lambda p: tirx.EQ(p * 2, 14), 7, 8),
+        (lambda p: tirx.EQ(p * 2, 13), 7, 7),
+        (lambda p: tirx.EQ(14 - p * 2, 0), 7, 8),
     ],
 )
 def test_a_condition_on_the_pixel_is_a_predicate(condition: Callable[[Any], Any], begin: int, end: int) -> None:
@@ -135,6 +138,24 @@ def test_the_only_pixel_of_a_row_is_read_where_its_reader_is() -> None:
     assert str(load.args[1].b.a.args[1]) == "28"
     place = calls(body.body.else_case, "tirx.handle_add_byte_offset")[0]
     assert int(place.args[1]) == 4 * (40 - 4 * 7)
+
+
+def test_pixels_apart_are_gathered_by_halves_from_an_address_that_near_ones_share() -> None:
+    body = widened(add(quad(X, P * 8)), add(quad(X, P * 8 + 16)), add(quad(X, P * 8 + 20)), pixels=20)
+    gathers = calls(body, "ld1.gather.index")
+    assert not calls(body, "ld1")
+    assert {str(gather.ty.dtype) for gather in gathers} == {"float64xvscalex2"}
+    addresses = [gather.args[2] for gather in gathers]
+    assert [address.same_as(addresses[0]) for address in addresses] == [True] * 4 + [False] * 2
+    assert addresses[4].same_as(addresses[5])
+
+
+def test_an_address_of_gathers_is_behind_the_sums_before_it() -> None:
+    body = widened(add(quad(X, P * 8)), add(quad(X, P * 8 + 200)), add(guarded(P >= 2, P * 8 + 40)), pixels=20, vectors=1)
+    behind = [call for call in calls(body, "tirx.call_extern") if "sepwise_behind_scalable" in str(call.args[0])]
+    assert len(behind) == 2 * 2  # all but the first, in strips with and without predicates
+    assert isinstance(body, tirx.AttrStmt)
+    assert not isinstance(widened(add(quad(X, P * 4)), add(quad(X, P * 4 + 80))), tirx.AttrStmt)
 
 
 def test_registers_are_one_a_quad_and_vector() -> None:
@@ -183,7 +204,9 @@ def test_other_loops_and_single_pixels_stay() -> None:
 @pytest.mark.parametrize(
     ("statement", "reason"),
     [
-        (add(quad(X, P * 8)), "pixels are read side by side"),
+        (add(quad(X, P * 6)), "a pixel reads whole quads"),
+        (add(quad(X, -P * 4)), "pixels are read in their order"),
+        (add(quad(X, P * P * 4)), "the pixels that are read lie at one distance"),
         (add(ZERO + tirx.Broadcast(tirx.BufferLoad(X, [P * 4]), 4)), "what differs between pixels is a factor"),
         (add(guarded(P >= 7, 40)), "all pixels read one place"),
         (add(guarded(P * P > 4, P * 4)), "a condition is linear in the pixel"),

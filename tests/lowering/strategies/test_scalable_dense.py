@@ -37,6 +37,9 @@ def test_one_object_at_three_lengths(
         dense((4, 6), 16, 24, (3, 3), groups=2),
         dense((2, 3, 5), 4, 8, (2, 3, 3), pads_end=(0, 1, 1)),
         dense((3, 1), 4, 8, (3, 3), pads_begin=(3, 3), pads_end=(3, 3)),  # a row of one pixel
+        dense((5, 25), 8, 22, (3, 3), strides=(2, 2), residual=True),
+        dense((3, 17), 4, 8, (1, 2), strides=(1, 3), pads_begin=(0, 2), pads_end=(0, 4)),
+        dense((6, 13), 16, 24, (1, 1), strides=(2, 2)),
     )
     cases += [make_case(each, STRATEGY, STRATEGY.tiles(each, neoverse_v1, 2)[0], "nonfinite") for each in others]
     counts = check_emulated(cases, neoverse_v1, lengths=LENGTHS)
@@ -45,13 +48,13 @@ def test_one_object_at_three_lengths(
 
 def test_tiles_fit(check_tiles: Callable[..., None]) -> None:
     for shape, in_channels, out_channels in (((7, 7), 512, 512), ((56, 56), 64, 64), ((1, 1), 8, 3)):
-        check_tiles(STRATEGY, dense(shape, in_channels, out_channels, (3, 3)), device.get("neoverse-v1"))
+        for strides in ((1, 1), (2, 2)):
+            check_tiles(STRATEGY, dense(shape, in_channels, out_channels, (3, 3), strides=strides), device.get("neoverse-v1"))
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"strides": (1, 2)}, "the pixels that neighbours read do not lie side by side"),
         ({"groups": 4}, "the lanes of a vector belong to different groups"),
         ({"input_lanes": 0}, "the channels of a pixel are not whole vectors"),
         ({"kernel": (1, 9)}, "the taps of a row are too many to be written out"),

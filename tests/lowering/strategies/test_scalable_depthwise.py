@@ -29,9 +29,8 @@ def depthwise(spatial: tuple[int, ...], channels: int, **changes: Any) -> ConvWo
 def row(length: int, channels: int, kernel: int, **changes: Any) -> ConvWorkload:
     """A 1-D convolution: height 1."""
     before, behind = changes.pop("pads", (kernel // 2, kernel // 2))
-    dilation = changes.pop("dilation", 1)
-    pads = {"pads_begin": (0, before), "pads_end": (0, behind)}
-    return depthwise((1, length), channels, kernel=(1, kernel), dilations=(1, dilation), **pads, **changes)
+    stage = {"dilations": (1, changes.pop("dilation", 1)), "strides": (1, changes.pop("stride", 1))}
+    return depthwise((1, length), channels, kernel=(1, kernel), pads_begin=(0, before), pads_end=(0, behind), **stage, **changes)
 
 
 @pytest.mark.emulated
@@ -60,9 +59,35 @@ def test_one_object_at_three_lengths(
     assert counts[0] > counts[1] > counts[2]
 
 
+@pytest.mark.emulated
+def test_strides_along_the_row_at_three_lengths(
+    make_case: Callable[..., Any], check_emulated: Callable[..., list[int]], neoverse_v1: device.Device
+) -> None:
+    square = depthwise((9, 29), 7, strides=(2, 2), residual=True, batch=2)
+    sizes = ((1, 1, 3, 1, 3), (5, 1, 9, 1, 3), (2, 3, 9, 1, 9))
+    cases = [make_case(square, STRATEGY, ScalableDepthwiseTile(*each)) for each in sizes]
+    others = [
+        depthwise((9, 13), 5, kernel=(3, 2), strides=(1, 3), pads_begin=(2, 0), pads_end=(0, 3), dilations=(1, 2)),
+        depthwise((3, 4, 11), 4, strides=(1, 2, 2), activation=Activation("silu")),
+        depthwise((2, 4), 4, strides=(1, 2), pads_begin=(3, 2), pads_end=(2, 3), dilations=(2, 2)),  # not the first pixel's taps
+        depthwise((4, 1), 4, kernel=(1, 1), strides=(1, 2), pads_begin=(0, 4), pads_end=(0, 1)),  # one pixel reads the row
+        depthwise((4, 1), 4, kernel=(1, 1), strides=(1, 2), pads_begin=(0, 3), pads_end=(0, 2)),  # none does
+        row(67, 6, 9, stride=2),
+        row(47, 6, 9, pads=(32, 0), dilation=4, stride=3, activation=None),
+        row(83, 4, 31, pads=(15, 14), stride=2),
+        row(40, 4, 1, pads=(0, 0), stride=4),
+    ]
+    cases += [make_case(workload, STRATEGY, STRATEGY.tiles(workload, neoverse_v1, 1)[0]) for workload in others]
+    cases += [make_case(each, STRATEGY, STRATEGY.tiles(each, neoverse_v1, 1)[0], "nonfinite") for each in (square, *others[2:6])]
+    counts = check_emulated(cases, neoverse_v1, lengths=LENGTHS)
+    assert counts[0] > counts[1] > counts[2]
+
+
 def test_tiles_fit(check_tiles: Callable[..., None]) -> None:
     v1 = device.get("neoverse-v1")
     for workload in (depthwise((112, 112), 32), depthwise((7, 7), 960), depthwise((3, 9, 9), 24), row(401, 64, 31), row(1, 4, 1)):
+        strided = replace(workload.stages[0], strides=(*workload.stages[0].strides[:-1], 2))
+        check_tiles(STRATEGY, replace(workload, stages=(strided,)), v1)
         check_tiles(STRATEGY, workload, v1)
 
 
@@ -70,6 +95,8 @@ def test_registers_of_a_tile() -> None:
     v1 = device.get("neoverse-v1")
     assert ScalableDepthwiseTile(7, 2, 9, 1).fits(v1)  # 14 sums, 9 weights, 2 inputs
     assert not ScalableDepthwiseTile(11, 2, 9, 1).fits(v1)
+    assert ScalableDepthwiseTile(19, 1, 9, 1, 3).fits(v1)
+    assert not ScalableDepthwiseTile(20, 1, 9, 1, 3).fits(v1)
     with pytest.raises(AssertionError):
         ScalableDepthwiseTile(0, 1, 1, 1)
 
@@ -82,6 +109,8 @@ def test_registers_of_a_tile() -> None:
         (row(9, 4, 9), 1, 10),
         (row(9, 4, 5, pads=(0, 0)), 2, 11),
         (row(9, 4, 3, pads=(2, 0)), 2, 6),
+        (row(9, 4, 3, stride=2), 2, 8),  # the row's for gathers, too
+        (row(40, 4, 9, stride=2), 3, 25),
     ],
 )
 def test_predicates_at_the_ends_of_a_row(workload: ConvWorkload, vectors: int, predicates: int) -> None:
@@ -89,9 +118,21 @@ def test_predicates_at_the_ends_of_a_row(workload: ConvWorkload, vectors: int, p
 
 
 @pytest.mark.parametrize(
+    ("workload", "vectors", "indices"),
+    [
+        (row(40, 4, 3), 2, 0),
+        (row(40, 4, 3, stride=2), 2, 6),
+        (row(40, 4, 9, stride=2), 2, 10),  # the taps behind the fifth have an address of their own
+        (row(40, 4, 9, stride=3, dilation=2), 1, 3),
+    ],
+)
+def test_indices_of_a_row_of_taps(workload: ConvWorkload, vectors: int, indices: int) -> None:
+    assert scalable_depthwise._indices(workload.stages[0], vectors) == indices
+
+
+@pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"strides": (1, 2)}, "the pixels that neighbours read do not lie side by side"),
         ({"groups": 1}, "a lane reads the same channel for all lanes"),
         ({"out_channels": 16}, "a lane reads a channel of its group"),
         ({"input_lanes": 0}, "input and output are packed differently"),

@@ -12,6 +12,8 @@ def test_registers_of_a_tile() -> None:
     assert not ScalableTile(5, 6, 1).fits(v1)
     assert not ScalableTile(6, 3, 1).fits(v1)  # inputs are in z0 to z7
     assert not ScalableTile(4, 2, 1).fits(v1)
+    assert not ScalableTile(5, 5, 1, 5).fits(v1)  # nor indices of gathers
+    assert ScalableTile(5, 4, 1, 5).fits(v1)
     with pytest.raises(AssertionError):
         ScalableTile(1, 0, 1)
 
@@ -31,4 +33,7 @@ def test_larger_tiles_cost_less_a_pixel_and_channel() -> None:
     def cost(vectors: int, oc_vectors: int) -> float:
         return strip_cycles(v1, ScalableTile(vectors, oc_vectors, 1), 64) / (vectors * oc_vectors)
 
+    gathering = strip_cycles(v1, ScalableTile(4, 4, 1, 4), 64)
+    assert gathering >= strip_cycles(v1, ScalableTile(4, 4, 1), 64)
+    assert {tile.indices for tile in scalable_tiles(v1, 4, [1], gathers=True)} == {1, 2, 3, 4, 5}
     assert cost(5, 5) < cost(4, 4) < cost(2, 2) < cost(1, 1)
