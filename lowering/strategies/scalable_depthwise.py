@@ -101,13 +101,16 @@ class ScalableDepthwiseStrategy:
                     indices = _indices(stage, vectors)
                     found += [ScalableDepthwiseTile(rows, vectors, weights, grain, indices) for grain in shares]
         # A kernel of many taps fits no tile whole: then its weights are loaded again for each row.
-        fitting = [tile for tile in found if tile.fits(device)] or [ScalableDepthwiseTile(1, 1, 1, 1)]
+        fitting = [tile for tile in found if tile.fits(device)] or [ScalableDepthwiseTile(1, 1, 1, 1, _indices(stage, 1))]
         return sorted(fitting, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
 
     def predicted_cycles(
         self, workload: ConvWorkload, device: Device, threads: int, tile: ScalableDepthwiseTile
     ) -> float:
-        """The register tiles; those at the ends of rows take longer where their predicates are more than there are."""
+        """The register tiles; those at the ends of rows take longer where their predicates are more than there are.
+
+        Before the strips of a row addresses, vectors of indices and predicates are made, two instructions for each of these.
+        """
         stage = workload.stages[0]
         *outer, height, width = workload.spatials[-1]
         strips = math.ceil(width / (tile.vectors * (device.scalable_bytes // QUAD_BYTES)))
@@ -117,11 +120,12 @@ class ScalableDepthwiseStrategy:
         *read, _ = compute.input_extents(stage, (*(1 for _ in outer), tile.rows, 1))
         inputs = math.prod(read) * stage.kernel[-1]
         loads = inputs * tile.vectors + taps
-        addresses = inputs if tile.vectors > 1 else 0  # of the second vector; those of the first are in registers
-        gathered = 0
         if _gathers(stage):
-            addresses = math.prod(read) * math.ceil(stage.dilations[-1] * (stage.kernel[-1] - 1) / NEAR_QUADS + 1)
+            places = addresses = math.prod(read) * math.ceil(stage.kernel[-1] / _near_taps(stage))
             gathered = inputs * tile.vectors * gather_slots(device)
+        else:
+            places, gathered = inputs, 0
+            addresses = inputs if tile.vectors > 1 else 0  # of the second vector; those of the first are in registers
 
         def strip(spills: int) -> float:
             others = loads + addresses + spills
@@ -134,9 +138,11 @@ class ScalableDepthwiseStrategy:
             )
             return cycles + LOST_SHARE * others / device.issue_width + accumulators * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
 
-        spills = loads if _predicates(stage, tile.vectors) > PREDICATES else 0
+        predicates = _predicates(stage, tile.vectors)
+        spills = loads if predicates > PREDICATES else 0
         ends = min(strips, 2)
-        row = ends * strip(spills) + (strips - ends) * strip(0)
+        before = (1 + LOST_SHARE) * (places + 2 * (tile.indices + predicates)) / device.issue_width
+        row = before + ends * strip(spills) + (strips - ends) * strip(0)
         images = workload.batch * math.ceil(stage.out_channels / workload.output_lanes) * math.prod(outer)
         return parallel_cycles(images * row_tiles * row, images * math.ceil(row_tiles / tile.grain), threads)
 
@@ -179,7 +185,12 @@ def _gathers(stage: Stage) -> bool:
 
 def _indices(stage: Stage, vectors: int) -> int:
     """Vectors of indices that gathers of a row of taps take: for each vector of pixels one a distance from their address."""
-    return vectors * min(stage.kernel[-1], math.ceil(NEAR_QUADS / stage.dilations[-1])) if _gathers(stage) else 0
+    return vectors * _near_taps(stage) if _gathers(stage) else 0
+
+
+def _near_taps(stage: Stage) -> int:
+    """Taps of a row that gathers read from one address."""
+    return min(stage.kernel[-1], math.ceil(NEAR_QUADS / stage.dilations[-1]))
 
 
 def _predicates(stage: Stage, vectors: int) -> int:

@@ -9,6 +9,7 @@ import pytest
 from sepwise.lowering import device
 from sepwise.lowering.strategies import scalable_depthwise
 from sepwise.lowering.strategies.base import Refusal
+from sepwise.lowering.strategies.depthwise_tile import DepthwiseTileStrategy
 from sepwise.lowering.strategies.scalable_depthwise import ScalableDepthwiseStrategy, ScalableDepthwiseTile
 from sepwise.lowering.workload import ConvWorkload, DTypes, Stage
 from sepwise.passes.vocabulary import Activation
@@ -115,6 +116,14 @@ def test_registers_of_a_tile() -> None:
 )
 def test_predicates_at_the_ends_of_a_row(workload: ConvWorkload, vectors: int, predicates: int) -> None:
     assert scalable_depthwise._predicates(workload.stages[0], vectors) == predicates
+
+
+def test_what_is_made_before_a_row_is_not_worth_it_for_a_few_pixels() -> None:
+    v1, four_lanes = device.get("neoverse-v1"), DepthwiseTileStrategy()
+    for size, strides, wins in ((2, (1, 1), False), (4, (2, 2), False), (7, (1, 1), True), (28, (2, 2), True)):
+        workload = depthwise((size, size), 16, strides=strides)
+        cycles = [each.predicted_cycles(workload, v1, 1, each.tiles(workload, v1, 1)[0]) for each in (STRATEGY, four_lanes)]
+        assert (cycles[0] < cycles[1]) == wins
 
 
 @pytest.mark.parametrize(
