@@ -15,6 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from sepwise.passes.equivalence.formats import BINARY32, FORMATS, Format, result_format
+from sepwise.passes.equivalence.sequences import spell_out_sequences
 from sepwise.passes.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -205,9 +206,14 @@ def spell_out(proto: onnx.ModelProto) -> onnx.ModelProto:
         proto: a model.
 
     Returns:
-        The model itself where there is no such operator, otherwise one in which their definitions stand for them. Those in
-        the bodies of functions stay.
+        The model itself where there is no such operator, otherwise one in which their definitions stand for them, and tensors
+        for sequences of them. Those in the bodies of functions stay, but for sequences.
+
+    Raises:
+        InputError: if a position or a size does not fit a sequence.
+        UnsupportedError: if a sequence is not static.
     """
+    proto = spell_out_sequences(proto)
     versions = {entry.domain: entry.version for entry in proto.opset_import}
     names = {node.op_type for node in _nodes(proto.graph) if node.domain in STANDARD_DOMAINS}
     version = versions.get("", versions.get("ai.onnx", 0))

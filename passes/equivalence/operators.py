@@ -433,6 +433,8 @@ def _split(op: Operation, x: Array, sizes: Array | None = None) -> tuple[Array, 
         parts = op.integer("num_outputs", len(op.outputs))
         step = -(-x.shape[axis] // parts)
         lengths = [min(step, x.shape[axis] - i * step) for i in range(parts)]
+    if sum(lengths) != x.shape[axis]:
+        raise ValueError(f"parts of {lengths} elements")
     return tuple(np.ascontiguousarray(part) for part in np.split(x, np.cumsum(lengths)[:-1], axis))
 
 
