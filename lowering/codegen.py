@@ -11,7 +11,6 @@ its buffers do not alias, and is what a bundle or an emulator wants to link.
 
 from __future__ import annotations
 
-import io
 import math
 import shutil
 import tempfile
@@ -22,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import tvm
 import tvm_ffi
-from elftools.elf.elffile import ELFFile
 from tvm import s_tir, tirx
 from tvm.ir import PointerType, PrimType
 from tvm.ir.expr import Call, StringImm, TensorLoad, Var
@@ -34,6 +32,7 @@ from sepwise.lowering.lane_loads import permute_loads
 from sepwise.lowering.prefetch import prefetch_next
 from sepwise.lowering.quotients import ascend_quotients
 from sepwise.lowering.scalable import widen_loops
+from sepwise.lowering.symbols import undefined_symbols
 from sepwise.lowering.tiling import TASK_LOOP
 from sepwise.lowering.vector_math import replace_math
 from sepwise.lowering.width_loads import load_along_width
@@ -175,15 +174,9 @@ def build_object(kernels: Mapping[str, CompiledKernel], target: tvm.target.Targe
         path = Path(folder) / "kernels.o"
         built.write_to_file(str(path))
         object_code = path.read_bytes()
-    if missing := _undefined_symbols(object_code):
+    if missing := undefined_symbols(object_code):
         raise ValueError(f"it would call {', '.join(missing)} of a C library")
     return object_code
-
-
-def _undefined_symbols(object_code: bytes) -> list[str]:
-    """Names what an object needs from outside."""
-    table = ELFFile(io.BytesIO(object_code)).get_section_by_name(".symtab")
-    return [symbol.name for symbol in table.iter_symbols() if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name]
 
 
 _FLATTEN = tvm.ir.transform.Sequential(

@@ -14,6 +14,7 @@ from onnx import numpy_helper, parser
 from tvm import tirx
 
 from sepwise.lowering import codegen, device, graph, link, program
+from sepwise.lowering.symbols import undefined_symbols
 
 
 class NativeKernels:
@@ -34,17 +35,6 @@ class NativeKernels:
             function(*pointers, ctypes.c_void_p(scratch), ctypes.c_int32(task))
 
 
-def undefined_symbols(object_code: bytes, folder: Path) -> list[str]:
-    """Names what an object needs from outside."""
-    from elftools.elf.elffile import ELFFile
-
-    path = folder / "checked.o"
-    path.write_bytes(object_code)
-    with path.open("rb") as file:
-        table = ELFFile(file).get_section_by_name(".symtab")
-        return [s.name for s in table.iter_symbols() if s["st_shndx"] == "SHN_UNDEF" and s.name]
-
-
 @pytest.fixture(scope="session")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., NativeKernels]:
     """Gives a function that builds scheduled PrimFuncs for a device that this machine can run."""
@@ -57,7 +47,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., NativeKern
         kernels = {name: codegen.lower_kernel(function, name, target) for name, function in functions.items()}
         folder = tmp_path_factory.mktemp("kernels")
         object_code = codegen.build_object(kernels, llvm)
-        assert undefined_symbols(object_code, folder) == []
+        assert undefined_symbols(object_code) == []
         (folder / "kernels.o").write_bytes(object_code)
         command = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-o", str(folder / "kernels.so"), str(folder / "kernels.o")]
         subprocess.run(command, check=True)
@@ -67,13 +57,13 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., NativeKern
 
 
 @pytest.fixture(scope="session")
-def foreign_symbols(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+def foreign_symbols() -> Callable[..., list[str]]:
     """Gives a function that builds scheduled PrimFuncs for any device and names the object's undefined symbols."""
 
     def build(functions: Mapping[str, tirx.PrimFunc], target: device.Device) -> list[str]:
         llvm = codegen.tvm_target(target)
         kernels = {name: codegen.lower_kernel(function, name, target) for name, function in functions.items()}
-        return undefined_symbols(codegen.build_object(kernels, llvm), tmp_path_factory.mktemp("foreign"))
+        return undefined_symbols(codegen.build_object(kernels, llvm))
 
     return build
 
