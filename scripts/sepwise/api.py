@@ -68,6 +68,8 @@ class TargetFacts:
         l1d_bytes: Level 1 data cache.
         l2_bytes: Level 2 cache that one core sees.
         l3_bytes: Level 3 cache, 0 for none.
+        flash_bytes: What a core without an operating system has for code and constants, None where not known.
+        ram_bytes: What it has for variables, likewise.
         sources: Where each fact comes from.
     """
 
@@ -90,6 +92,8 @@ class TargetFacts:
     l1d_bytes: int
     l2_bytes: int
     l3_bytes: int
+    flash_bytes: int | None
+    ram_bytes: int | None
     sources: dict[str, str]
 
     def to_json(self) -> dict[str, object]:
@@ -157,7 +161,8 @@ def targets() -> list[TargetFacts]:
         facts = device.get(name)
         reach = device.reach(facts)
         same = {field.name: getattr(facts, field.name) for field in fields(TargetFacts) if hasattr(facts, field.name)}
-        own = {"emulator_cpu": facts.emulator_option, "sources": dict(facts.sources)}
+        memory = {"flash_bytes": facts.flash_bytes or None, "ram_bytes": facts.ram_bytes or None}
+        own = {"emulator_cpu": facts.emulator_option, "sources": dict(facts.sources), **memory}
         found.append(TargetFacts(**same | asdict(reach) | own))
     return found
 

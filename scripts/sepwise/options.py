@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
@@ -17,21 +20,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsJson",
+    "Compilation",
     "Float16",
-    "Image",
-    "InputLayout",
-    "InputType",
-    "Mean",
     "Model",
     "Output",
     "Shape",
-    "Std",
     "Target",
     "Threads",
     "read_image",
     "read_inputs",
     "read_shape",
     "read_shapes",
+    "with_options_of_first",
 ]
 
 
@@ -78,6 +78,67 @@ Image = Annotated[
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Compilation:
+    """What is compiled for what: the options of each subcommand that makes a folder of a network."""
+
+    model: Model
+    output: Output
+    target: Target = "host"
+    shape: Shape = None
+    threads: Threads = 1
+    float16: Float16 = False
+    input_type: InputType = None
+    input_layout: InputLayout = None
+    mean: Mean = None
+    std: Std = None
+    image: Image = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Reads the texts.
+
+        Returns:
+            What the verbs of `sepwise.api` take besides the model, by keyword.
+
+        Raises:
+            InputError: A text cannot be read, or an option says something of nothing.
+        """
+        return {
+            "output": self.output,
+            "target": self.target,
+            "shapes": read_shapes(self.shape),
+            "threads": self.threads,
+            "float16": self.float16,
+            "image": read_image(self.input_layout, self.input_type, self.mean, self.std, self.image),
+        }
+
+
+def with_options_of_first(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a subcommand the fields of its first parameter as options of its own, in front of its others.
+
+    Args:
+        command: Its first parameter is annotated with a dataclass such as `Compilation`, the others have defaults.
+
+    Returns:
+        What typer is given: it takes all by keyword, and makes the dataclass of what is its own.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    first, *others = inspect.signature(command).parameters.values()
+    shared = hints[first.name]
+    names = {field.name for field in fields(shared)}
+
+    @functools.wraps(command)
+    def take_all(**given: object) -> None:
+        own = {name: given[name] for name in given.keys() - names}
+        command(shared(**{name: given[name] for name in names}), **own)
+
+    hints |= get_type_hints(shared, include_extras=True)
+    parameters = (*inspect.signature(shared).parameters.values(), *others)
+    signature = inspect.Signature([each.replace(annotation=hints[each.name]) for each in parameters])
+    take_all.__signature__ = signature  # type: ignore[attr-defined]
+    return take_all
 
 
 def read_shape(text: str) -> tuple[int, ...]:

@@ -39,7 +39,9 @@ def test_unknown_names_are_attribute_errors() -> None:
 def test_targets_name_the_host_first() -> None:
     first, *others = sepwise.targets()
     assert (first.name, first.method) == ("host", "native")
-    assert "cortex-a72" in [target.name for target in others]
+    known = {target.name: (target.flash_bytes, target.ram_bytes) for target in (first, *others)}
+    assert known["cortex-m7"] == (512 << 10, 128 << 10)
+    assert known["cortex-a72"] == known["host"] == (None, None)
 
 
 def test_export_and_fuse(tmp_path: Path) -> None:

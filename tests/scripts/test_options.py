@@ -1,10 +1,23 @@
+import inspect
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sepwise.options import ImageAxes, ImageElement, read_image, read_inputs, read_shape, read_shapes
+from sepwise.cli import app
+from sepwise.options import (
+    AsJson,
+    Compilation,
+    ImageAxes,
+    ImageElement,
+    read_image,
+    read_inputs,
+    read_shape,
+    read_shapes,
+    with_options_of_first,
+)
 from sepwise.passes.convert_input import ImageFormat
 from sepwise.passes.errors import InputError
 
@@ -72,3 +85,37 @@ def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
         read_inputs([f"x={tmp_path / 'x.npz'}"])
     with pytest.raises(InputError, match=r"numpy\.save"):
         read_inputs([f"x={tmp_path / 'text'}"])
+
+
+def test_what_is_asked_of_the_verbs() -> None:
+    assert Compilation("m", Path("d")).arguments() == {
+        "output": Path("d"), "target": "host", "shapes": None, "threads": 1, "float16": False, "image": None
+    }  # fmt: skip
+    asked = Compilation("m", Path("d"), shape=["x=1,3"], input_layout=ImageAxes.NHWC, image=["x"])
+    assert asked.arguments()["shapes"] == {"x": (1, 3)}
+    assert asked.arguments()["image"] == ImageFormat(layout="NHWC", inputs=("x",))
+
+
+def test_options_of_the_first_parameter() -> None:
+    taken: list[object] = []
+
+    @with_options_of_first
+    def command(asked: Compilation, depth: int = 2, as_json: AsJson = False) -> None:
+        """Does it."""
+        taken.extend([asked, depth, as_json])
+
+    parameters = inspect.signature(command).parameters
+    assert list(parameters) == [*(field.name for field in fields(Compilation)), "depth", "as_json"]
+    assert parameters["output"].default is inspect.Parameter.empty
+    assert (parameters["target"].default, parameters["depth"].default) == ("host", 2)
+    assert command.__doc__ == "Does it."
+    command(**{field.name: None for field in fields(Compilation)} | {"model": "m", "threads": 3}, depth=4)
+    assert taken == [Compilation(*("m", *[None] * 3, 3, *[None] * 6)), 4, False]
+
+
+@pytest.mark.parametrize("name", ["compile", "bundle"])
+def test_subcommands_that_compile_have_all_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    app(args=[name, "--help"], standalone_mode=False)
+    said = capsys.readouterr().out
+    for option in ("--output", "--target", "--shape", "--threads", "--input-layout", "--mean", "--image", "--json"):
+        assert option in said

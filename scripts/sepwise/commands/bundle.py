@@ -8,22 +8,7 @@ from typing import Annotated
 import typer
 
 from sepwise.console import number, print_json, print_table, working
-from sepwise.options import (
-    AsJson,
-    Float16,
-    Image,
-    InputLayout,
-    InputType,
-    Mean,
-    Model,
-    Output,
-    Shape,
-    Std,
-    Target,
-    Threads,
-    read_image,
-    read_shapes,
-)
+from sepwise.options import AsJson, Compilation, with_options_of_first
 
 __all__ = ["bundle"]
 
@@ -35,43 +20,23 @@ class WeightsPlace(StrEnum):
     SEPARATE = "separate"
 
 
+@with_options_of_first
 def bundle(
-    model: Model,
-    output: Output,
-    target: Target = "host",
+    asked: Compilation,
     name: Annotated[
         str | None, typer.Option("--name", help="Prefix of all that is public, a C identifier; the model's name where absent.")
     ] = None,
     weights: Annotated[
         WeightsPlace, typer.Option("--weights", help="In the library, or in a file that the caller maps.")
     ] = WeightsPlace.INSIDE,
-    shape: Shape = None,
-    threads: Threads = 1,
-    float16: Float16 = False,
-    input_type: InputType = None,
-    input_layout: InputLayout = None,
-    mean: Mean = None,
-    std: Std = None,
-    image: Image = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a C library of a network, with a header, an example and nothing to install."""
     from sepwise import api
 
-    shapes = read_shapes(shape)
-    taken = read_image(input_layout, input_type, mean, std, image)
-    with working(f"bundling {model} for {target}"):
-        made = api.bundle(
-            model,
-            output,
-            target=target,
-            name=name,
-            weights=weights.value,
-            shapes=shapes,
-            threads=threads,
-            float16=float16,
-            image=taken,
-        )
+    arguments = asked.arguments()
+    with working(f"bundling {asked.model} for {asked.target}"):
+        made = api.bundle(asked.model, name=name, weights=weights.value, **arguments)
     report = made.to_json()
     if as_json:
         print_json(report)
@@ -82,5 +47,5 @@ def bundle(
         "arena": made.manifest["arena_bytes"],
         "arena, at least": made.manifest["arena_lower_bound_bytes"],
     }
-    print_table(f"{made.name} for {target}", ["", "bytes"], [[what, number(nbytes)] for what, nbytes in sizes.items()])
-    print(f"{', '.join(made.manifest['files'])} -> {output}")
+    print_table(f"{made.name} for {asked.target}", ["", "bytes"], [[what, number(nbytes)] for what, nbytes in sizes.items()])
+    print(f"{', '.join(made.manifest['files'])} -> {asked.output}")

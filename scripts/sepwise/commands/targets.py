@@ -38,6 +38,11 @@ def _vectors(target: TargetFacts) -> str:
     return f"{fixed}, SVE {8 * target.scalable_bytes}" if target.scalable_bytes else fixed
 
 
+def _memory(nbytes: int | None) -> str:
+    """A memory of a core without an operating system."""
+    return "-" if nbytes is None else number(nbytes >> 10)
+
+
 def _runs(target: TargetFacts) -> str:
     """How programs for a target run on this machine, under its emulator with the cpu that this knows."""
     if target.missing:
@@ -55,5 +60,7 @@ _COLUMNS: Final[dict[str, Callable[[TargetFacts], str]]] = {
     "L1d KiB": lambda t: number(t.l1d_bytes >> 10),
     "L2 KiB": lambda t: number(t.l2_bytes >> 10),
     "L3 KiB": lambda t: number(t.l3_bytes >> 10),
+    "flash KiB": lambda t: _memory(t.flash_bytes),
+    "RAM KiB": lambda t: _memory(t.ram_bytes),
     "runs": _runs,
 }
