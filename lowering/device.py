@@ -127,6 +127,11 @@ class Device:
         return self.triple.startswith("aarch64")
 
     @property
+    def musl_target(self) -> str:
+        """How zig names its machine under Linux with musl, a C library that static programs are linked with."""
+        return self.zig_target.replace("freestanding-none", "linux-musl").replace("freestanding-", "linux-musl")
+
+    @property
     def emulated(self) -> bool:
         """Whether programs for it run under an emulator here: it has one, and this machine cannot run them."""
         return self.emulator is not None and bool(missing_flags(self))

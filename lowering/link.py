@@ -199,8 +199,7 @@ def link_example(example: Path, library: Path, device: Device, output: Path, *, 
         return
     with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
         compiled = Path(folder) / "example.o"
-        headers = target.replace("freestanding-none", "linux-musl").replace("freestanding-", "linux-musl")
-        compile_c(example, compiled, target=headers, flags=(*flags, "-fno-builtin", "-fno-PIC"))
+        compile_c(example, compiled, target=device.musl_target, flags=(*flags, "-fno-builtin", "-fno-PIC"))
         runtime = [_runtime_object(name, target, flags) for name in ("example", "freestanding")]
         _link_static((compiled, library, *runtime), target, "_start", output)
 

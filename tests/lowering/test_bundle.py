@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from sepwise.lowering import bundle as bundles
 from sepwise.lowering import device
@@ -319,6 +320,36 @@ def test_the_example_as_the_readme_builds_it(
     build("gcc", "-std=c11", *STRICT, *words)
     weight_bytes = made.manifest["weight_bytes"] if which == "made" else 0
     assert run(folder / f"{made.name}_example", given=given[weight_bytes:]) == expected
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize(
+    ("target", "emulator"),
+    [pytest.param("host", None, marks=pytest.mark.nightly), ("cortex-a72", "qemu-aarch64")],  # zig builds musl for each, for a minute
+)
+def test_a_static_program_with_musl(
+    target: str,
+    emulator: str | None,
+    c_program: Callable[..., Program],
+    c_program_tensors: Tensors,
+    expected: bytes,
+    tmp_path: Path,
+) -> None:
+    native = not device.get(target).emulated
+    if emulator is not None and not native and shutil.which(emulator) is None:
+        pytest.skip(f"{emulator} is missing: apt-get install qemu-user")
+    made = write_bundle(c_program(target), device.get(target), tmp_path / "net", name="net", model=MODEL)
+    (line,) = re.findall(r"^    python -m (ziglang cc .*)$", (made.folder / "README.md").read_text(), re.MULTILINE)
+    words = [str(made.folder / word) if word.endswith((".c", ".a")) else word for word in line.split()]
+    subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, check=True, capture_output=True)
+    program = tmp_path / "net_example"
+    with program.open("rb") as file:
+        elf = ELFFile(file)
+        assert elf.get_section_by_name(".dynamic") is None
+        assert not [segment for segment in elf.iter_segments() if segment["p_type"] == "PT_INTERP"]
+    given = b"".join(c_program_tensors[name].tobytes() for name in ("x", "shift"))
+    command = [program] if native or emulator is None else [emulator, program]
+    assert subprocess.run(command, input=given, capture_output=True, check=True).stdout == expected
 
 
 @pytest.mark.parametrize("which", ["made", "other"])
