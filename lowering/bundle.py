@@ -701,8 +701,8 @@ class _Writer:
         return (
             f"    cc -O2 example.c {self.archive} -o {self._name}_example\n"
             f"    {self._words_of_example()['example_command']}\n\n"
-            "Without a compiler for it, `pip install ziglang` brings one to any machine, and musl, a C library that is linked in: the\n"
-            "program then needs nothing of the system that it runs on but its kernel.\n\n"
+            "Without a compiler for it, `pip install ziglang` brings one to any machine, and musl, a C library that is linked in:\n"
+            "the program then needs nothing of the system that it runs on but its kernel.\n\n"
             f"    python -m ziglang cc -target {self._device.musl_target} -O2 example.c {self.archive}"
             f" -o {self._name}_example"
         )
