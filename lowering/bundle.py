@@ -446,7 +446,7 @@ class _Writer:
     Attributes:
         inputs: With their names in C.
         outputs: Likewise.
-        arena_bytes: The Program's arena for one worker, never empty.
+        arena_bytes: The Program's arena for one worker.
         hosted: Whether the device has an operating system, which may load a shared library.
         separate: Whether the weights are in a file of their own.
         archive: Name of the static library.
@@ -468,7 +468,7 @@ class _Writer:
         self.hosted = "-linux-" in device.triple
         self.separate = weights == "separate"
         self.archive, self.shared, self.weights_file = f"lib{name}.a", f"lib{name}.so", f"{name}.bin"
-        self.arena_bytes = max(program.memory_bytes(), ALIGNMENT_BYTES)
+        self.arena_bytes = program.memory_bytes()
 
     def write(self, folder: Path) -> int:
         """Writes all but the manifest and the README.
@@ -701,8 +701,8 @@ class _Writer:
         return (
             f"    cc -O2 example.c {self.archive} -o {self._name}_example\n"
             f"    {self._words_of_example()['example_command']}\n\n"
-            "Without a compiler for it, `pip install ziglang` brings one to any machine, and musl, a C library that is linked in:\n"
-            "the program then needs nothing of the system that it runs on but its kernel.\n\n"
+            "Without a compiler for it, `pip install ziglang` brings one to any machine, with musl, a C library that is made\n"
+            "part of the program: this needs nothing of the system that it runs on but its kernel.\n\n"
             f"    python -m ziglang cc -target {self._device.musl_target} -O2 example.c {self.archive}"
             f" -o {self._name}_example"
         )

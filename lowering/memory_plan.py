@@ -45,7 +45,7 @@ class MemoryPlan:
 
     Attributes:
         offsets: Bytes from the start of the arena, multiples of 64.
-        arena_bytes: Size of the arena, a multiple of 64.
+        arena_bytes: Size of the arena, a multiple of 64; at least that, for an arena has an address.
         lower_bound_bytes: The largest sum of live bytes, sizes rounded up to 64: no plan is smaller.
     """
 
@@ -103,7 +103,7 @@ def plan_memory(lifetimes: Sequence[Lifetime], *, aliases: Mapping[str, str] | N
     placed = {name: best_offsets[base.name] for name, base in bases.items()}
     return MemoryPlan(
         offsets={value.name: placed[value.name] for value in sorted(lifetimes, key=lambda v: (-v.nbytes, v.first_use))},
-        arena_bytes=best_bytes,
+        arena_bytes=max(best_bytes, ALIGNMENT_BYTES),
         lower_bound_bytes=lower_bound_bytes,
     )
 

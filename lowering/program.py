@@ -140,7 +140,7 @@ class Program:
         outputs: The network's outputs, plain layout.
         values: Every intermediate, by name; those in the arena are overwritten as the run goes on.
         constants: One block of bytes (uint8), weights packed, every constant aligned to 64 bytes.
-        arena_bytes: Size of the arena for one worker, a multiple of 64: values, and the scratch of each call while it runs.
+        arena_bytes: Size of the arena for one worker, a multiple of 64, not 0: values, and each call's scratch while it runs.
         arena_lower_bound_bytes: The largest sum of live bytes of values over all calls; scratch is not counted.
         object_code: One relocatable ELF object with every kernel.
         tail: What follows on the host, None for most networks; its inputs are among `outputs`.

@@ -357,7 +357,7 @@ def bundle(
 
     Example:
         >>> bundle("mobilenet_v2", "mobilenet", target="rpi4").manifest["arena_bytes"]  # doctest: +SKIP
-        5845504
+        5619712
     """
     from sepwise.lowering import device
     from sepwise.lowering.bundle import bundle as bundle_model

@@ -7,10 +7,12 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import pytest
+from tvm import tirx
+from tvm.script import tirx as T  # noqa: N812 - the script's own spelling
 
 from sepwise.lowering import device
 from sepwise.lowering.bundle import bundle
-from sepwise.lowering.foretell import CODE_ERROR, Forecast, foretell
+from sepwise.lowering.foretell import CODE_ERROR, LOOP_INSTRUCTIONS, Forecast, _count_instructions, foretell
 from sepwise.passes import load_model
 
 BLOCK = """<ir_version: 10, opset_import: ["" : 20]>
@@ -34,6 +36,38 @@ def block(network: Callable[[str], ir.Model], tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="module")
 def bare(block: Path) -> Forecast:
     return foretell(load_model(block), device.get("cortex-m7"))
+
+
+SINGLE = """<ir_version: 10, opset_import: ["" : 20]> single (float[1,8,4,4] x) => (float[1,8,4,4] y) { y = Relu (x) }"""
+
+
+def test_one_kernel_needs_an_arena_too(network: Callable[[str], ir.Model], tmp_path: Path) -> None:
+    onnx.save(ir.to_proto(network(SINGLE)), tmp_path / "single.onnx")
+    manifest = bundle(tmp_path / "single.onnx", tmp_path / "single").manifest
+    found = foretell(load_model(tmp_path / "single.onnx"), device.get("host"))
+    assert (found.arena_bytes, found.arena_lower_bound_bytes) == (manifest["arena_bytes"], 0) == (64, 0)
+
+
+@T.prim_func(s_tir=True)
+def doubled_twice(x: T.Buffer((4,), "float32"), y: T.Buffer((8,), "float32")) -> None:
+    for i in range(4):
+        y[i] = x[i] + x[i]
+    for i in range(4):
+        y[i + 4] = x[i] + x[i]
+
+
+def test_an_address_is_loaded_once_in_a_body() -> None:
+    load, add, store = 1, 1, 1
+    expected = 2 * (LOOP_INSTRUCTIONS + load + add + store)
+    assert _count_instructions(doubled_twice.body, device.get("cortex-a72")) == expected
+
+
+@pytest.mark.parametrize(("lanes", "instructions"), [([3, 0, 1, 2], 1), ([1, 1, 1, 1], 0), ([4, 5, 6, 7], 0), ([2, 3, 4, 5], 1)])
+def test_lanes_that_move(lanes: list[int], instructions: int) -> None:
+    vectors = [tirx.const(float(start), "float32") for start in range(8)]
+    shuffled = tirx.Shuffle([tirx.Shuffle(vectors, list(range(8)))], lanes)
+    first, both = (_count_instructions(tirx.Evaluate(each), device.get("cortex-a72")) for each in (shuffled.vectors[0], shuffled))
+    assert both - first == instructions
 
 
 @pytest.mark.parametrize("target", ["cortex-m7", "cortex-a72"])

@@ -51,6 +51,11 @@ def test_a_chain_needs_its_two_largest_neighbours() -> None:
     assert plan.arena_bytes == plan.lower_bound_bytes == 2 * align(1200)
 
 
+def test_an_arena_has_an_address() -> None:
+    plan = plan_memory([])
+    assert (plan.arena_bytes, plan.lower_bound_bytes) == (ALIGNMENT_BYTES, 0)
+
+
 def test_an_inverted_residual_reaches_the_bound() -> None:
     # The block's input lives on beside both expanded tensors until it is added.
     values = [Lifetime("x", 256, 0, 3), Lifetime("wide", 1536, 1, 2), Lifetime("dw", 1536, 2, 3), Lifetime("y", 256, 3, 4)]

@@ -1,7 +1,7 @@
 """Whole networks on whole targets: every zoo network and the trained files, verified on host and on every emulated core.
 
 CI takes narrow networks at small sizes on the host, a few of them on the Cortex-A72 and the smallest on the other cores; the
-nightly profile takes all of them at full size on the host, and all of them at small sizes on the cores.
+nightly profile takes all of them at full size on the host, and all of them at small sizes on the cores, and bundles as foretold.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import pytest
 
 from sepwise.lowering import device
 from sepwise.lowering.build import build_program
+from sepwise.lowering.bundle import bundle
+from sepwise.lowering.foretell import CODE_ERROR, foretell
 from sepwise.lowering.verify import verify_model
 from sepwise.models import names
 from sepwise.passes import load_model
@@ -84,6 +86,17 @@ def test_reduced_on_other_cores(zoo_file: Callable[..., Path], name: str, core: 
 @pytest.mark.parametrize("name", in_ci(FLOAT16_IN_CI))
 def test_reduced_in_float16(zoo_file: Callable[..., Path], name: str) -> None:
     check(zoo_file(name, **reduced(name)), "cortex-a76", float16=True)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("target", ["host", "cortex-a72", "cortex-m7"])
+@pytest.mark.parametrize("name", names())
+def test_bundles_are_as_foretold(zoo_file: Callable[..., Path], name: str, target: str, tmp_path: Path) -> None:
+    path = zoo_file(name, **reduced(name))
+    found, manifest = foretell(load_model(path), device.get(target)), bundle(path, tmp_path / "net", target=target).manifest
+    for size in ("arena_bytes", "arena_lower_bound_bytes", "worker_bytes", "weight_bytes"):
+        assert getattr(found, size) == manifest[size], size
+    assert abs(found.code_estimate_bytes / manifest["code_bytes"] - 1) <= CODE_ERROR
 
 
 @pytest.mark.nightly
