@@ -344,7 +344,7 @@ def main() -> None:
     report = {
         "date": datetime.now(UTC).date().isoformat(),
         "version": version("sepwise"),
-        "machine": _machine(),
+        "machine": name_processor(),
         "core": host.cpu,
         "core_model": model.model,
         "llvm": estimate.llvm_version(),
@@ -366,8 +366,8 @@ def write_page(folder: Path) -> None:
     (folder / "estimate.md").write_text(write_table(report, boards))
 
 
-def _machine() -> str:
-    """What the processor calls itself."""
+def name_processor() -> str:
+    """Reads what the processor calls itself."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()

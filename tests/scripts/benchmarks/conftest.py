@@ -13,10 +13,12 @@ import pytest
 def load_script(repository: Path) -> Iterator[Callable[[str], ModuleType]]:
     """Loads a benchmark by its name, once."""
     loaded: dict[str, ModuleType] = {}
+    folder = repository / "scripts/benchmarks"
+    sys.path.insert(0, str(folder))  # as Python does for a script that it runs: some take from others
 
     def load(name: str) -> ModuleType:
         if name not in loaded:
-            spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", repository / f"scripts/benchmarks/{name}.py")
+            spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", folder / f"{name}.py")
             assert spec is not None
             assert spec.loader is not None
             loaded[name] = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
@@ -24,5 +26,6 @@ def load_script(repository: Path) -> Iterator[Callable[[str], ModuleType]]:
         return loaded[name]
 
     yield load
+    sys.path.remove(str(folder))
     for module in loaded.values():
         del sys.modules[module.__name__]
