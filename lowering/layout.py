@@ -31,6 +31,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import tvm_ffi
+from tvm.ir.expr import Expr, TensorLoad, Var
 
 from sepwise.lowering.cost import CALL_CYCLES, stream_cycles
 from sepwise.lowering.elimination import Table, minimize
@@ -87,6 +89,7 @@ class _GenericCycles:
         self._cycles: dict[tuple[int, tuple[Layout, ...]], float] = {}
         self.parts: list[tuple[int, ...]] = []
         self._functions: list[StageFunction] = []
+        self.turned: frozenset[int] = frozenset()  # positions of inputs whose channels become another axis
         parsed = parse(workload.function)
         if parsed is None:
             return
@@ -102,6 +105,13 @@ class _GenericCycles:
             parts.setdefault(touched, []).append(stage)
         self.parts = list(parts)
         self._functions = [replace(function, stages=stages) for stages in parts.values()]
+        self.turned = frozenset(
+            index
+            for index, own in enumerate(function.parameters[:first])
+            for stage in function.stages
+            for load in (load for expression in stage.expressions for load in loads(expression))
+            if load.source.same_as(own) and _turns(stage, load)
+        )
 
     def predict(self, part: int, layouts: tuple[Layout, ...]) -> float:
         """Predicts one part's cycles; `layouts` are those of all inputs and outputs."""
@@ -282,12 +292,17 @@ class _Assignment:
         return tables
 
     def _readable(self, kernel: Kernel, position: int) -> list[Layout]:
-        """The layouts in which a generic kernel may read an input: packed as all of its tensors, plain where it reshapes it."""
+        """The layouts in which a generic kernel may read an input: packed as all of its tensors, plain where it reshapes it.
+
+        An input of the network whose channels it makes another axis, as a Transpose does, is read as it came.
+        """
         name = kernel.inputs[position]
         assert isinstance(kernel.workload, GenericWorkload)
         read = tuple(int(extent) for extent in kernel.workload.function.params[position].ty.shape)
         if read != self._graph.values[name].shape:
             return [PLAIN]
+        if name in self._graph.inputs and position in self._cycles_of(kernel.workload).turned:
+            return [PLAIN]  # to pack it first moves all of it twice
         layouts = dict.fromkeys(layout for held in self._options[name] for layout in held)
         return [layout for layout in layouts if layout in (PLAIN, self._packed)]
 
@@ -352,6 +367,21 @@ class _Assignment:
     def _declare(self, name: str, layout: Layout, value: TensorType) -> None:
         """Notes the type of a value in one of its layouts."""
         self._graph.values[self._name(name, layout)] = replace(value, layout=layout)
+
+
+def _turns(stage: Stage, load: TensorLoad) -> bool:
+    """Whether the index where channels stand runs along other axes in a load than in what is written."""
+    if min(len(load.indices), len(stage.indices)) < LEAST_PACKED_RANK:
+        return False
+    read, written = (_variables(each.indices[1]) for each in (load, stage))
+    return bool(read) and read.isdisjoint(written)
+
+
+def _variables(index: Expr) -> set[Var]:
+    """The variables of an index."""
+    found: set[Var] = set()
+    tvm_ffi.structural_walk(index, (Var, found.add))
+    return found
 
 
 def _alike(layouts: Sequence[Layout], wanted: Layout) -> Layout:

@@ -240,6 +240,19 @@ def test_the_first_layer_reads_the_image_as_it_is(target: device.Device, network
     assert [copy for _, copy in conversions(graph)] == ["y"]
 
 
+def test_an_image_of_the_other_order_is_turned_as_it_came(target: device.Device, network: Callable[..., ir.Model]) -> None:
+    """To pack what stands where channels do, which are rows, would move all of it twice."""
+    graph, views = assigned(network(HEAD + """
+    image (float[1,64,64,3] x) => (float[1,16,31,31] y) <float[16,3,3,3] w>
+    {
+      a = Transpose <perm = [0,3,1,2]> (x)
+      y = Conv <strides = [2,2]> (a, w)
+    }
+    """), target)
+    check(graph, views, target)
+    assert "x" not in [source for source, _ in conversions(graph)]
+
+
 @pytest.mark.parametrize("shape", ["1,36,3,12", "1296"])
 def test_an_input_that_is_an_output_in_another_shape_is_read_plain(
     shape: str, target: device.Device, network: Callable[..., ir.Model]
