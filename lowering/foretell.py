@@ -45,7 +45,7 @@ CALL_BYTES = 120
 """A call in the generated C: its addresses, and its place in the table."""
 
 CODE_ERROR = 0.3
-"""The estimate was off by no more than this share of a bundle's code over networks of the zoo on five cores."""
+"""The estimate was off by no more than this share of a bundle's code over small networks of the zoo on four cores."""
 
 PUBLIC_BYTES = 1024
 """The public functions, and the table of calls."""
