@@ -219,11 +219,12 @@ class Artifact:
         return path if path is not None and path.exists() else None
 
 
-def load(folder: str | Path) -> Artifact:
+def load(folder: str | Path, *, elsewhere: bool = False) -> Artifact:
     """Reads what `Artifact.save` wrote, every checksum compared.
 
     Args:
         folder: The artifact's folder.
+        elsewhere: Whether it is to run on another machine than this one.
 
     Returns:
         The artifact, ready to run.
@@ -254,7 +255,8 @@ def load(folder: str | Path) -> Artifact:
     program = replace(program, constants=contents[_CONSTANTS], object_code=contents[_KERNELS].tobytes())
     if program.tail is not None:
         program = replace(program, tail=replace(program.tail, model=contents[_TAIL].tobytes()))
-    check_cpu(folder, device, emulated=_EXECUTABLE in contents)
+    if not elsewhere:
+        check_cpu(folder, device, emulated=_EXECUTABLE in contents)
     return Artifact(program, report=body["report"], threads=body["threads"], folder=folder)
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks: latency beside other runtimes on this machine, counts and estimated cycles under emulation.
+"""Benchmarks: latency beside other runtimes on this machine, latency on a board, counts and estimated cycles under emulation.
 
 Two runtimes are compared only within a round: the machine's clock and its other load drift over seconds, so each round
 times a block of runs of every runtime in turn, with a pause between blocks in which spinning threads go to
@@ -15,12 +15,13 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sepwise.lowering import estimate
 from sepwise.lowering.build import compile, require_float16
 from sepwise.lowering.device import get as get_device
 from sepwise.lowering.peers import OURS, PEERS, Job, Worker, missing_packages
+from sepwise.lowering.remote import RemoteRunner
 from sepwise.lowering.runner import EmulatedRunner
 from sepwise.lowering.strategies import transformed_nodes
 from sepwise.lowering.verify import transformed_values
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import Program
+    from sepwise.lowering.remote import Board
 
 __all__ = ["Benchmark", "KernelCount", "KernelTime", "RuntimeCount", "RuntimeTime", "bench"]
 
@@ -158,7 +160,7 @@ class Benchmark:
     Attributes:
         model: The network's name.
         target: The device.
-        method: `native` or `emulated`.
+        method: `native`, `remote` or `emulated`.
         threads: Worker threads of every runtime.
         macs: Multiply-accumulates of one run.
         strategy_mac_share: Share of them on our strategies.
@@ -186,7 +188,33 @@ class Benchmark:
         return asdict(self)
 
 
-def _rounds(workers: Sequence[Worker], rounds: int) -> list[list[list[float]]]:
+class Timed(Protocol):
+    """A runtime with its inputs in place.
+
+    Attributes:
+        name: The runtime.
+        version: Its version.
+    """
+
+    name: str
+    version: str
+
+    def time(self, repeats: int) -> list[float]:
+        """Runs `repeats` times and returns the microseconds of each."""
+
+
+class _OnBoard:
+    """Ours on a board, as `Timed` wants it."""
+
+    def __init__(self, runner: RemoteRunner) -> None:
+        self.name, self.version = OURS, version("sepwise")
+        self._runner = runner
+
+    def time(self, repeats: int) -> list[float]:
+        return self._runner.time(repeats)
+
+
+def _rounds(workers: Sequence[Timed], rounds: int) -> list[list[list[float]]]:
     """Times the workers in alternating blocks.
 
     Args:
@@ -210,7 +238,7 @@ def _rounds(workers: Sequence[Worker], rounds: int) -> list[list[list[float]]]:
     return times_us
 
 
-def _summary(worker: Worker, rounds_us: Sequence[Sequence[float]]) -> RuntimeTime:
+def _summary(worker: Timed, rounds_us: Sequence[Sequence[float]]) -> RuntimeTime:
     runs = sorted(run for block in rounds_us for run in block)
     return RuntimeTime(
         name=worker.name,
@@ -324,6 +352,7 @@ def bench(
     rounds: int = ROUNDS,
     cores: Sequence[str] = (),
     float16: bool = False,
+    board: Board | None = None,
 ) -> Benchmark:
     """Measures a network on a target, beside other runtimes.
 
@@ -336,6 +365,7 @@ def bench(
         rounds: Rounds of alternating blocks; more for a quieter answer.
         cores: Devices beside an emulated target whose cycles are estimated for the same code.
         float16: Whether ours computes in float16 what is float32, but for what needs more; peers compute the model as it is.
+        board: Where to measure, None for here.
 
     Returns:
         Latencies, or counts and estimated cycles.
@@ -348,15 +378,21 @@ def bench(
     unknown = [peer for peer in against if peer not in PEERS]
     if unknown:
         raise InputError(f"Peer '{unknown[0]}': unknown; known are {', '.join(PEERS)}.")
-    if device.emulated and against:
+    if board is not None:
+        board.require(device)
+        if against:
+            raise InputError(f"{board.name}: measures ours alone, peers run natively only; leave --against out.")
+    emulated = device.emulated and board is None
+    if emulated and against:
         raise InputError(f"Target '{target}': is emulated here, and peers run natively only; leave --against out.")
     for peer in against:
         if missing := missing_packages(peer):
             raise InputError(
                 f"Peer '{peer}': {', '.join(missing)} is not installed here; install it with: pip install 'sepwise[peers]'."
             )
-    if cores and not device.emulated:
-        raise InputError(f"Target '{target}': runs here and is measured; cores are estimated beside an emulated target only.")
+    if cores and not emulated:
+        where = "here" if board is None else "on a board"
+        raise InputError(f"Target '{target}': runs {where} and is measured; cores are estimated beside an emulated target only.")
     others = [get_device(core) for core in dict.fromkeys(cores) if core != target]
     for core in others:
         if core.triple != device.triple:
@@ -376,25 +412,32 @@ def bench(
         "strategy_mac_share": report["strategy_mac_share"],
         "float16_mac_share": report["float16_mac_share"],
     }
-    if device.emulated:
+    peak = _peak_macs_per_us(device.holding("float16" if float16 else "float32"), threads)
+    if emulated:
         ours, counts, notes = _count(program, inputs, [device, *others])
         return Benchmark(**common, method="emulated", runtimes=(ours,), speedup={}, kernels=counts, notes=notes)
+    canonical = canonicalize(loaded)
+    executed = fuse(loaded, float16=True).model if float16 else loaded
+    winograd = transformed_values(transformed_nodes(program.calls), canonical)
+    if board is not None:
+        with RemoteRunner(program, board, threads=threads) as runner:
+            _compare({OURS: runner.run(inputs)}, Oracle(executed), inputs, winograd)
+            there = _OnBoard(runner)
+            runs = _summary(there, _rounds([there], rounds)[0])
+            kernels = _kernel_times(program, runner.time_kernels(_KERNEL_REPEATS), peak)
+        return Benchmark(**common, method="remote", runtimes=(runs,), speedup={}, kernels=kernels)
     with tempfile.TemporaryDirectory(prefix="sepwise-") as folder, ExitStack() as stack:
         artifact.save(Path(folder) / "artifact")
         simplified = Path(folder) / "simplified.onnx"
-        canonical = canonicalize(loaded)
         save_model(canonical, simplified)
         wanted = tuple(output.name or "" for output in loaded.graph.outputs)
         job = Job(OURS, original.absolute(), simplified, Path(folder) / "artifact", inputs, wanted, threads)
         workers = [stack.enter_context(Worker(replace(job, runtime=name))) for name in (OURS, *dict.fromkeys(against))]
         outputs = {worker.name: worker.run() for worker in workers}
-        executed = fuse(loaded, float16=True).model if float16 else loaded
-        winograd = transformed_values(transformed_nodes(program.calls), canonical)
         _compare({OURS: outputs.pop(OURS)}, Oracle(executed), inputs, winograd)
         _compare(outputs, Oracle(loaded), inputs, winograd)
         times_us = _rounds(workers, rounds)
         kernel_times_us = workers[0].time_kernels(_KERNEL_REPEATS)
-    peak = _peak_macs_per_us(device.holding("float16" if float16 else "float32"), threads)
     return Benchmark(
         **common,
         method="native",

@@ -1,7 +1,7 @@
 """From a Program's object and its generated C to something that runs: a shared object here, a static program elsewhere.
 
-zig's clang and lld do it, without a C library for the target: the host's shared object finds pthreads in the process that
-loads it, and an emulated program brings its own main over plain system calls (`runtime/emulated.c`).
+zig's clang and lld do it, without a C library for the target: a shared object finds pthreads in the process that loads it, here
+or on a board, and an emulated program brings its own main over plain system calls (`runtime/emulated.c`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import Program
 
-__all__ = ["cache_folder", "compile_c", "count_plugin", "link_example", "link_executable", "link_shared", "run_zig"]
+__all__ = [
+    "cache_folder",
+    "compile_c",
+    "count_plugin",
+    "link_example",
+    "link_executable",
+    "link_remote",
+    "link_server",
+    "link_shared",
+    "run_zig",
+]
 
 RUNTIME = Path(__file__).parent / "runtime"
 
@@ -146,13 +156,60 @@ def link_shared(program: Program, output: Path) -> None:
         InputError: zig is not installed, or there is no room.
         SepwiseError: The object does not link.
     """
-    target = _host_target()
+    _link_shared(program, _host_target(), (), ("pool", "timing", "guarded"), output)
+
+
+def link_remote(program: Program, device: Device, output: Path) -> None:
+    """Links a shared object that a board loads through TVM's RPC: what `link_shared` has, and the entries of `runtime/remote.c`.
+
+    Args:
+        program: Built for the device.
+        device: What the board is.
+        output: The file to write.
+
+    Raises:
+        InputError: zig is not installed, or there is no room.
+        SepwiseError: The object does not link.
+    """
+    flags = (f"-mcpu={device.zig_cpu}", *_ffi_headers())
+    target = f"{device.triple.split('-', maxsplit=1)[0]}-linux-gnu"
+    _link_shared(program, target, flags, ("pool", "timing", "guarded", "remote"), output)
+
+
+def _link_shared(program: Program, target: str, flags: Sequence[str], runtime: Sequence[str], output: Path) -> None:
+    """Links a program and files of the runtime to a shared object."""
     with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
-        objects = _program_objects(program, Path(folder), target)
-        runtime = [_runtime_object(name, target) for name in ("pool", "timing", "guarded")]
+        objects = _program_objects(program, Path(folder), target, flags)
+        objects += [_runtime_object(name, target, flags) for name in runtime]
         # Position-dependent kernels and other mistakes show here; symbols of the C library resolve when it is loaded.
         options = ("-shared", "-Bsymbolic", "-z", "noexecstack", "--gc-sections", "--no-undefined-version")
-        run_zig("ld.lld", *options, "-o", output, *objects, *runtime)
+        run_zig("ld.lld", "-m", _ELF_EMULATIONS[target.split("-", maxsplit=1)[0]], *options, "-o", output, *objects)
+
+
+def _ffi_headers() -> tuple[str, str]:
+    """Gives the compiler's flags that find the headers of TVM's C interface."""
+    spec = importlib.util.find_spec("tvm_ffi")
+    if spec is None or spec.origin is None:
+        raise InputError("tvm_ffi: not installed, but needed for boards. Install it with `pip install apache-tvm-ffi`.")
+    return ("-isystem", str(Path(spec.origin).parent / "include"))
+
+
+def link_server(machine: str, glibc: str, libraries: Sequence[Path], output: Path) -> None:
+    """Links the program that a board runs, `runtime/rpc_server.c`; it finds the libraries beside itself.
+
+    Args:
+        machine: As zig and uname name it, `aarch64` or `x86_64`.
+        glibc: Oldest version of the C library that it is to run with, such as `2.28`.
+        libraries: Of TVM's runtime, for that machine.
+        output: The file to write.
+
+    Raises:
+        InputError: zig is not installed, or there is no room.
+        SepwiseError: It does not link.
+    """
+    target = ("-target", f"{machine}-linux-gnu.{glibc}")
+    options = ("-Wl,--no-as-needed", "-Wl,--allow-shlib-undefined", "-Wl,-rpath,$ORIGIN", "-s")  # they need a C++ library
+    run_zig("cc", *target, *_FLAGS, *_ffi_headers(), *options, "-o", output, RUNTIME / "rpc_server.c", *libraries)
 
 
 def link_executable(program: Program, device: Device, output: Path) -> None:

@@ -21,6 +21,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
+from enum import IntEnum
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -42,9 +43,20 @@ if TYPE_CHECKING:
     from sepwise.lowering.counts import CacheGeometry
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import BufferRef, KernelCall, Program, Value
+    from sepwise.lowering.remote import Board
     from sepwise.lowering.tail import TailRunner
 
-__all__ = ["EmulatedRunner", "NativeRunner", "Runner", "aligned_empty", "find_emulator", "open_runner"]
+__all__ = [
+    "EmulatedRunner",
+    "Guest",
+    "GuestRunner",
+    "NativeRunner",
+    "Region",
+    "Runner",
+    "aligned_empty",
+    "find_emulator",
+    "open_runner",
+]
 
 Arrays = dict[str, np.ndarray]
 
@@ -270,19 +282,24 @@ def _check_array(who: str, value: Value, array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def open_runner(program: Program, *, threads: int = 1) -> Runner:
+def open_runner(program: Program, *, threads: int = 1, board: Board | None = None) -> Runner:
     """Opens the runner that fits a Program's device.
 
     Args:
         program: What to run.
         threads: Workers, the caller counted; an emulator takes one.
+        board: Where to run it, None for here.
 
     Returns:
-        A native runner where this machine can run the device's code, otherwise an emulated one.
+        A remote runner where there is a board, a native one where this machine can run the device's code, else an emulated one.
 
     Raises:
-        InputError: The device can neither run here nor be emulated.
+        InputError: The device can neither run here nor be emulated, or is not what the board is.
     """
+    if board is not None:
+        from sepwise.lowering.remote import RemoteRunner  # it loads TVM, which other runners do without
+
+        return RemoteRunner(program, board, threads=threads)
     device = devices.get(program.device)
     return EmulatedRunner(program, device) if device.emulated else NativeRunner(program, threads=threads)
 
@@ -559,15 +576,155 @@ def _end_native(library: ctypes.CDLL, pool: ctypes.c_void_p | None) -> None:
     ctypes.CDLL(None).dlclose(ctypes.c_void_p(library._handle))
 
 
+# In memory that is not this process's ---------------------------------------------------------------------------------
+
+
+class Region(IntEnum):
+    """Memory of a guest; inputs and outputs have one each, all others one at whose offsets things lie."""
+
+    ARENA = 0
+    CONSTANT = 1
+    INPUT = 2
+    OUTPUT = 3
+    STAGE = 4
+
+
+_REGIONS = {home: Region[home.name] for home in Home}
+
+
+class GuestRunner(Runner):
+    """Runs a Program in a guest: something that has memory of its own and runs calls on command, one run at a time.
+
+    Attributes:
+        device: What it runs on.
+    """
+
+    def __init__(self, program: Program, device: Device) -> None:
+        """Notes what to run.
+
+        Args:
+            program: Built for the device.
+            device: What it runs on.
+        """
+        super().__init__(program)
+        self.device = device
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def _open_guest(self) -> Guest:
+        """Gives the guest, which may have to be started; the lock is held."""
+
+    def run_keeping(self, inputs: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
+        """Runs the network, held wherever something is to be read; see `Runner.run_keeping`."""
+        arrays = self._check_inputs(inputs)
+        groups = self._check_names(names)
+        kept: Arrays = {}
+        with self._lock:
+            guest = self._open_guest()
+            for value, array in zip(self.program.inputs, arrays, strict=True):
+                guest.write(value.buffer, array)
+            done = 0
+            for index in sorted({*groups, len(self.program.calls) - 1}):
+                guest.run_range(done, index + 1)
+                done = index + 1
+                for value in groups.get(index, ()):
+                    kept[value.name] = guest.read(value)
+            return {**kept, **{value.name: guest.read(value) for value in self.program.outputs}}
+
+    def _run_alone(self, index: int, data: Sequence[np.ndarray | None]) -> list[list[np.ndarray]]:
+        """Runs a single kernel call; see `Runner.run_kernel`."""
+        with self._lock:
+            guest = self._open_guest()
+            guest.open_stage(self.device.vector_bytes)
+            return run_alone(guest, index, data)
+
+
+class Guest(StageMemory):
+    """What runs a Program elsewhere than in this process: its memory and its calls."""
+
+    def __init__(self, program: Program, device: str, *, threads: int = 1) -> None:
+        """Gives the program its memory."""
+        self._program = program
+        self._device = device
+        self._threads = threads
+        self._staged = False
+        unwritten = [(Home.ARENA, 0, program.memory_bytes(threads))]
+        unwritten += [(Home.OUTPUT, index, value.type.nbytes) for index, value in enumerate(program.outputs)]
+        for home, index, nbytes in unwritten:
+            self._allocate(_REGIONS[home], index, nbytes)
+            self._spoil(_REGIONS[home], index, nbytes)
+        self._allocate(Region.CONSTANT, 0, program.constants.nbytes)
+        self._put(Region.CONSTANT, 0, program.constants)
+        for index, value in enumerate(program.inputs):
+            self._allocate(Region.INPUT, index, value.type.nbytes)
+
+    @property
+    @abstractmethod
+    def alive(self) -> bool:
+        """Whether it can still run."""
+
+    @abstractmethod
+    def run(self, index: int) -> None:
+        """Runs one kernel call to its end."""
+
+    def run_range(self, first: int, last: int) -> None:
+        """Runs the calls from `first` to `last - 1`."""
+        for index in range(first, last):
+            self.run(index)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends it."""
+
+    @abstractmethod
+    def _allocate(self, region: Region, index: int, nbytes: int) -> None:
+        """Makes a region, or the input or output of that index."""
+
+    def _spoil(self, region: Region, index: int, nbytes: int) -> None:
+        """Leaves memory that was just made without a value."""
+        self._put(region, index, np.full(nbytes, UNWRITTEN, np.uint8))
+
+    @abstractmethod
+    def _put(self, region: Region, offset: int, data: np.ndarray) -> None:
+        """Writes an array's bytes at an offset of a region, or to the input or output of that index."""
+
+    @abstractmethod
+    def _get(self, region: Region, offset: int, nbytes: int) -> np.ndarray:
+        """Reads bytes from where `_put` writes them."""
+
+    def write(self, buffer: BufferRef, array: np.ndarray) -> None:
+        """Writes a tensor as it is."""
+        self._put(_REGIONS[buffer.home], buffer.offset, np.ascontiguousarray(array))
+
+    def read(self, value: Value) -> np.ndarray:
+        """Reads a value, plain."""
+        return from_memory(value, self._get(_REGIONS[value.buffer.home], value.buffer.offset, value.type.nbytes))
+
+    def open_stage(self, vector_bytes: int) -> None:
+        """Makes the memory in which kernels run alone, the first time."""
+        if self._staged:
+            return
+        self.stage = Stage(self._program, vector_bytes=vector_bytes, threads=self._threads)
+        self._allocate(Region.STAGE, 0, self.stage.nbytes)
+        self.close_gaps()
+        self._staged = True
+
+    def write_stage(self, offset: int, data: np.ndarray) -> None:
+        """Writes bytes."""
+        self._put(Region.STAGE, offset, data)
+
+    def read_stage(self, offset: int, nbytes: int) -> np.ndarray:
+        """Reads bytes."""
+        return self._get(Region.STAGE, offset, nbytes)
+
+
 # Under an emulator ----------------------------------------------------------------------------------------------------
 
 _ALLOCATE, _WRITE, _READ, _RUN, _PROTECT, _RUN_ALONE = 1, 2, 3, 4, 5, 6
-_REGIONS = {Home.ARENA: 0, Home.CONSTANT: 1, Home.INPUT: 2, Home.OUTPUT: 3}
-_STAGE = 4
 _TOUCHED = 1
 
 
-class EmulatedRunner(Runner):
+class EmulatedRunner(GuestRunner):
     """Runs a Program under qemu-user, or on a bare core that unicorn emulates in this process, with one thread.
 
     One guest lives from the first run until `close` and serves everything but counts. Numbers and
@@ -586,11 +743,9 @@ class EmulatedRunner(Runner):
             InputError: The device has no emulator, or it is not installed.
             SepwiseError: The program does not link.
         """
-        super().__init__(program)
-        self.device = device or devices.get(program.device)
+        super().__init__(program, device or devices.get(program.device))
         self._emulator = find_emulator(self.device)
-        self._lock = threading.Lock()
-        self._guest: _Guest | None = None
+        self._guest: Guest | None = None
         self._closed = False
         self._remove: weakref.finalize[..., Any] | None = None
         if executable is None:
@@ -599,29 +754,6 @@ class EmulatedRunner(Runner):
             executable = Path(folder) / "model"
             link_executable(program, self.device, executable)
         self._executable = executable
-
-    def run_keeping(self, inputs: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
-        """Runs the network call by call; see `Runner.run_keeping`."""
-        arrays = self._check_inputs(inputs)
-        groups = self._check_names(names)
-        kept: Arrays = {}
-        with self._lock:
-            guest = self._open_guest()
-            for value, array in zip(self.program.inputs, arrays, strict=True):
-                guest.write(value.buffer, array)
-            for index in range(-1, len(self.program.calls)):
-                if index >= 0:
-                    guest.run(index)
-                for value in groups.get(index, ()):
-                    kept[value.name] = guest.read(value)
-            return {**kept, **{value.name: guest.read(value) for value in self.program.outputs}}
-
-    def _run_alone(self, index: int, data: Sequence[np.ndarray | None]) -> list[list[np.ndarray]]:
-        """Runs a single kernel call; see `Runner.run_kernel`."""
-        with self._lock:
-            guest = self._open_guest()
-            guest.open_stage(self.device.vector_bytes)
-            return run_alone(guest, index, data)
 
     def count(self, inputs: Mapping[str, np.ndarray], *, caches: Sequence[CacheGeometry] = ()) -> Counts:
         """Counts what one run executes, call by call, and what would miss the caches of cores.
@@ -687,7 +819,7 @@ class EmulatedRunner(Runner):
         """Writes the emulator's command line."""
         return [self._emulator, "-cpu", str(self.device.emulator_option), *options, str(self._executable)]
 
-    def _open_guest(self) -> _Guest:
+    def _open_guest(self) -> Guest:
         """Gives the running emulator, started anew where it has died."""
         if self._closed:
             raise SepwiseError(f"Model '{self.program.name}': closed; it cannot run any more.")
@@ -699,76 +831,7 @@ class EmulatedRunner(Runner):
         return self._guest
 
 
-class _Guest(StageMemory):
-    """What runs a Program under an emulator: its memory and its calls."""
-
-    def __init__(self, program: Program, device: str) -> None:
-        """Gives the program its memory."""
-        self._program = program
-        self._device = device
-        self._staged = False
-        unwritten = [(Home.ARENA, 0, program.memory_bytes())]
-        unwritten += [(Home.OUTPUT, index, value.type.nbytes) for index, value in enumerate(program.outputs)]
-        for home, index, nbytes in unwritten:
-            self._allocate(_REGIONS[home], index, nbytes)
-            self._put(_REGIONS[home], index, np.full(nbytes, UNWRITTEN, np.uint8))
-        self._allocate(_REGIONS[Home.CONSTANT], 0, program.constants.nbytes)
-        self._put(_REGIONS[Home.CONSTANT], 0, program.constants)
-        for index, value in enumerate(program.inputs):
-            self._allocate(_REGIONS[Home.INPUT], index, value.type.nbytes)
-
-    @property
-    @abstractmethod
-    def alive(self) -> bool:
-        """Whether it can still run."""
-
-    @abstractmethod
-    def run(self, index: int) -> None:
-        """Runs one kernel call to its end."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Ends it."""
-
-    @abstractmethod
-    def _allocate(self, region: int, index: int, nbytes: int) -> None:
-        """Makes a region, or the input or output of that index."""
-
-    @abstractmethod
-    def _put(self, region: int, offset: int, data: np.ndarray) -> None:
-        """Writes an array's bytes at an offset of a region, or to the input or output of that index."""
-
-    @abstractmethod
-    def _get(self, region: int, offset: int, nbytes: int) -> np.ndarray:
-        """Reads bytes from where `_put` writes them."""
-
-    def write(self, buffer: BufferRef, array: np.ndarray) -> None:
-        """Writes a tensor as it is."""
-        self._put(_REGIONS[buffer.home], buffer.offset, np.ascontiguousarray(array))
-
-    def read(self, value: Value) -> np.ndarray:
-        """Reads a value, plain."""
-        return from_memory(value, self._get(_REGIONS[value.buffer.home], value.buffer.offset, value.type.nbytes))
-
-    def open_stage(self, vector_bytes: int) -> None:
-        """Makes the memory in which kernels run alone, the first time."""
-        if self._staged:
-            return
-        self.stage = Stage(self._program, vector_bytes=vector_bytes)
-        self._allocate(_STAGE, 0, self.stage.nbytes)
-        self.close_gaps()
-        self._staged = True
-
-    def write_stage(self, offset: int, data: np.ndarray) -> None:
-        """Writes bytes."""
-        self._put(_STAGE, offset, data)
-
-    def read_stage(self, offset: int, nbytes: int) -> np.ndarray:
-        """Reads bytes."""
-        return self._get(_STAGE, offset, nbytes)
-
-
-class _ProcessGuest(_Guest):
+class _ProcessGuest(Guest):
     """One process of qemu-user and the commands of `runtime/emulated.c`."""
 
     def __init__(self, program: Program, command: Sequence[str], device: str) -> None:
@@ -814,13 +877,13 @@ class _ProcessGuest(_Guest):
         """Lets the process end by itself, as it does at the end of its input."""
         self._end()
 
-    def _allocate(self, region: int, index: int, nbytes: int) -> None:
+    def _allocate(self, region: Region, index: int, nbytes: int) -> None:
         self._send(_ALLOCATE, region, index, nbytes)
 
-    def _put(self, region: int, offset: int, data: np.ndarray) -> None:
+    def _put(self, region: Region, offset: int, data: np.ndarray) -> None:
         self._send(_WRITE, region, offset, data.nbytes, data)
 
-    def _get(self, region: int, offset: int, nbytes: int) -> np.ndarray:
+    def _get(self, region: Region, offset: int, nbytes: int) -> np.ndarray:
         self._send(_READ, region, offset, nbytes)
         return np.frombuffer(self._receive(nbytes), np.uint8)
 
@@ -861,7 +924,7 @@ class _ProcessGuest(_Guest):
         return SepwiseError(f"Model '{self._program.name}' on emulated {self._device}: {where} {what}{detail}.")
 
 
-class _BareGuest(_Guest):
+class _BareGuest(Guest):
     """A core in this process that calls the generated C by itself.
 
     Attributes:
@@ -874,12 +937,12 @@ class _BareGuest(_Guest):
 
         self._core = Core(image, str(device.emulator_cpu))
         self._count = count
-        self._addresses: dict[tuple[int, int], int] = {}
+        self._addresses: dict[tuple[Region, int], int] = {}
         self._failed = False
         self.instructions: list[int] = []
         super().__init__(program, device.name)
-        tensors = [(Home.INPUT, len(program.inputs)), (Home.OUTPUT, len(program.outputs))]
-        self._tables = [self._table(_REGIONS[home], number) for home, number in tensors]
+        tensors = [(Region.INPUT, len(program.inputs)), (Region.OUTPUT, len(program.outputs))]
+        self._tables = [self._table(region, number) for region, number in tensors]
         self._operands = self._core.allocate(4 * max((len(call.arguments) for call in program.calls), default=0))
 
     @property
@@ -895,7 +958,7 @@ class _BareGuest(_Guest):
 
     def run_stage(self, index: int, offsets: Sequence[int], *, shared: bool) -> int | None:
         """Runs one call; see `StageMemory`."""
-        start = self._addresses[_STAGE, 0]
+        start = self._addresses[Region.STAGE, 0]
         scratch, *operands = (start + offset for offset in offsets)
         self._core.write(self._operands, np.array(operands, np.uint32))
         call = len(self._program.calls) + index
@@ -909,7 +972,7 @@ class _BareGuest(_Guest):
 
     def protect_stage(self, offset: int, nbytes: int, access: Access) -> None:
         """Changes what may be done with whole pages; see `StageMemory`."""
-        self._core.protect(self._addresses[_STAGE, 0] + offset, nbytes, access)
+        self._core.protect(self._addresses[Region.STAGE, 0] + offset, nbytes, access)
 
     def _enter(self, index: int, arguments: Sequence[int]) -> int:
         """Calls the generated C for a call of the Program; gives the instructions, where they are counted."""
@@ -927,22 +990,22 @@ class _BareGuest(_Guest):
         """Leaves the core to the garbage collector."""
         self._failed = True
 
-    def _allocate(self, region: int, index: int, nbytes: int) -> None:
+    def _allocate(self, region: Region, index: int, nbytes: int) -> None:
         self._addresses[region, index] = self._core.allocate(nbytes)
 
-    def _put(self, region: int, offset: int, data: np.ndarray) -> None:
+    def _put(self, region: Region, offset: int, data: np.ndarray) -> None:
         self._core.write(self._find(region, offset), data)
 
-    def _get(self, region: int, offset: int, nbytes: int) -> np.ndarray:
+    def _get(self, region: Region, offset: int, nbytes: int) -> np.ndarray:
         return self._core.read(self._find(region, offset), nbytes)
 
-    def _find(self, region: int, offset: int) -> int:
+    def _find(self, region: Region, offset: int) -> int:
         """The address of an offset of a region, or of the input or output of that index."""
-        if region in (_REGIONS[Home.INPUT], _REGIONS[Home.OUTPUT]):
+        if region in (Region.INPUT, Region.OUTPUT):
             return self._addresses[region, offset]
         return self._addresses[region, 0] + offset
 
-    def _table(self, region: int, number: int) -> int:
+    def _table(self, region: Region, number: int) -> int:
         """Writes the C array of the addresses of inputs or outputs."""
         table = np.array([self._addresses[region, index] for index in range(number)], np.uint32)
         address = self._core.allocate(table.nbytes)

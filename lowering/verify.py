@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import KernelCall, Program
+    from sepwise.lowering.remote import Board
     from sepwise.lowering.runner import Runner
     from sepwise.passes.equivalence import Agreement
     from sepwise.passes.equivalence.graph import Graph
@@ -84,6 +85,7 @@ def verify(
     threads: int = 1,
     float16: bool = False,
     bisect: bool = False,
+    board: Board | None = None,
 ) -> Verification:
     """Verifies a model file on a target.
 
@@ -95,6 +97,7 @@ def verify(
         threads: Workers.
         float16: Whether what is float32 is computed in float16, but for what needs more.
         bisect: Whether to narrow a failure down.
+        board: Where the kernels and the network run, None for here.
 
     Returns:
         Every check with its error and its bound.
@@ -104,7 +107,7 @@ def verify(
     """
     model = load_model(path, shapes=shapes)
     device, name = devices.get(target), Path(path).stem
-    return verify_model(model, device, inputs=inputs, threads=threads, float16=float16, bisect=bisect, name=name)
+    return verify_model(model, device, inputs=inputs, threads=threads, float16=float16, bisect=bisect, name=name, board=board)
 
 
 def verify_model(
@@ -116,6 +119,7 @@ def verify_model(
     float16: bool = False,
     bisect: bool = False,
     name: str | None = None,
+    board: Board | None = None,
 ) -> Verification:
     """Verifies a loaded model on a device.
 
@@ -130,6 +134,7 @@ def verify_model(
         float16: Whether what is float32 is computed in float16, but for what needs more.
         bisect: Whether to narrow a failure down to a pass and its operators, to a kernel, or to a value.
         name: What to call the model; as its graph is called where None.
+        board: Where the kernels and the network run, None for here; failures are narrowed down here only.
 
     Returns:
         Every check with its error and its bound.
@@ -139,6 +144,8 @@ def verify_model(
     """
     if float16:
         require_float16(device)
+    if board is not None:
+        board.require(device)
     report = fuse(model, float16=float16, keep_stages=True)
     canonical = report.stages[0][1]
     converted = next((stage for name, stage in report.stages if name == CONVERSION), None)
@@ -146,7 +153,7 @@ def verify_model(
     if inputs is not None:
         feeds, described = [dict(inputs)], ("given",)
     else:
-        kinds = EMULATED_NETWORK_KINDS if device.emulated else NETWORK_KINDS
+        kinds = EMULATED_NETWORK_KINDS if device.emulated and board is None else NETWORK_KINDS
         feeds = [sample_inputs(model, seed, kind) for seed, kind in enumerate(kinds)]
         described = kinds
     stages = (("load_model", model), *report.stages)
@@ -163,7 +170,7 @@ def verify_model(
 
         return replace(found, reproducer=bisect_passes(stages, graph_checks, feeds))
     program, _ = build_program(model, device, threads=threads, float16=float16)
-    with open_runner(program, threads=threads) as runner:
+    with open_runner(program, threads=threads, board=board) as runner:
         ungrouped = [stage for name, stage in stages if name != GROUPING][-1]
         checker = KernelChecker(program, runner, ungrouped, feeds[0])
         kernel_checks = [check for index in range(len(program.calls)) for check in checker.check(index)]

@@ -1,0 +1,545 @@
+"""Runs a Program on a board, over TVM's RPC.
+
+A `Board` is one connection: to a server at an address, or to whichever board a tracker has free. The Program is linked here to a
+shared object that brings all it needs (`runtime/remote.c`), uploaded, loaded there and entered through functions of TVM's calling
+convention. Constants and arena lie on the board, and so does the loop that times: only inputs, outputs and what is asked for
+cross the wire. A kernel that runs alone lies between pages that nothing may touch, as it does here.
+
+Nothing waits for ever: the socket on which TVM waits for the board is given a timeout, which the protocol does not have.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import socket
+import struct
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+import onnx
+import tvm.error
+import tvm.runtime
+from tvm import rpc
+from tvm.rpc import base
+
+from sepwise.lowering import device as devices
+from sepwise.lowering.link import link_remote
+from sepwise.lowering.runner import Guest, GuestRunner, Region
+from sepwise.passes.errors import InputError, SepwiseError, UnsupportedError
+
+if TYPE_CHECKING:
+    from sepwise.lowering.device import Device
+    from sepwise.lowering.guarded import Access
+    from sepwise.lowering.program import Program
+
+__all__ = ["TIMEOUT_SECONDS", "Board", "BoardError", "RemoteRunner", "open_board", "read_address", "server_machine"]
+
+TIMEOUT_SECONDS: Final = 60.0
+"""How long a board may take for one answer where the caller says nothing else."""
+
+_RETRY_SECONDS: Final = 0.2
+_PIECE_BYTES: Final = 1 << 22
+_NOWHERE: Final = -(1 << 63)
+_ENTRIES: Final = ("open", "allocate", "write", "read", "main", "run", "time", "protect", "run_alone")
+_MACHINES: Final = ("aarch64", "x86_64")
+
+Address = tuple[str, int]
+
+
+class BoardError(SepwiseError):
+    """A board that was reached does not answer any more."""
+
+    exit_status = 2
+
+
+def read_address(option: str, text: str) -> Address:
+    """Reads the address of a board or a tracker.
+
+    Args:
+        option: What was given it, for messages.
+        text: `HOST:PORT`; an IPv6 address stands in brackets.
+
+    Returns:
+        Host and port.
+
+    Raises:
+        InputError: The text is something else.
+    """
+    host, separator, port = text.rpartition(":")
+    if not separator or not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+        raise InputError(f"{option} {text}: needed is HOST:PORT, as in raspberrypi:9090.")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def open_board(
+    rpc: str | None, *, tracker: str | None = None, key: str | None = None, timeout_s: float = TIMEOUT_SECONDS
+) -> Board | None:
+    """Connects to the board that options name.
+
+    Args:
+        rpc: `HOST:PORT` of its server.
+        tracker: `HOST:PORT` of a tracker that knows some, with `key`.
+        key: Which of them; with `rpc` what the server was started with.
+        timeout_s: How long to wait for it, and then for each of its answers.
+
+    Returns:
+        The connection, None where no option names a board.
+
+    Raises:
+        InputError: The options contradict each other, or there is no such board.
+    """
+    if rpc is not None and tracker is not None:
+        raise InputError(f"--rpc {rpc} and --tracker {tracker}: a board is reached by one of them. Give one.")
+    if timeout_s <= 0:
+        raise InputError(f"--timeout {timeout_s:g}: needed are seconds, more than 0.")
+    if tracker is not None:
+        if not key:
+            raise InputError(f"--tracker {tracker}: a tracker knows boards by their keys. Give one with --key.")
+        return Board(*_ask_tracker(read_address("--tracker", tracker), key, timeout_s), timeout_s=timeout_s)
+    if rpc is None:
+        if key is not None:
+            raise InputError(f"--key {key}: says which board. Give --tracker or --rpc with it.")
+        return None
+    return Board(read_address("--rpc", rpc), key or "", timeout_s=timeout_s)
+
+
+class Board:
+    """A connection to a board. Use it as a context manager or `close` it.
+
+    Attributes:
+        name: What messages call it.
+        machine: Its instruction set as `uname` names it, None where its server does not say.
+        flags: Extensions of its processor, as /proc/cpuinfo names them.
+        timeout_s: How long it may take for one answer.
+    """
+
+    def __init__(self, address: Address, key: str = "", *, timeout_s: float = TIMEOUT_SECONDS) -> None:
+        """Connects, and waits its turn where the board serves another client.
+
+        Args:
+            address: Where its server listens.
+            key: What the server asks for.
+            timeout_s: How long to wait for the connection, and then for each answer.
+
+        Raises:
+            InputError: Nobody listens there, it is no RPC server, or it is busy for too long.
+            BoardError: It goes while it is connected to.
+        """
+        self.name = f"Board {address[0]}:{address[1]}"
+        self.timeout_s = timeout_s
+        self._lost = False
+        self._numbers = itertools.count()
+        peer = _find_server(self.name, address, timeout_s)
+        try:
+            self._session: Any = rpc.connect(*peer, key)
+        except tvm.error.InternalError as error:
+            hint = "Give the key that it was started with by --key." if "matches key" in str(error) else "Try again."
+            raise InputError(f"{self.name}: does not take this client ({_last_line(error)}). {hint}") from error
+        self._socket = _find_socket(peer)
+        seconds, microseconds = divmod(int(timeout_s * 1e6), 1_000_000)
+        for side in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, side, struct.pack("@ll", seconds, microseconds))
+        self.machine, self.flags = self._describe()
+
+    def ask(self, doing: str, function: Callable[..., Any], *arguments: object) -> Any:
+        """Calls something that asks the board, and says what became of it where it does not answer.
+
+        Args:
+            doing: What the board was to do, for messages.
+            function: What asks it.
+            *arguments: What it is called with.
+
+        Returns:
+            The answer.
+
+        Raises:
+            SepwiseError: The board answered with an error.
+            BoardError: It did not answer in time, or the connection is lost.
+        """
+        if self._lost:
+            raise BoardError(f"{self.name}: {doing} is not possible, the connection is lost.")
+        try:
+            return function(*arguments)
+        except tvm.error.RPCError as error:
+            raise SepwiseError(f"{self.name}: {doing} failed: {_last_line(error)}") from error
+        except tvm.error.InternalError as error:
+            self._lose()
+            if os.strerror(errno.EAGAIN) in str(error):
+                raise BoardError(
+                    f"{self.name}: no answer within {self.timeout_s:g} s, {doing}. Look whether it still runs, or give it longer "
+                    "by --timeout."
+                ) from error
+            raise BoardError(
+                f"{self.name}: the connection was lost, {doing}. The code ended there or the server did, or the network is gone; "
+                "the server says which."
+            ) from error
+
+    def require(self, device: Device) -> None:
+        """Refuses a device whose code does not run on the board.
+
+        Args:
+            device: What a Program was built for.
+
+        Raises:
+            InputError: The board is another machine, or its processor lacks an extension.
+        """
+        machine = server_machine(device)
+        if self.machine is None:
+            return
+        missing = [machine] if machine != self.machine else sorted(device.flags - self.flags)
+        if not missing:
+            return
+        fitting = [name for name in devices.names() if name != devices.HOST and self._runs(devices.get(name))]
+        hint = f"Give a target that it runs: {', '.join(fitting)}." if fitting else "No target of `sepwise targets` runs there."
+        what = f"is {self.machine}, not {machine}" if machine != self.machine else f"has no {', '.join(missing)}"
+        raise InputError(f"{self.name}: {what}, which code for the target '{device.name}' needs. {hint}")
+
+    def load(self, library: Path) -> dict[str, Callable[..., Any]]:
+        """Uploads a shared object and loads it there.
+
+        Args:
+            library: As `link_remote` makes it.
+
+        Returns:
+            Its entries by name.
+
+        Raises:
+            SepwiseError: It does not load there.
+        """
+        name = f"model-{next(self._numbers)}.so"
+        self.ask("taking the code", self._session.upload, bytearray(library.read_bytes()), name)
+        module = self.ask("loading the code", self._session.load_module, name)
+        return {entry: self.ask("finding an entry", module.get_function, entry) for entry in _ENTRIES}
+
+    def allocate(self, nbytes: int) -> Any:
+        """Makes a tensor of bytes on the board.
+
+        Args:
+            nbytes: How many; a tensor has one at least.
+
+        Returns:
+            TVM's tensor.
+        """
+        return self.ask("making room", tvm.runtime.empty, (max(nbytes, 1),), "uint8", self._session.cpu())
+
+    def close(self) -> None:
+        """Ends the connection, and with it all that runs there; twice is harmless."""
+        self._lose()
+        self._session = None
+
+    def __enter__(self) -> Self:
+        """Gives itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Closes."""
+        self.close()
+
+    def _lose(self) -> None:
+        """Ends the connection under TVM's hands: what is still asked fails at once, and the server ends what hangs."""
+        self._lost = True
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:  # the other side was faster
+            pass
+        self._socket.close()
+
+    def _describe(self) -> tuple[str | None, frozenset[str]]:
+        """Asks for the machine and its extensions; a server of another make does not know."""
+        try:
+            describe = self.ask("telling what it is", self._session.get_function, "sepwise.board")
+        except AttributeError:
+            return None, frozenset()
+        machine, *flags = str(self.ask("telling what it is", describe)).split()
+        return machine, frozenset(flags)
+
+    def _runs(self, device: Device) -> bool:
+        """Whether code for a device runs there."""
+        return device.triple.split("-", maxsplit=1)[0] == self.machine and device.flags <= self.flags
+
+
+def server_machine(device: Device) -> str:
+    """Names the machine that a device's code runs on, as far as there is a server for it.
+
+    Args:
+        device: Any device.
+
+    Returns:
+        The machine as `uname` names it.
+
+    Raises:
+        InputError: There is none.
+    """
+    machine = device.triple.split("-", maxsplit=1)[0]
+    if machine not in _MACHINES or "linux" not in device.triple:
+        raise InputError(
+            f"Target '{device.name}': boards are reached whose Linux is {' or '.join(_MACHINES)}, and it is {device.triple}. "
+            "Run it under its emulator, or make a bundle."
+        )
+    return machine
+
+
+def _last_line(error: Exception) -> str:
+    """The last line that an error of TVM's says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+
+
+# Finding a server -----------------------------------------------------------------------------------------------------
+
+
+def _dial(who: str, address: Address, timeout_s: float) -> socket.socket:
+    """Connects, or says why not."""
+    try:
+        return socket.create_connection(address, timeout=timeout_s)
+    except ConnectionRefusedError:
+        raise InputError(f"{who}: nobody listens there. Start the server, or check the port.") from None
+    except socket.gaierror as error:
+        raise InputError(f"{who}: no such host ({error.strerror}).") from None
+    except TimeoutError:
+        raise InputError(f"{who}: no answer within {timeout_s:g} s. Check that it is on, and the address.") from None
+    except OSError as error:
+        raise InputError(f"{who}: cannot be reached: {error.strerror}.") from None
+
+
+def _find_server(who: str, address: Address, timeout_s: float) -> Address:
+    """Waits until a server is free, greeting it under a key that none has, and gives its numeric address.
+
+    TVM waits for the answer to its own greeting without end; who answers this one, answers that.
+    """
+    until = time.monotonic() + timeout_s
+    greeting = f"client:{uuid.uuid4()}".encode()
+    while True:
+        with _dial(who, address, timeout_s) as link:
+            try:
+                link.sendall(struct.pack("<2i", base.RPC_MAGIC, len(greeting)) + greeting)
+                (code,) = struct.unpack("<i", base.recvall(link, 4))
+            except TimeoutError:
+                raise InputError(f"{who}: takes no client within {timeout_s:g} s; it is busy, or no RPC server.") from None
+            except OSError:
+                code = None
+            host, port, *_ = link.getpeername()
+        if code == base.RPC_CODE_MISMATCH:
+            return host, port
+        if code != base.RPC_CODE_DUPLICATE:
+            raise InputError(f"{who}: is no RPC server. Check the port.")
+        if time.monotonic() > until:
+            raise InputError(
+                f"{who}: busy with another client for {timeout_s:g} s. Wait, give --timeout, or share it by a tracker."
+            )
+        time.sleep(_RETRY_SECONDS)
+
+
+def _find_socket(peer: Address) -> socket.socket:
+    """Finds the socket of the newest connection to a peer, which TVM keeps to itself; the copy may be closed."""
+    for entry in sorted(map(int, os.listdir("/proc/self/fd")), reverse=True):
+        try:
+            found = socket.socket(fileno=os.dup(entry))
+        except OSError:  # no socket, or gone since
+            continue
+        try:
+            if found.getpeername()[:2] == peer:
+                return found
+        except OSError:  # not connected
+            pass
+        found.close()
+    raise BoardError(f"Board {peer[0]}:{peer[1]}: the connection was lost as soon as it was there.")
+
+
+def _ask_tracker(address: Address, key: str, timeout_s: float) -> tuple[Address, str]:
+    """Asks a tracker for a free board; gives its address and the key that its server waits for."""
+    who = f"Tracker {address[0]}:{address[1]}"
+    with _dial(who, address, timeout_s) as link:
+        try:
+            link.sendall(struct.pack("<i", base.RPC_TRACKER_MAGIC))
+            if struct.unpack("<i", base.recvall(link, 4))[0] != base.RPC_TRACKER_MAGIC:
+                raise InputError(f"{who}: is no tracker. Check the port.")
+            base.sendjson(link, [base.TrackerCode.SUMMARY])
+            servers = base.recvjson(link)[1]["server_info"]
+            base.sendjson(link, [base.TrackerCode.REQUEST, key, "", 1])
+            host, port, match = base.recvjson(link)[1]
+        except TimeoutError:
+            known = sorted({server["key"].partition(":")[2] for server in servers})
+            raise InputError(
+                f"{who}: no board of key '{key}' was free within {timeout_s:g} s; it knows {', '.join(known) or 'no key'}."
+            ) from None
+        except (OSError, ValueError, IndexError) as error:
+            raise InputError(f"{who}: is no tracker ({error}). Check the port.") from None
+    return (host, int(port)), match
+
+
+# Running --------------------------------------------------------------------------------------------------------------
+
+
+class RemoteRunner(GuestRunner):
+    """Runs a Program on a board. Memory is allocated once."""
+
+    def __init__(self, program: Program, board: Board, *, threads: int = 1) -> None:
+        """Links, uploads and loads.
+
+        Args:
+            program: Built for what the board is.
+            board: The connection, which the caller closes.
+            threads: Workers there, the one that serves counted.
+
+        Raises:
+            InputError: The board cannot run the program, or `threads` is not in 1 to 256.
+            UnsupportedError: The model needs more of TVM than a board has.
+            SepwiseError: The program does not link, or not load there.
+        """
+        device = devices.get(program.device)
+        super().__init__(program, device)
+        if not 1 <= threads <= 256:
+            raise InputError(f"Threads: {threads} asked for, possible are 1 to 256.")
+        if program.tail is not None:
+            node = onnx.load_from_string(program.tail.model).graph.node[0]
+            raise UnsupportedError(
+                f"{node.op_type} '{node.name}': needs TVM's virtual machine, which a board has not. Run the model here, or cut "
+                "it before that."
+            )
+        board.require(device)
+        self._board = board
+        with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
+            library = Path(folder) / "model.so"
+            link_remote(program, device, library)
+            self._guest: _RemoteGuest | None = _RemoteGuest(program, board, library, threads)
+
+    def time(self, repeats: int, *, inputs: Mapping[str, np.ndarray] | None = None) -> list[float]:
+        """Times whole runs on the board, in C.
+
+        Args:
+            repeats: How many runs.
+            inputs: What to run on; what was last run on where not given.
+
+        Returns:
+            Microseconds of each run.
+        """
+        (times_us,) = self._time(repeats, inputs, each=False)
+        return times_us
+
+    def time_kernels(self, repeats: int, *, inputs: Mapping[str, np.ndarray] | None = None) -> list[list[float]]:
+        """Times every kernel call on the board, in C, each in the cache state that the run up to it leaves.
+
+        Args:
+            repeats: How many runs.
+            inputs: What to run on; what was last run on where not given.
+
+        Returns:
+            For each of `program.calls` the microseconds in each run.
+        """
+        return self._time(repeats, inputs, each=True)
+
+    def _time(self, repeats: int, inputs: Mapping[str, np.ndarray] | None, *, each: bool) -> list[list[float]]:
+        arrays = None if inputs is None else self._check_inputs(inputs)
+        with self._lock:
+            guest = self._open_guest()
+            for value, array in zip(self.program.inputs, arrays or (), strict=arrays is not None):
+                guest.write(value.buffer, array)
+            return guest.time(repeats, each=each)
+
+    def close(self) -> None:
+        """Unloads the code; see `Runner.close`. The board stays connected."""
+        with self._lock:
+            if self._guest is not None:
+                self._guest.close()
+                self._guest = None
+
+    def _open_guest(self) -> _RemoteGuest:
+        """Gives the program on the board."""
+        if self._guest is None:
+            raise SepwiseError(f"Model '{self.program.name}': closed; it cannot run any more.")
+        return self._guest
+
+
+class _RemoteGuest(Guest):
+    """A library on a board, and the tensors that are its inputs and outputs."""
+
+    def __init__(self, program: Program, board: Board, library: Path, threads: int) -> None:
+        """Loads the library and gives the program its memory."""
+        self._board = board
+        self._entries = board.load(library)
+        self._tensors: dict[tuple[Region, int], Any] = {}
+        self._enter("starting the workers", "open", len(program.inputs), len(program.calls), threads)
+        super().__init__(program, board.name, threads=threads)
+        places = [(Region.INPUT, len(program.inputs)), (Region.OUTPUT, len(program.outputs))]
+        self._operands = [self._tensors[region, index] for region, number in places for index in range(number)]
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is still loaded."""
+        return bool(self._entries)
+
+    def run(self, index: int) -> None:
+        """Runs one kernel call to its end."""
+        self.run_range(index, index + 1)
+
+    def run_range(self, first: int, last: int) -> None:
+        """Runs the calls from `first` to `last - 1` without a word between them."""
+        calls = self._program.calls
+        if (first, last) == (0, len(calls)):
+            self._enter(f"running model '{self._program.name}'", "main", *self._operands)
+        elif first < last:
+            doing = f"running kernel '{calls[first].name}'" + (f" to '{calls[last - 1].name}'" if last - first > 1 else "")
+            self._enter(doing, "run", first, last, *self._operands)
+
+    def time(self, repeats: int, *, each: bool) -> list[list[float]]:
+        """Times runs, together or call by call."""
+        found = self._enter(f"timing model '{self._program.name}'", "time", repeats, int(each), *self._operands)
+        width = len(self._program.calls) if each else 1
+        return np.frombuffer(found, np.float64).reshape(repeats, width).T.tolist()
+
+    def run_stage(self, index: int, offsets: Sequence[int], *, shared: bool) -> int | None:
+        """Runs one call; see `StageMemory`. What is touched is opened, so that the call comes to its end."""
+        calls = self._program.calls
+        places = bytearray(np.array(offsets, np.int64))
+        touched = int(self._enter(f"running kernel '{calls[index].name}'", "run_alone", len(calls) + index, int(shared), places))
+        if touched == _NOWHERE:
+            return None
+        self.close_gaps()
+        return touched
+
+    def protect_stage(self, offset: int, nbytes: int, access: Access) -> None:
+        """Changes what may be done with whole pages; see `StageMemory`."""
+        self._enter("protecting memory", "protect", int(access), offset, nbytes)
+
+    def close(self) -> None:
+        """Has the library unloaded, as nothing of it is held any more."""
+        self._operands.clear()
+        self._tensors.clear()
+        self._entries.clear()
+
+    def _allocate(self, region: Region, index: int, nbytes: int) -> None:
+        if region in (Region.INPUT, Region.OUTPUT):
+            self._tensors[region, index] = self._board.allocate(nbytes)
+        else:
+            self._enter("making room", "allocate", int(region), nbytes)
+
+    def _spoil(self, region: Region, index: int, nbytes: int) -> None:
+        if region is Region.OUTPUT:  # all else comes so
+            super()._spoil(region, index, nbytes)
+
+    def _put(self, region: Region, offset: int, data: np.ndarray) -> None:
+        raw = data.reshape(-1).view(np.uint8)
+        if region in (Region.INPUT, Region.OUTPUT):
+            if raw.size:
+                self._board.ask("taking an input", self._tensors[region, offset].copyfrom, raw)
+            return
+        for start in range(0, raw.size, _PIECE_BYTES):
+            piece = bytearray(raw[start : start + _PIECE_BYTES])
+            self._enter("taking data", "write", int(region), offset + start, piece)
+
+    def _get(self, region: Region, offset: int, nbytes: int) -> np.ndarray:
+        if region in (Region.INPUT, Region.OUTPUT):
+            tensor = self._tensors[region, offset]
+            return np.asarray(self._board.ask("giving an output", tensor.numpy))[:nbytes]
+        return np.frombuffer(self._enter("giving data", "read", int(region), offset, nbytes), np.uint8)
+
+    def _enter(self, doing: str, entry: str, *arguments: object) -> Any:
+        return self._board.ask(doing, self._entries[entry], *arguments)
