@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from sepwise import lowering, models, passes
-    from sepwise.api import bench, bundle, compile, export, fuse, inspect, load, run, targets, verify
+    from sepwise.api import bench, bundle, compile, export, fuse, inspect, load, run, server, targets, verify
     from sepwise.passes.convert_input import ImageFormat
     from sepwise.passes.errors import CheckFailed, InputError, SepwiseError, UnsupportedError
 
@@ -39,6 +39,7 @@ __all__ = [
     "models",
     "passes",
     "run",
+    "server",
     "targets",
     "verify",
 ]
@@ -59,6 +60,7 @@ _HOMES: Final = {
     "inspect": _API,
     "load": _API,
     "run": _API,
+    "server": _API,
     "targets": _API,
     "verify": _API,
 }

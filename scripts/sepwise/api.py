@@ -5,7 +5,8 @@ Each imports what it needs when it is called; importing this module loads nothin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.artifact import Artifact
     from sepwise.lowering.bench import Benchmark
     from sepwise.lowering.bundle import Bundle, Weights
+    from sepwise.lowering.remote import Board
     from sepwise.passes.convert_input import ImageFormat
     from sepwise.passes.equivalence import Verification
 
@@ -36,6 +38,7 @@ __all__ = [
     "inspect",
     "load",
     "run",
+    "server",
     "targets",
     "verify",
 ]
@@ -398,21 +401,83 @@ def load(folder: str | Path) -> Artifact:
     return load_artifact(folder)
 
 
-def run(artifact: Artifact | str | Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Runs a compiled network.
+def run(
+    artifact: Artifact | str | Path,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    rpc: str | None = None,
+    tracker: str | None = None,
+    key: str | None = None,
+    timeout: float | None = None,
+) -> dict[str, np.ndarray]:
+    """Runs a compiled network, here or on a board.
 
     Args:
         artifact: What `compile` returned, or the folder that it saved.
         inputs: Arrays by input name, of the exact shape and dtype.
+        rpc: `HOST:PORT` of the RPC server of a board to run on.
+        tracker: `HOST:PORT` of a tracker of such boards, with `key`.
+        key: Which of a tracker's boards; with `rpc` what its server asks for.
+        timeout: Seconds that the board may take for one answer, 60 where None.
 
     Returns:
         Arrays by output name.
 
     Raises:
-        InputError: An input is missing, unknown, or has another shape or dtype.
+        InputError: An input is missing, unknown, or has another shape or dtype, or there is no such board.
+        BoardError: The board does not answer any more.
     """
-    ready = load(artifact) if isinstance(artifact, str | Path) else artifact
-    return ready.run(**inputs)
+    from sepwise.lowering.artifact import load as load_artifact
+    from sepwise.lowering.runner import open_runner
+
+    with _connect(rpc, tracker, key, timeout) as board:
+        ready = load_artifact(artifact, elsewhere=board is not None) if isinstance(artifact, str | Path) else artifact
+        if board is None:
+            return ready.run(**inputs)
+        with open_runner(ready.program, threads=ready.threads, board=board) as runner:
+            return runner.run(inputs)
+
+
+@contextmanager
+def _connect(rpc: str | None, tracker: str | None, key: str | None, timeout: float | None) -> Iterator[Board | None]:
+    """Gives the board that the options name, connected; None where they name none."""
+    if all(option is None for option in (rpc, tracker, key, timeout)):
+        yield None
+        return
+    from sepwise.lowering.remote import TIMEOUT_SECONDS, open_board
+
+    board = open_board(rpc, tracker=tracker, key=key, timeout_s=TIMEOUT_SECONDS if timeout is None else timeout)
+    if board is None:
+        yield None
+        return
+    with board:
+        yield board
+
+
+def server(output: str | Path, *, target: str) -> Path:
+    """Makes the folder that a board needs to be reached: a server of TVM's RPC and the libraries that it needs.
+
+    Args:
+        output: Folder that is to appear; one that was made so is replaced.
+        target: A name out of `targets()`, for what the board is.
+
+    Returns:
+        The server in the folder.
+
+    Raises:
+        InputError: There is no server for the target, or the folder cannot be written.
+
+    Example:
+        >>> server("board", target="rpi4")  # doctest: +SKIP
+        PosixPath('board/rpc_server')
+    """
+    from sepwise.lowering import device
+    from sepwise.lowering.board_server import SERVER, build_server
+
+    found = device.get(target)
+    require_writable(Path(output))
+    build_server(found, Path(output))
+    return Path(output) / SERVER
 
 
 def verify(
@@ -427,6 +492,10 @@ def verify(
     float16: bool = False,
     bisect: bool = False,
     output: str | Path | None = None,
+    rpc: str | None = None,
+    tracker: str | None = None,
+    key: str | None = None,
+    timeout: float | None = None,
 ) -> Verification:
     """Checks that the numbers did not change: passes, kernels and the whole network on a target.
 
@@ -442,6 +511,10 @@ def verify(
         float16: Compute in float16 what does not need float32; not with `against`.
         bisect: Narrow a failure down to a pass and its operators or to a kernel, and save what reproduces it.
         output: Folder to save it in, new or empty; `<model>.bisect` in the current folder where None. Only with `bisect`.
+        rpc: `HOST:PORT` of the RPC server of a board to run on.
+        tracker: `HOST:PORT` of a tracker of such boards, with `key`.
+        key: Which of a tracker's boards; with `rpc` what its server asks for.
+        timeout: Seconds that the board may take for one answer, 60 where None.
 
     Returns:
         Every check with its error and its bound; with `bisect` also what a failure was narrowed down to.
@@ -462,6 +535,10 @@ def verify(
                 "--threads": (threads, 1),
                 "--float16": (float16, False),
                 "--bisect": (bisect, False),
+                "--rpc": (rpc, None),
+                "--tracker": (tracker, None),
+                "--key": (key, None),
+                "--timeout": (timeout, None),
             }
         )
         return _verify_bundle(Path(bundle), model, inputs)
@@ -470,9 +547,12 @@ def verify(
     source = resolve(model, shapes)
     folder = None
     if bisect:
+        if rpc or tracker:
+            raise InputError("Bisect: a failure is narrowed down here. Give one of --bisect and --rpc or --tracker.")
         folder = Path(f"{source.name}.bisect" if output is None else output)
         require_empty(folder)
-    verdict = _verify(source, target, against, inputs, shapes, threads, float16=float16, bisect=bisect)
+    with _connect(rpc, tracker, key, timeout) as board:
+        verdict = _verify(source, target, against, inputs, shapes, threads, float16=float16, bisect=bisect, board=board)
     return verdict if folder is None else save_reproducer(verdict, folder)
 
 
@@ -521,6 +601,7 @@ def _verify(
     *,
     float16: bool,
     bisect: bool,
+    board: Board | None,
 ) -> Verification:
     """Compares with a second file, or verifies on a target."""
     if against is not None:
@@ -531,6 +612,8 @@ def _verify(
             raise InputError(f"Target '{target}': two files are compared without a target. Give one of --target and --against.")
         if threads != 1:
             raise InputError(f"{threads} threads: two files are compared by one. Give one of --threads and --against.")
+        if board is not None:
+            raise InputError(f"{board.name}: two files are compared here. Give one of --against and --rpc or --tracker.")
         if float16:
             raise InputError("Float16: two files are compared as they are. Give one of --float16 and --against.")
         return compare_files(source, resolve(against, shapes), inputs, bisect=bisect)
@@ -539,7 +622,14 @@ def _verify(
 
     device.get(target)
     return verify_model(
-        source.path, target=target, inputs=inputs, shapes=source.shapes, threads=threads, float16=float16, bisect=bisect
+        source.path,
+        target=target,
+        inputs=inputs,
+        shapes=source.shapes,
+        threads=threads,
+        float16=float16,
+        bisect=bisect,
+        board=board,
     )
 
 
@@ -552,6 +642,10 @@ def bench(
     shapes: Shapes = None,
     cores: Collection[str] = (),
     float16: bool = False,
+    rpc: str | None = None,
+    tracker: str | None = None,
+    key: str | None = None,
+    timeout: float | None = None,
 ) -> Benchmark:
     """Measures a network on a target, beside other runtimes.
 
@@ -563,9 +657,13 @@ def bench(
         shapes: Shapes of inputs that the file leaves open.
         cores: Devices beside an emulated target whose cycles are estimated for the same code.
         float16: Compute in float16 what does not need float32; peers compute the model as it is.
+        rpc: `HOST:PORT` of the RPC server of a board to run on.
+        tracker: `HOST:PORT` of a tracker of such boards, with `key`.
+        key: Which of a tracker's boards; with `rpc` what its server asks for.
+        timeout: Seconds that the board may take for one answer, 60 where None.
 
     Returns:
-        Latencies (native), or counts and estimated cycles (emulated), and the kernels' share of them.
+        Latencies (native, remote), or counts and estimated cycles (emulated), and the kernels' share of them.
 
     Raises:
         InputError: The model, the target or a peer cannot be used.
@@ -574,12 +672,14 @@ def bench(
     from sepwise.lowering.bench import bench as bench_model
 
     source = resolve(model, shapes)
-    return bench_model(
-        source.path,
-        target=target,
-        threads=threads,
-        against=tuple(against),
-        shapes=source.shapes,
-        cores=tuple(cores),
-        float16=float16,
-    )
+    with _connect(rpc, tracker, key, timeout) as board:
+        return bench_model(
+            source.path,
+            target=target,
+            threads=threads,
+            against=tuple(against),
+            shapes=source.shapes,
+            cores=tuple(cores),
+            float16=float16,
+            board=board,
+        )

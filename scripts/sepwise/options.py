@@ -22,11 +22,15 @@ __all__ = [
     "AsJson",
     "Compilation",
     "Float16",
+    "Key",
     "Model",
     "Output",
+    "Rpc",
     "Shape",
     "Target",
     "Threads",
+    "Timeout",
+    "Tracker",
     "read_image",
     "read_inputs",
     "read_shape",
@@ -75,6 +79,17 @@ Std = Annotated[str | None, typer.Option("--std", metavar="A,B,C", help="Likewis
 Image = Annotated[
     list[str] | None,
     typer.Option("--image", metavar="NAME", help="An input that is an image; again for each. The only one of rank 4 if absent."),
+]
+Rpc = Annotated[
+    str | None,
+    typer.Option("--rpc", metavar="HOST:PORT", help="Run on the board whose RPC server listens there; see `sepwise server`."),
+]
+Tracker = Annotated[
+    str | None, typer.Option("--tracker", metavar="HOST:PORT", help="Run on a board that this RPC tracker has free, with --key.")
+]
+Key = Annotated[str | None, typer.Option("--key", metavar="K", help="Which of a tracker's boards.")]
+Timeout = Annotated[
+    float | None, typer.Option("--timeout", metavar="SECONDS", help="How long a board may take for one answer. 60 where absent.")
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sepwise.console import number, print_json, print_table, working
-from sepwise.options import AsJson, Float16, Model, Shape, Target, Threads, read_shapes
+from sepwise.options import AsJson, Float16, Key, Model, Rpc, Shape, Target, Threads, Timeout, Tracker, read_shapes
 
 __all__ = ["bench"]
 
@@ -30,16 +30,30 @@ def bench(
     ] = None,
     shape: Shape = None,
     float16: Float16 = False,
+    rpc: Rpc = None,
+    tracker: Tracker = None,
+    key: Key = None,
+    timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure latency beside other runtimes in alternating rounds; count and estimate where the target is emulated."""
+    """Measure latency beside other runtimes or on a board; count and estimate where the target is emulated."""
     from sepwise import api
 
     shapes = read_shapes(shape)
     peers, others = (tuple(name.strip() for name in names.split(",")) if names else () for names in (against, cores))
     with working(f"benchmarking {model} on {target}"):
         benchmark = api.bench(
-            model, target=target, threads=threads, against=peers, shapes=shapes, cores=others, float16=float16
+            model,
+            target=target,
+            threads=threads,
+            against=peers,
+            shapes=shapes,
+            cores=others,
+            float16=float16,
+            rpc=rpc,
+            tracker=tracker,
+            key=key,
+            timeout=timeout,
         )
     result = benchmark.to_json()
     if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from sepwise.console import number, print_json, print_table, working
-from sepwise.options import AsJson, Float16, Shape, Target, Threads, read_shapes
+from sepwise.options import AsJson, Float16, Key, Rpc, Shape, Target, Threads, Timeout, Tracker, read_shapes
 
 if TYPE_CHECKING:
     from sepwise.passes.equivalence import Check
@@ -40,6 +40,10 @@ def verify(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where to save it; MODEL.bisect where absent.")
     ] = None,
+    rpc: Rpc = None,
+    tracker: Tracker = None,
+    key: Key = None,
+    timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
     """Check passes, kernels and the whole network against a float64 reference, with derived tolerances."""
@@ -66,6 +70,10 @@ def verify(
             float16=float16,
             bisect=bisect,
             output=output,
+            rpc=rpc,
+            tracker=tracker,
+            key=key,
+            timeout=timeout,
         )
     if html is not None:
         write_html(verdict, html, command=spell_command(context))
