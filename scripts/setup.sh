@@ -27,13 +27,15 @@ apt_install() {
     install_packages "$@" || { as_root apt-get update >>"$log" 2>&1 && install_packages "$@"; }
 }
 
-# What Debian has and PyPI has not: command, package, what is left out without it.
+# What Debian has and PyPI has not: command or file, package, what is left out without it.
+present() { command -v "$1" >/dev/null || [ -f "$1" ]; }
 debian_packages() {
     local missing=()
     while IFS='|' read -r command package purpose; do
-        command -v "$command" >/dev/null || missing+=("$command|$package|$purpose")
+        present "$command" || missing+=("$command|$package|$purpose")
     done <<'END'
 qemu-aarch64|qemu-user|running whole networks on emulated targets such as cortex-a72
+/usr/aarch64-linux-gnu/lib/libstdc++.so.6|libstdc++6-arm64-cross|testing an emulated board
 END
     [ "${#missing[@]}" -gt 0 ] || return 0
     local packages=()
@@ -41,7 +43,7 @@ END
     apt_install "${packages[@]}" || true
     for row in "${missing[@]}"; do
         IFS='|' read -r command package purpose <<<"$row"
-        command -v "$command" >/dev/null \
+        present "$command" \
             || say "left out: $purpose. It needs $command; install it with: sudo apt-get install $package"
     done
 }

@@ -5,8 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import shutil
+import subprocess
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +24,19 @@ if TYPE_CHECKING:
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `sepwise verify` has it; read when numpy is loaded
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+CROSS_LIBRARY = Path("/usr/aarch64-linux-gnu/lib/libstdc++.so.6")
+
+
+@dataclass(frozen=True)
+class BoardServer:
+    """A server that runs, and where it listens."""
+
+    process: subprocess.Popen[str]
+    port: int
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -120,6 +137,46 @@ def zoo_file(request: pytest.FixtureRequest) -> Callable[..., Path]:
         return path
 
     return export
+
+
+@pytest.fixture(scope="session")
+def board_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractContextManager[BoardServer]]:
+    """Gives a function that runs the server of a board while a block lasts: `with board_server("cortex-a72") as server:`.
+
+    Where the target is not this machine, the server runs under its emulator, with the C and C++ libraries of Debian's cross packages.
+    """
+    from sepwise.lowering import device
+    from sepwise.lowering.board_server import SERVER, build_server
+    from sepwise.passes.errors import InputError
+
+    @functools.cache
+    def build(target: str) -> Path:
+        folder = tmp_path_factory.mktemp("server") / target
+        try:
+            build_server(device.get(target), folder)
+        except InputError as error:
+            if "cannot download" not in str(error):
+                raise
+            pytest.skip(str(error))
+        return folder / SERVER
+
+    @contextmanager
+    def run(target: str = "host", *options: str) -> Iterator[BoardServer]:
+        found, command = device.get(target), []
+        if found.emulated:
+            missing = [path for path in (shutil.which(str(found.emulator)) or "", CROSS_LIBRARY) if not Path(path).is_file()]
+            if missing:
+                pytest.skip("an emulated board is missing: apt-get install qemu-user libstdc++6-arm64-cross")
+            command = [str(found.emulator), "-cpu", str(found.emulator_option), "-L", str(CROSS_LIBRARY.parents[1])]
+        process = subprocess.Popen([*command, str(build(target)), "--port", "0", *options], stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            yield BoardServer(process, int(process.stdout.readline().split()[-1]))
+        finally:
+            process.kill()
+            process.communicate()
+
+    return run
 
 
 @pytest.fixture(scope="session")

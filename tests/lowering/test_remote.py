@@ -1,0 +1,352 @@
+"""Boards: the same numbers over the wire as here, and a clear word for whatever can go wrong on the way."""
+
+import platform
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import parser
+
+from sepwise.lowering import device
+from sepwise.lowering.board_server import SERVER, build_server
+from sepwise.lowering.guarded import StrayAccessError
+from sepwise.lowering.program import Program, Tail
+from sepwise.lowering.remote import Board, BoardError, RemoteRunner, open_board, read_address
+from sepwise.passes.errors import InputError, SepwiseError, UnsupportedError
+
+Tensors = dict[str, np.ndarray]
+
+TARGETS = ["host", pytest.param("cortex-a72", marks=pytest.mark.emulated)]
+OTHER = "x86-64-v2" if platform.machine() == "aarch64" else "cortex-a72"
+
+HANGING_KERNELS = """
+#include <stdint.h>
+void scale(const float *x, const float *shift, const float *bias, float *y, void *scratch, int32_t task) {}
+void add_and_sum(const float *y, const float *x, float *s, float *z, void *scratch, int32_t task) {
+  for (volatile int forever = 1; forever;) {}
+}
+"""
+
+TRAPPING_KERNELS = HANGING_KERNELS.replace("for (volatile int forever = 1; forever;) {}", "__builtin_trap();")
+
+STRAY_KERNELS = """
+#include <stdint.h>
+void scale(const float *x, const float *shift, const float *bias, float *y, void *scratch, int32_t task) { y[280 * task] = 1; }
+void add_and_sum(const float *y, const float *x, float *s, float *z, void *scratch, int32_t task) {
+  for (int p = 0; p < 35; ++p) s[task * 35 + p] = 1;
+  z[task] = 1;
+}
+"""
+
+
+def inputs_of(tensors: Tensors) -> Tensors:
+    return {"x": tensors["x"], "shift": tensors["shift"]}
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def target(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def board(target: str, board_server: Callable[..., object]) -> Iterator[Board]:
+    with board_server(target) as server, Board(("127.0.0.1", server.port)) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids="{} workers".format)
+def runner(request: pytest.FixtureRequest, target: str, board: Board, c_program: Callable[..., Program]) -> Iterator[RemoteRunner]:
+    with RemoteRunner(c_program(target), board, threads=request.param) as opened:
+        yield opened
+
+
+def test_outputs(runner: RemoteRunner, c_program_tensors: Tensors) -> None:
+    for _ in range(2):
+        outputs = runner.run(inputs_of(c_program_tensors))
+        assert list(outputs) == ["s", "z"]
+        for name, array in outputs.items():
+            np.testing.assert_array_equal(array, c_program_tensors[name])
+
+
+def test_intermediates(runner: RemoteRunner, c_program_tensors: Tensors) -> None:
+    kept = runner.run_keeping(inputs_of(c_program_tensors), ["y", "x"])
+    assert set(kept) == {"x", "y", "s", "z"}
+    for name, array in kept.items():
+        np.testing.assert_array_equal(array, c_program_tensors[name])
+
+
+def test_a_single_kernel(runner: RemoteRunner, c_program_tensors: Tensors) -> None:
+    first = runner.run_kernel(0, [c_program_tensors["x"], c_program_tensors["shift"]])
+    np.testing.assert_array_equal(first["y"], c_program_tensors["y"])
+    second = runner.run_kernel(1, [c_program_tensors["y"], c_program_tensors["x"]])
+    np.testing.assert_array_equal(second["s"], c_program_tensors["s"])
+
+
+def test_a_kernel_that_strays_is_named(target: str, board: Board, c_program: Callable[..., Program]) -> None:
+    tensors = [np.zeros((1, 6, 5, 7), np.float32), np.zeros((1, 6), np.float32)]
+    with RemoteRunner(c_program(target, kernels=STRAY_KERNELS), board) as strays:
+        for _ in range(2):  # the pages are closed again
+            with pytest.raises(StrayAccessError, match="Kernel 'first': touched byte 1120 of output 'y', which has 1120"):
+                strays.run_kernel(0, tensors)
+        assert set(strays.run_kernel(1, [tensors[0], tensors[0]])["z"].ravel()) == {1}
+
+
+def test_times_are_taken_on_the_board(runner: RemoteRunner, c_program_tensors: Tensors) -> None:
+    assert len(runner.time(3, inputs=inputs_of(c_program_tensors))) == 3
+    kernels_us = runner.time_kernels(2)
+    assert [len(times_us) for times_us in kernels_us] == [2, 2]
+    assert all(time_us > 0 for times_us in kernels_us for time_us in times_us)
+    np.testing.assert_array_equal(runner.run(inputs_of(c_program_tensors))["z"], c_program_tensors["z"])
+
+
+def test_wrong_inputs_never_leave(runner: RemoteRunner, c_program_tensors: Tensors) -> None:
+    with pytest.raises(InputError, match="Input 'shift': missing"):
+        runner.run({"x": c_program_tensors["x"]})
+
+
+def test_programs_one_after_the_other(board: Board, target: str, c_program: Callable[..., Program], c_program_tensors: Tensors) -> None:
+    built = c_program(target)
+    for _ in range(2):
+        runner = RemoteRunner(built, board)
+        runner.run(inputs_of(c_program_tensors))
+        runner.close()
+        runner.close()
+        with pytest.raises(SepwiseError, match="Model 'small': closed"):
+            runner.run(inputs_of(c_program_tensors))
+
+
+# What a board is ------------------------------------------------------------------------------------------------------
+
+
+def test_the_board_says_what_it_is(board: Board, target: str) -> None:
+    found = device.get(target)
+    assert board.machine == found.triple.split("-")[0]
+    assert board.flags >= found.flags
+    board.require(found)
+
+
+def test_another_machine_is_refused(board: Board, target: str, c_program: Callable[..., Program]) -> None:
+    other = OTHER if target == "host" else "x86-64-v2"
+    with pytest.raises(InputError, match=rf"Board 127\.0\.0\.1:\d+: is {board.machine}, not .* target '{other}'.* Give a target that"):
+        RemoteRunner(c_program(other), board)
+
+
+def test_a_lacking_extension_is_named(board: Board, target: str) -> None:
+    with pytest.raises(InputError, match=r"has no telepathy, which code for the target"):
+        board.require(replace(device.get(target), flags=frozenset({"telepathy"})))
+
+
+def test_no_server_for_it() -> None:
+    for name in ("cortex-a7", "cortex-m7"):
+        with pytest.raises(InputError, match=f"Target '{name}': boards are reached whose Linux is aarch64 or x86_64"):
+            build_server(device.get(name), Path("never"))
+
+
+def test_a_tail_is_refused_with_its_operator(board: Board, target: str, c_program: Callable[..., Program]) -> None:
+    text = '<ir_version: 10, opset_import: ["" : 18]> g (float[6] z, int64[1] n) => (float[k] v) { [pick] v, i = TopK (z, n) }'
+    tail = Tail(parser.parse_model(text).SerializeToString(), ("z",), ("v",), ("v",), ("pick",))
+    with pytest.raises(UnsupportedError, match="TopK 'pick': needs TVM's virtual machine, which a board has not"):
+        RemoteRunner(replace(c_program(target), tail=tail), board)
+
+
+# What goes wrong ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def listener(answer: bytes | None) -> Iterator[str]:
+    """Listens and answers whatever comes with bytes, or with nothing; gives its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as links:
+
+        def serve() -> None:
+            while True:
+                try:
+                    link, _ = listening.accept()
+                except OSError:
+                    return
+                links.enter_context(link)
+                if answer is not None:
+                    link.recv(1 << 10)
+                    link.sendall(answer)
+                    link.shutdown(socket.SHUT_RDWR)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def test_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(InputError, match=rf"Board 127\.0\.0\.1:{port}: nobody listens there. Start the server"):
+        open_board(f"127.0.0.1:{port}")
+    with pytest.raises(InputError, match=rf"Tracker 127\.0\.0\.1:{port}: nobody listens there"):
+        open_board(None, tracker=f"127.0.0.1:{port}", key="pi")
+
+
+def test_something_else_listens() -> None:
+    with listener(b"HTTP/1.1 400 Bad Request\r\n") as address:
+        with pytest.raises(InputError, match=f"Board {address}: is no RPC server"):
+            open_board(address)
+        with pytest.raises(InputError, match=f"Tracker {address}: is no tracker"):
+            open_board(None, tracker=address, key="pi")
+
+
+def test_nothing_answers() -> None:
+    with listener(None) as address, pytest.raises(InputError, match=f"Board {address}: takes no client within 0.2 s"):
+        open_board(address, timeout_s=0.2)
+
+
+def test_timeout_and_the_next_client(board_server: Callable[..., object], c_program: Callable[..., Program]) -> None:
+    hanging, feed = c_program(kernels=HANGING_KERNELS), {"x": np.zeros((1, 6, 5, 7), np.float32), "shift": np.zeros((1, 6), np.float32)}
+    with board_server() as server:
+        with open_board(server.address, timeout_s=1) as board, RemoteRunner(hanging, board) as runner:
+            with pytest.raises(BoardError, match=r"no answer within 1 s, running model 'small'\. Look whether .* by --timeout"):
+                runner.run(feed)
+            with pytest.raises(BoardError, match="is not possible, the connection is lost"):
+                runner.run(feed)
+        with open_board(server.address) as board:  # which the server gives the place of the one that hangs
+            assert board.machine == platform.machine()
+
+
+def test_a_crash_and_the_next_client(board_server: Callable[..., object], c_program: Callable[..., Program]) -> None:
+    feed = {"x": np.zeros((1, 6, 5, 7), np.float32), "shift": np.zeros((1, 6), np.float32)}
+    with board_server() as server:
+        with open_board(server.address) as board, RemoteRunner(c_program(kernels=TRAPPING_KERNELS), board) as runner:
+            with pytest.raises(BoardError, match="the connection was lost, running kernel 'second'"):
+                runner.run_kernel(1, [feed["x"], feed["x"]])
+        with open_board(server.address) as board:
+            assert board.machine == platform.machine()
+
+
+def test_the_server_is_killed_during_a_run(board_server: Callable[..., object], c_program: Callable[..., Program]) -> None:
+    feed = {"x": np.zeros((1, 6, 5, 7), np.float32), "shift": np.zeros((1, 6), np.float32)}
+    with board_server() as server, open_board(server.address) as board:
+        with RemoteRunner(c_program(kernels=HANGING_KERNELS), board) as runner:
+            killer = threading.Timer(0.5, server.process.kill)
+            killer.start()
+            with pytest.raises(BoardError, match="the connection was lost, running model 'small'"):
+                runner.run(feed)
+            killer.join()
+
+
+def test_two_clients_at_once(board_server: Callable[..., object]) -> None:
+    with board_server() as server:
+        with open_board(server.address) as first:
+            with pytest.raises(InputError, match=r"busy with another client for 0.3 s\. Wait, give --timeout"):
+                open_board(server.address, timeout_s=0.3)
+            waiting: list[Board] = []
+            thread = threading.Thread(target=lambda: waiting.append(Board(("127.0.0.1", server.port))))
+            thread.start()
+            time.sleep(0.3)
+            assert not waiting
+            assert first.ask("telling", lambda: first.machine)
+        thread.join()
+        assert waiting[0].machine == platform.machine()
+        waiting[0].close()
+
+
+def test_a_key_that_the_server_asks_for(board_server: Callable[..., object]) -> None:
+    with board_server("host", "--key", "mine") as server:
+        with pytest.raises(InputError, match=r"does not take this client .*Give the key that it was started with by --key"):
+            open_board(server.address)
+        with open_board(server.address, key="mine") as board:
+            assert board.machine == platform.machine()
+
+
+def test_options_that_name_no_board() -> None:
+    assert open_board(None) is None
+    with pytest.raises(InputError, match="--key k: says which board"):
+        open_board(None, key="k")
+    with pytest.raises(InputError, match="a board is reached by one of them"):
+        open_board("a:1", tracker="b:2")
+    with pytest.raises(InputError, match="a tracker knows boards by their keys"):
+        open_board(None, tracker="b:2")
+    with pytest.raises(InputError, match="--timeout 0: needed are seconds"):
+        open_board("a:1", timeout_s=0)
+    for text in ("pi", ":9090", "pi:", "pi:0", "pi:65536", "pi:²"):
+        with pytest.raises(InputError, match=r"--rpc .*: needed is HOST:PORT"):
+            open_board(text)
+    assert read_address("--rpc", "[::1]:9090") == ("::1", 9090)
+
+
+# The tracker and the server -------------------------------------------------------------------------------------------
+
+TRACKER = """
+import socket
+from tvm.rpc import tracker
+listening = socket.create_server(("127.0.0.1", 0))
+print(listening.getsockname()[1], flush=True)
+tracker._tracker_server(listening, "stop")
+"""
+
+
+@pytest.fixture
+def tracker() -> Iterator[str]:
+    """TVM's own tracker."""
+    pytest.importorskip("tornado", reason="TVM's tracker needs tornado: pip install tornado")
+    with subprocess.Popen([sys.executable, "-c", TRACKER], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
+
+
+def test_boards_of_a_tracker(
+    tracker: str, board_server: Callable[..., object], c_program: Callable[..., Program], c_program_tensors: Tensors
+) -> None:
+    with pytest.raises(InputError, match=r"no board of key 'desk' was free within 0.5 s; it knows no key"):
+        open_board(None, tracker=tracker, key="desk", timeout_s=0.5)
+    with board_server("host", "--tracker", tracker, "--key", "desk") as server:
+        for _ in range(2):  # it is offered again
+            with open_board(None, tracker=tracker, key="desk", timeout_s=30) as board, RemoteRunner(c_program(), board) as runner:
+                assert board.name.endswith(f":{server.port}")
+                np.testing.assert_array_equal(runner.run(inputs_of(c_program_tensors))["z"], c_program_tensors["z"])
+                with pytest.raises(InputError, match=r"no board of key 'desk' was free within 0.5 s; it knows desk\."):
+                    open_board(None, tracker=tracker, key="desk", timeout_s=0.5)
+
+
+def test_a_public_address_takes_two_words(tmp_path: Path) -> None:
+    build_server(device.get("host"), tmp_path / "server")
+    build_server(device.get("host"), tmp_path / "server")  # replaces its own
+    command = [str(tmp_path / "server" / SERVER), "--port", "0", "--host", "0.0.0.0"]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "0.0.0.0: others can reach this address" in refused.stderr
+    assert "add --public" in refused.stderr
+    with subprocess.Popen([*command, "--public"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("listening on 0.0.0.0 port ")
+        process.kill()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(InputError, match="exists and is no server"):
+        build_server(device.get("host"), tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prot", "1"], "--prot: unknown option"),
+        (["--port"], "--port: needs a value"),
+        (["--host", "nowhere.invalid"], "nowhere.invalid: no such address or port"),
+        (["--tracker", "desk"], "desk: needed are HOST:PORT, and --key"),
+    ],
+)
+def test_wrong_options_of_the_server(board_server: Callable[..., object], options: list[str], message: str) -> None:
+    with board_server() as server:
+        done = subprocess.run([*server.process.args[:1], *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr

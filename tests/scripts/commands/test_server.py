@@ -1,0 +1,89 @@
+"""A board from the command line: the server that `sepwise server` makes, and the commands that reach it."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sepwise.lowering.board_server import SERVER
+
+SHAPE = ("--shape", "1,3,6,6")
+
+
+@pytest.fixture(scope="module")
+def rpc(board_server: Callable[..., Any]) -> Iterator[str]:
+    """Where a board listens that is this machine."""
+    with board_server() as server:
+        yield server.address
+
+
+def test_the_folder(command: Callable[..., Any], tmp_path: Path) -> None:
+    made = tmp_path / "board"
+    found = json.loads(command("server", "--target", "host", "-o", made, "--json").out)
+    assert found == {
+        "target": "host",
+        "folder": str(made),
+        "files": ["libtvm_ffi.so", "libtvm_runtime.so", SERVER],
+        "start": f"board/{SERVER}",
+    }
+    assert sorted(path.name for path in made.iterdir()) == found["files"]
+    with subprocess.Popen([made / SERVER, "--port", "0"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("listening on 127.0.0.1 port ")
+        process.kill()
+    assert f"ssh -t -L 9090:localhost:9090 USER@BOARD board/{SERVER}" in command("server", "--target", "host", "-o", made).out
+
+
+def test_targets_without_a_server(command: Callable[..., Any], tmp_path: Path) -> None:
+    status, _, err = command("server", "--target", "cortex-m7", "-o", tmp_path / "board")
+    assert status == 2
+    assert "boards are reached whose Linux is aarch64 or x86_64" in err
+    assert not (tmp_path / "board").exists()
+
+
+def test_run(command: Callable[..., Any], network: Path, rpc: str, tmp_path: Path) -> None:
+    command("compile", network, *SHAPE, "-o", tmp_path / "net")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((1, 3, 6, 6)).astype(np.float32))
+    words = ("run", tmp_path / "net", "--input", f"x={tmp_path / 'x.npy'}", "-o")
+    assert command(*words, tmp_path / "here.npz").status == 0
+    assert command(*words, tmp_path / "there.npz", "--rpc", rpc).status == 0
+    with np.load(tmp_path / "here.npz") as here, np.load(tmp_path / "there.npz") as there:
+        np.testing.assert_array_equal(there["y"], here["y"])
+
+
+def test_verify(command: Callable[..., Any], network: Path, rpc: str) -> None:
+    status, out, _ = command("verify", network, *SHAPE, "--rpc", rpc, "--json")
+    found = json.loads(out)
+    assert (status, found["passed"]) == (0, True)
+    assert {check["scope"] for check in found["checks"]} == {"graph", "kernel", "model"}
+
+
+def test_bench(command: Callable[..., Any], network: Path, rpc: str) -> None:
+    status, out, _ = command("bench", network, *SHAPE, "--rpc", rpc, "--json")
+    found = json.loads(out)
+    assert (status, found["method"], found["speedup"]) == (0, "remote", {})
+    assert [runtime["name"] for runtime in found["runtimes"]] == ["sepwise"]
+    assert all(kernel["median_us"] > 0 for kernel in found["kernels"])
+
+
+def test_what_a_board_does_not_do(command: Callable[..., Any], network: Path, rpc: str) -> None:
+    board = ("--rpc", rpc)
+    refused = {
+        ("bench", network, *SHAPE, *board, "--against", "onnxruntime"): "measures ours alone, peers run natively only",
+        ("bench", network, *SHAPE, *board, "--cores", "cortex-a72"): "runs on a board and is measured",
+        ("verify", network, *SHAPE, *board, "--bisect"): "a failure is narrowed down here",
+        ("verify", network, *SHAPE, *board, "--against", network): "two files are compared here",
+        ("verify", network, *board, "--bundle", "folder"): "--rpc: a bundle is verified as it was made",
+        ("bench", network, *SHAPE, *board, "--tracker", "desk:9190"): "a board is reached by one of them",
+    }
+    other = "x86-64-v2" if platform.machine() == "aarch64" else "rpi4"
+    refused["bench", network, *SHAPE, *board, "--target", other] = f"which code for the target '{other}' needs"
+    for words, reason in refused.items():
+        status, out, err = command(*words)
+        assert (status, out) == (2, ""), words
+        assert reason in err
