@@ -173,7 +173,7 @@ def board_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Abst
             assert process.stdout is not None
             yield BoardServer(process, int(process.stdout.readline().split()[-1]))
         finally:
-            process.kill()
+            process.terminate()
             process.communicate()
 
     return run

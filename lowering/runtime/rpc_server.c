@@ -45,6 +45,8 @@ enum { PATIENCE_S = 5, PING_MS = 2000, UNUSED_PINGS = 3, LINGER_MS = 2000, RETRY
 static const char *host = "127.0.0.1", *port = "9090", *tracker, *key = "", *address;
 static int reachable;
 static char work[PATH];
+static sigset_t usual_signals;
+static volatile sig_atomic_t ending;
 
 static void say(const char *format, ...) {
   va_list arguments;
@@ -302,6 +304,10 @@ static _Noreturn void serve(int client, int seconds) {
   int yes = 1;
   TVMFFIAny socket = {.type_index = kTVMFFIInt, .v_int64 = client}, result = {0};
   prctl(PR_SET_PDEATHSIG, SIGKILL);
+  signal(SIGINT, SIG_DFL);
+  signal(SIGTERM, SIG_DFL);
+  signal(SIGHUP, SIG_DFL);
+  sigprocmask(SIG_SETMASK, &usual_signals, NULL);
   set_patience(client, 0);
   setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
   setsockopt(client, SOL_SOCKET, SO_KEEPALIVE, &yes, sizeof yes);
@@ -376,20 +382,25 @@ static void accept_client(int listening) {
   session = (struct session){child, client, ends[0], 0};
 }
 
-static void end_session(int listening) {
+static void end_session(void) {
   int status;
   waitpid(session.child, &status, 0);
-  if (WIFSIGNALED(status)) say("a client's code ended with %s", strsignal(WTERMSIG(status)));
+  if (WIFSIGNALED(status) && !ending) say("a client's code ended with %s", strsignal(WTERMSIG(status)));
   close(session.client);
   close(session.alive);
   session = (struct session){0, -1, -1, 0};
   nftw(work, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
-  offer(listening);
 }
 
-static _Noreturn void wait_for_clients(int listening) {
+static void end(int number) {
+  (void)number;
+  ending = 1;
+}
+
+/* Serves until a signal ends it, which comes while it waits and at no other time. */
+static void wait_for_clients(int listening) {
   int64_t ping_at_ms = 0;
-  for (;;) {
+  while (!ending) {
     if (tracker && tracker_link < 0 && now_ms() >= retry_at_ms) {
       join_tracker(listening);
       if (!session.child) offer(listening);
@@ -400,15 +411,28 @@ static _Noreturn void wait_for_clients(int listening) {
         {session.kill_at_ms ? -1 : session.client, POLLRDHUP, 0},
     };
     int64_t wait_ms = session.kill_at_ms ? session.kill_at_ms - now_ms() : tracker ? PING_MS : -1;
-    if (poll(files, 3, wait_ms < -1 ? 0 : (int)wait_ms) < 0 && errno != EINTR) refuse(strerror(errno), "poll");
-    if (files[1].revents) end_session(listening);
-    else if (files[2].revents) session.kill_at_ms = now_ms() + LINGER_MS;
+    if (session.kill_at_ms && wait_ms < 0) wait_ms = 0;
+    struct timespec wait = {wait_ms / 1000, wait_ms % 1000 * 1000000};
+    if (ppoll(files, 3, wait_ms < 0 ? NULL : &wait, &usual_signals) < 0) {
+      if (errno == EINTR) continue;
+      refuse(strerror(errno), "poll");
+    }
+    if (files[1].revents) {
+      end_session();
+      offer(listening);
+    } else if (files[2].revents) {
+      session.kill_at_ms = now_ms() + LINGER_MS;
+    }
     if (session.kill_at_ms && now_ms() >= session.kill_at_ms) kill(session.child, SIGKILL);
     if (files[0].revents) accept_client(listening);
     if (tracker && !session.child && now_ms() >= ping_at_ms) {
       ping_tracker(listening);
       ping_at_ms = now_ms() + PING_MS;
     }
+  }
+  if (session.child) {
+    kill(session.child, SIGKILL);
+    end_session();
   }
 }
 
@@ -447,9 +471,18 @@ static void read_options(int count, char **words) {
 
 int main(int count, char **words) {
   read_options(count, words);
+  const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+  sigset_t held;
+  sigemptyset(&held);
+  for (int i = 0; i < 3; ++i) {
+    sigaction(signals[i], &(struct sigaction){.sa_handler = end}, NULL);
+    sigaddset(&held, signals[i]);
+  }
+  sigprocmask(SIG_BLOCK, &held, &usual_signals);
   signal(SIGPIPE, SIG_IGN);
   int listening = start_listening();
   printf("listening on %s port %d\n", host, number_of_port(listening));
   fflush(stdout);
   wait_for_clients(listening);
+  return 0;
 }

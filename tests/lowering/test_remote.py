@@ -241,6 +241,17 @@ def test_the_server_is_killed_during_a_run(board_server: Callable[..., object], 
             killer.join()
 
 
+def test_a_server_that_ends_leaves_nothing(
+    board_server: Callable[..., object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with board_server() as server, open_board(server.address):
+        assert len(list(tmp_path.iterdir())) == 1
+        server.process.terminate()
+        assert server.process.wait(timeout=30) == 0
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_clients_at_once(board_server: Callable[..., object]) -> None:
     with board_server() as server:
         with open_board(server.address) as first:
