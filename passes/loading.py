@@ -47,8 +47,8 @@ def load_model(path: str | Path, *, shapes: Mapping[str, Sequence[int]] | None =
         its file lies.
 
     Raises:
-        InputError: If the file is missing, is not ONNX, is truncated, lacks its external data or is not valid, or if
-            shapes are missing or do not fit.
+        InputError: If the file is missing, is not ONNX, is truncated, lacks its external data, has no outputs or is not
+            valid, or if shapes are missing or do not fit.
         UnsupportedError: If an operator set or operator is not known here, or an input is not a tensor of real numbers.
 
     Example:
@@ -76,8 +76,10 @@ def load_model(path: str | Path, *, shapes: Mapping[str, Sequence[int]] | None =
 def _parse(path: Path) -> onnx.ModelProto:
     if not path.exists():
         raise InputError(f"{path}: no such file. Check the path.")
-    if not path.is_file():
+    if path.is_dir():
         raise InputError(f"{path}: is not a file but a folder. Name the .onnx file in it.")
+    if not path.is_file():
+        raise InputError(f"{path}: is not a file but a device or a pipe. Name an .onnx file.")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -96,6 +98,8 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path}: is not an ONNX file: it holds no graph or no IR version. Give an .onnx file.")
     if not proto.opset_import:
         raise InputError(f"{path}: imports no operator set; the file is truncated or was never complete. Export it again.")
+    if not proto.graph.output:
+        raise InputError(f"{path}: has no outputs, so it computes nothing. Declare them, or export it again.")
     return proto
 
 

@@ -55,6 +55,10 @@ def test_a_folder(tmp_path: Path) -> None:
     assert refusal(tmp_path) == "is not a file but a folder. Name the .onnx file in it."
 
 
+def test_a_device() -> None:
+    assert refusal(Path("/dev/null")) == "is not a file but a device or a pipe. Name an .onnx file."
+
+
 def test_empty(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.touch()
@@ -191,6 +195,17 @@ def test_unknown_operator_in_a_subgraph(tmp_path: Path) -> None:
 
 def test_invalid(tmp_path: Path) -> None:
     assert "is not a valid model" in refusal(write(tmp_path, FIXED.replace("Relu (x)", "Relu (missing)")))
+
+
+def test_no_outputs(tmp_path: Path) -> None:
+    """What passes its inputs on is a model; what gives nothing is none."""
+    model = onnx.parser.parse_model(FIXED)
+    del model.graph.node[:], model.graph.output[:]
+    onnx.save(model, tmp_path / "m.onnx")
+    assert refusal(tmp_path / "m.onnx").startswith("has no outputs")
+    model.graph.output.append(model.graph.input[0])
+    onnx.save(model, tmp_path / "m.onnx")
+    assert [value.name for value in load_model(tmp_path / "m.onnx").graph.outputs] == ["x"]
 
 
 def test_symbolic_shapes(tmp_path: Path) -> None:
