@@ -22,6 +22,7 @@ __all__ = [
     "compare_execution",
     "compare_graph",
     "compare_kernel",
+    "root_mean_square",
     "settle",
     "worst_check",
 ]
@@ -233,7 +234,12 @@ class GraphReference:
 
 
 def compare_graph(
-    original: "Model | GraphReference", rewritten: Model, inputs: Several | None = None, *, exact: bool = False
+    original: "Model | GraphReference",
+    rewritten: Model,
+    inputs: Several | None = None,
+    *,
+    exact: bool = False,
+    called: str = "The rewritten model",
 ) -> list[Check]:
     """Decides whether a rewritten model computes the same as the original.
 
@@ -256,6 +262,7 @@ def compare_graph(
         rewritten: the model to judge.
         inputs: one or several sets of tensors by input name; none where a reference is given.
         exact: demands equality to the last bit.
+        called: what the rewritten model is called where it cannot be computed.
 
     Returns:
         One check per output, named after it; failed ones too where the rewritten model cannot be computed, as its shapes
@@ -276,7 +283,7 @@ def compare_graph(
     made = {port.name for port in judged.graph.outputs}
     for name in reference.outputs[0]:
         if name not in made:
-            raise InputError(f"The rewritten model has no output {name!r}; it has {', '.join(sorted(made))}.")
+            raise InputError(f"{called} has no output {name!r}; it has {', '.join(sorted(made))}.")
     for feeds in reference.inputs:
         read_inputs(judged.graph, feeds, stored=False)
     try:
@@ -284,7 +291,7 @@ def compare_graph(
     except UnsupportedError:
         raise
     except InputError as error:  # two of its tensors do not fit together, so it computes nothing
-        failed = Check("graph", "", (), "failed", np.inf, 0.0, None, None, reason=str(error))
+        failed = Check("graph", "", (), "failed", np.inf, 0.0, None, None, reason=f"{called}: {error}")
         return [replace(failed, name=name) for name in reference.outputs[0]]
     return reference.judge(results, exact=exact)
 
@@ -308,7 +315,7 @@ def _graph_check_on(
 ) -> Check:
     """Judges one input set: on larger numbers a mistake that others show would drown."""
     error = _error(actual[input_set], expected[input_set])
-    largest, rms = float(error.max(initial=0.0)), _rms([error])
+    largest, rms = float(error.max(initial=0.0)), root_mean_square([error])
     index = tuple(int(i) for i in np.unravel_index(int(error.argmax()), error.shape)) if error.size else None
     check = Check("graph", name, (), "passed", largest, 0.0, 0.0, index, rms_error=rms, rms_bound=0.0, worst_error=largest)
     check = _with_values(check, name, input_set, actual, expected)
@@ -323,7 +330,7 @@ def _graph_check_on(
         limit = max(limit, ratio * _finite_rms(reference.sigma(MANY_SEEDS)[input_set][name]))
     explained = "rounding the constants explains"
     if rms > limit:
-        noise = _rms([reference.float64_noise(name, input_set)])
+        noise = root_mean_square([reference.float64_noise(name, input_set)])
         if noise > limit:
             limit, explained = noise, "rounding in the float64 reference explains"
         elif error.size < RMS_ELEMENTS:
@@ -415,7 +422,7 @@ def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name
         worst = _worse(worst, _elementwise(empty, key, errors, limits, actual, expected))
         if floating:
             for pool, (set_errors, set_sigmas), error, one in zip(pools, by_set, errors, sigmas, strict=True):
-                pool.append(error / (_rms([one]) + floor))
+                pool.append(error / (root_mean_square([one]) + floor))
                 set_errors.append(error)
                 set_sigmas.append(one)
             total_expected.extend(np.where(u, np.nan, e) for u, e in zip(unknown, expected, strict=True))
@@ -426,9 +433,9 @@ def compare_execution(outputs: Several, oracle: Several, sigma: Several, *, name
     enough = [pool for pool in ([e for pool in pools for e in pool], *pools) if sum(e.size for e in pool) >= RMS_ELEMENTS]
     if not enough:
         return worst
-    ratio = max(_rms(pool) for pool in enough)
-    set_errors, set_sigmas = by_set[int(np.argmax([_rms(pool) for pool in pools]))]
-    worst = replace(worst, rms_error=_rms(set_errors), rms_bound=_rms(set_sigmas), rms_ratio=ratio)
+    ratio = max(root_mean_square(pool) for pool in enough)
+    set_errors, set_sigmas = by_set[int(np.argmax([root_mean_square(pool) for pool in pools]))]
+    worst = replace(worst, rms_error=root_mean_square(set_errors), rms_bound=root_mean_square(set_sigmas), rms_ratio=ratio)
     if ratio <= 1:
         return worst if worst.worst_ratio is None else replace(worst, worst_ratio=max(worst.worst_ratio, ratio))
     reason = f"RMS error is {ratio:.3g} times what rounding explains"
@@ -657,10 +664,11 @@ def _larger(a: float | None, b: float) -> float | None:
     return None if a is None else max(a, b)
 
 
-def _rms(arrays: Sequence[Array]) -> float:
+def root_mean_square(arrays: Sequence[Array]) -> float:
+    """Computes the root mean square of all elements together, 0 where there are none."""
     count = sum(a.size for a in arrays)
     return float(np.sqrt(sum(float((a.astype(np.float64) ** 2).sum()) for a in arrays) / count)) if count else 0.0
 
 
 def _finite_rms(sigma: Array) -> float:
-    return _rms([np.nan_to_num(sigma, posinf=0.0)])
+    return root_mean_square([np.nan_to_num(sigma, posinf=0.0)])

@@ -8,7 +8,7 @@ round (sigma_x of the rewritten graph) is set against what an execution of the o
 
 import numpy as np
 
-from sepwise.passes.equivalence.compare import ELEMENTWISE_SIGMAS, Check, GraphReference, worst_check
+from sepwise.passes.equivalence.compare import ELEMENTWISE_SIGMAS, Check, GraphReference, root_mean_square, worst_check
 from sepwise.passes.equivalence.formats import BINARY32
 from sepwise.passes.equivalence.graph import Array, Graph, Model
 from sepwise.passes.equivalence.oracle import Oracle
@@ -56,7 +56,8 @@ def _coarsest(graph: Graph) -> float:
 
 def _judge(name: str, nodes: tuple[str, ...], own: Array, right: Array) -> Check:
     known = np.isfinite(right)
-    rounds, allowed = _rms(own[known]), ELEMENTWISE_SIGMAS * _rms(right[known])
+    rounds = root_mean_square([np.where(np.isnan(own), np.inf, own)[known]])  # NaN where an execution may overflow
+    allowed = ELEMENTWISE_SIGMAS * root_mean_square([right[known]])
     ratio = rounds / allowed if allowed else (None if rounds else 0.0)
     passed = rounds <= allowed
     some = ", ".join(nodes[:MOST_NAMED]) + (f" and {len(nodes) - MOST_NAMED} more" if len(nodes) > MOST_NAMED else "")
@@ -76,8 +77,3 @@ def _judge(name: str, nodes: tuple[str, ...], own: Array, right: Array) -> Check
         rms_ratio=ratio,
         reason="" if passed else reason,
     )
-
-
-def _rms(sigma: Array) -> float:
-    """Root mean square, infinite where an execution may overflow."""
-    return float(np.sqrt(np.mean(np.where(np.isnan(sigma), np.inf, sigma) ** 2))) if sigma.size else 0.0

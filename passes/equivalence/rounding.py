@@ -34,6 +34,7 @@ __all__ = [
     "ALLOWANCES",
     "CASTS",
     "MOVES",
+    "NEVER_ROUND",
     "SELECTS",
     "Allowance",
     "evaluate_rounded",
@@ -168,6 +169,9 @@ SELECTS = frozenset(
     }
 )
 
+# With exact operands all of these are exact: besides those that select, the functions without an allowance for rounding.
+NEVER_ROUND = SELECTS | {name for name, allowance in ALLOWANCES.items() if not allowance.ulps}
+
 
 def moves(op: Operation) -> bool:
     """Tells whether an operation is one of `MOVES` and only moves elements, as a scatter does that adds nothing up."""
@@ -211,7 +215,7 @@ def noise_scale(
     y, unit = outputs[0], arithmetic.unit
     if op.operator in CASTS and y.dtype.kind == "f":
         return _cast_noise(op, y)
-    if y.dtype.kind != "f" or moves(op) or op.operator in SELECTS:
+    if y.dtype.kind != "f" or moves(op) or op.operator in NEVER_ROUND:
         return None
     if op.operator in SUMS:
         k, energy = SUMS[op.operator](op, *inputs)
@@ -230,7 +234,7 @@ def noise_scale(
         allowance = ALLOWANCES[op.operator]
         scale = np.abs(inputs[0]) if allowance.gated and inputs[0] is not None else 1.0
         noise = allowance.noise * np.abs(y) + (allowance.absolute + allowance.cancelled) / MAXIMUM_SIGMAS * scale
-        return unit * noise + arithmetic.smallest if allowance.ulps else None
+        return unit * noise + arithmetic.smallest
     raise UnsupportedError(f"{op}: how it rounds is not known, so no tolerance can be derived.")
 
 

@@ -58,7 +58,7 @@ from sepwise.passes.equivalence.resampling import (
     read_plan,
     resized_axes,
 )
-from sepwise.passes.equivalence.rounding import ALLOWANCES, CASTS, MOVES, PRODUCT_SUMS, moves
+from sepwise.passes.equivalence.rounding import ALLOWANCES, CASTS, MOVES, NEVER_ROUND, PRODUCT_SUMS, moves
 from sepwise.passes.equivalence.winograd import Winograd
 from sepwise.passes.errors import UnsupportedError
 
@@ -877,15 +877,5 @@ READS_ALL = frozenset(
     {
         *("Add", "Div", "Max", "Mean", "Min", "Mul", "Sub", "Sum", "Where"),
         *("Conv", "ConvTranspose", "Gemm", "MatMul"),
-    }
-)
-
-# With exact operands these are exact: they select, round to whole numbers, or compute shapes.
-NEVER_ROUND = frozenset(
-    {
-        *CASTS,
-        *("Abs", "Ceil", "Clip", "Floor", "Max", "Min", "Neg", "Relu", "Round", "Sign", "ThresholdedRelu", "Where"),
-        *("GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMin", "TopK"),
-        *("ConstantOfShape", "Range", "Shape", "Size", "NonZero"),
     }
 )

@@ -6,8 +6,8 @@ import pytest
 from sepwise.passes.equivalence.formats import BINARY16, BINARY32, FORMATS, Format
 from sepwise.passes.equivalence.graph import Operation
 from sepwise.passes.equivalence.operators import OPERATORS, evaluate
-from sepwise.passes.equivalence.rounding import ALLOWANCES, MOVES, SELECTS, SUMS, UNITS, noise_scale, repeats
-from sepwise.passes.equivalence.running_error import NEVER_ROUND, RULES
+from sepwise.passes.equivalence.rounding import ALLOWANCES, MOVES, NEVER_ROUND, SELECTS, SUMS, UNITS, noise_scale, repeats
+from sepwise.passes.equivalence.running_error import RULES
 
 # Their results are integers or booleans, or nothing rounds that has no rule yet.
 WITHOUT_FLOATS = {
@@ -50,9 +50,12 @@ def test_every_operator_has_a_bound() -> None:
     assert set(OPERATORS) <= known
 
 
-def test_a_clip_adds_no_noise() -> None:
+def test_what_never_rounds_adds_no_noise() -> None:
+    assert NEVER_ROUND - SELECTS == {"Abs", "Neg"}
     x = np.linspace(-1, 1, 5)
-    assert noise_scale(operation("Relu"), [x], [np.maximum(x, 0)], BINARY32) is None
+    for name in ("Relu", "Abs", "Neg", "Hardmax"):
+        (y,) = evaluate(operation(name), [x])
+        assert noise_scale(operation(name), [x], [y], BINARY32) is None
 
 
 @pytest.mark.parametrize("arithmetic", FORMATS.values(), ids=lambda each: each.name)

@@ -94,6 +94,17 @@ def flushed(x: np.ndarray) -> np.ndarray:
     return np.where(np.abs(x) < 2.0**-126, np.float32(0), x).astype(np.float32)
 
 
+def test_a_hardmax_of_exact_operands_is_exact(parse) -> None:
+    """It gives 0 and 1, which no arithmetic rounds or flushes; where rounding decides which is the largest, either may be."""
+    text = '<ir_version: 8, opset_import: ["" : 18]> g (float[2,4] x) => (float y) {{ {} y = Hardmax(s) }}'
+    x = np.array([[1, 3, 3, 2], [1, 2, 3, 4]], np.float32)
+    _, bound = run_with_bounds(parse(text.format("s = Neg(x)")), {"x": x}, flush=True)["y"]
+    np.testing.assert_array_equal(bound, np.zeros((2, 4)))
+    tied = np.array([[1, 3, 3, 2], [9, 2, 3, 4]], np.float32)
+    _, bound = run_with_bounds(parse(text.format("s = Exp(x)")), {"x": tied}, flush=True)["y"]
+    np.testing.assert_array_equal(bound, [[0, 1, 1, 0], [0, 0, 0, 0]])
+
+
 def test_arithmetic_that_flushes_subnormals_stays_inside_its_own_bound_only(parse) -> None:
     """A product of matrices and a scale, every operand, product, partial sum and result below the normal range taken for 0."""
     model = parse(
