@@ -94,6 +94,10 @@ def answer(error: Exception) -> int:
     if isinstance(error, SepwiseError):
         say(str(error))
         return error.exit_status
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        what = f" ({error})" if str(error) else ""
+        say(f"not enough memory{what}. Give a smaller --shape where the model leaves it open, or a machine with more.")
+        return 2
     if isinstance(error, OSError) and error.errno in _USERS_ERRNO:
         say(f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}.")
         return 2
