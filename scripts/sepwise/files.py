@@ -70,6 +70,8 @@ def resolve(model: str | Path, shapes: Shapes = None) -> ModelFile:
         return ModelFile(path.stem, path, named)
     if path.is_dir():
         raise InputError(f"{model}: is a folder; needed is an ONNX file or a zoo name.")
+    if path.exists():
+        raise InputError(f"{model}: is a device or a pipe; needed is an ONNX file or a zoo name.")
     if path.suffix or len(path.parts) != 1:
         raise InputError(f"{model}: no such file.")
     if isinstance(shapes, Mapping):
@@ -231,6 +233,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     try:
         with path.open("rb") as file:
+            if not file.peek().startswith((np.lib.format.MAGIC_PREFIX, b"PK")):  # numpy takes anything else for a pickle
+                raise InputError(f"{path}: is not an .npy or .npz file; save arrays with numpy.save or numpy.savez.")
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 return {"": loaded}

@@ -44,7 +44,12 @@ def test_a_zoo_name_is_exported_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("model", "message"),
-    [("no-such-network", "neither a file nor a zoo network"), ("no/such.onnx", "no such file"), ("/", "is a folder")],
+    [
+        ("no-such-network", "neither a file nor a zoo network"),
+        ("no/such.onnx", "no such file"),
+        ("/", "is a folder"),
+        ("/dev/null", "is a device or a pipe"),
+    ],
 )
 def test_what_names_no_model(model: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -80,6 +85,14 @@ def test_arrays_survive(tmp_path: Path) -> None:
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array)
         assert found[name].dtype == array.dtype
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 40, ONE_INPUT.encode()], ids=["empty", "junk", "text"])
+def test_what_holds_no_arrays(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"x.npz: is not an .npy or .npz file; save arrays with"):
+        read_arrays(path)
 
 
 def test_only_a_new_or_empty_folder_is_taken(tmp_path: Path) -> None:
