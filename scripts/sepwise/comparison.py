@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -114,11 +115,12 @@ def _match_names(first: ir.Model, second: ir.Model, labels: Sequence[str]) -> st
         _separate_outputs(model)
     notes = []
     for kind in ("inputs", "outputs"):
-        sides = ((model, getattr(model.graph, kind)) for model in (first, second))
-        wanted, found = ([value for value in values if not _has_default(model, value)] for model, values in sides)
+        values = ((model, getattr(model.graph, kind)) for model in (first, second))
+        wanted, found = ([value for value in side if not _has_default(model, value)] for model, side in values)
         partners = _pair(wanted, found)
         if partners is None:
-            spelled = (f"{', '.join(map(_spell, side))} of {label}" for side, label in zip((wanted, found), labels, strict=True))
+            sides = zip((wanted, found), labels, strict=True)
+            spelled = (f"{', '.join(map(_spell, side)) or 'none'} of {label}" for side, label in sides)
             raise InputError(
                 f"The {kind} of the two files do not fit: {' against '.join(spelled)}. They need the same types and shapes, and "
                 "the same names or the same order."
@@ -248,6 +250,17 @@ def _labels(first: ModelFile, second: ModelFile) -> tuple[str, str]:
     return first.path.name, f"{second.path.name} (second)"
 
 
+@contextmanager
+def _named(label: str) -> Iterator[None]:
+    """Says which of two files it is that cannot be computed."""
+    from sepwise.passes.errors import InputError
+
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{label}: {error}") from error
+
+
 def _judge(outputs: Sequence[Mapping[str, np.ndarray]], reference: GraphReference, name: str, seeds: int) -> Check:
     """Compares what an execution gave with a reference, by sigma_x from a number of seeds."""
     from sepwise.passes.equivalence import compare_execution
@@ -307,8 +320,10 @@ def compare_files(
         feeds, described = [dict(inputs)], ("given",)
     else:
         feeds, described = [sample_inputs(models[0], seed, kind) for seed, kind in enumerate(NETWORK_KINDS)], NETWORK_KINDS
-    reference = GraphReference(models[0], feeds)
-    checks = compare_graph(reference, models[1])
+    with _named(labels[0]):
+        reference = GraphReference(models[0], feeds)
+    with _named(labels[1]):
+        checks = compare_graph(reference, models[1], called=labels[1])
     if all(check.status != "failed" for check in checks):
         checks += compare_branches(models[0], models[1], feeds)
         checks += compare_parts(models[0], models[1], feeds[0])

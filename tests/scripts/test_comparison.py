@@ -11,7 +11,7 @@ from onnx import parser
 from sepwise import comparison
 from sepwise.comparison import compare_files, run_onnxruntime
 from sepwise.files import ModelFile, resolve
-from sepwise.passes.errors import CheckFailed, InputError
+from sepwise.passes.errors import CheckFailed, InputError, UnsupportedError
 
 NETWORK = """
 <ir_version: 10, opset_import: ["" : 18]>
@@ -65,6 +65,37 @@ def test_other_outputs_are_refused(tmp_path: Path) -> None:
     onnx.save(other, tmp_path / "b.onnx")
     with pytest.raises(InputError, match=r"do not fit: y float32\[1,8,8,8\] of a.onnx against z float64\[1,8,8,8\] of b"):
         compare_files(resolve(saved(tmp_path / "a.onnx")), resolve(tmp_path / "b.onnx"))
+
+
+def test_what_has_no_inputs_is_told(tmp_path: Path) -> None:
+    constant = '<ir_version: 10, opset_import: ["" : 18]> net () => (float[1] y) { y = Constant <value = float[1] {1}> () }'
+    onnx.save(parser.parse_model(constant), tmp_path / "b.onnx")
+    with pytest.raises(InputError, match=r"x float32\[1,4,8,8\] of a.onnx against none of b.onnx"):
+        compare_files(resolve(saved(tmp_path / "a.onnx")), resolve(tmp_path / "b.onnx"))
+
+
+def test_the_file_that_cannot_be_computed_is_named(tmp_path: Path) -> None:
+    """A loop is refused in either file; shapes that do not fit are the second file's mistake, and a failed check."""
+    body = "[step] l = Loop (n, c) <body = body (int64 i, bool a) => (bool b, float[4] r) { b = Identity (a) r = Relu (x) }>"
+    texts = {
+        "plain": "y = Relu (x)",
+        "looped": f"{body} y = ReduceSum <keepdims = 0> (l, z)",
+        "misfit": "[shape] y = Reshape (x, s)",
+    }
+    head = '<ir_version: 10, opset_import: ["" : 18]> net (float[4] x) => (float[4] y)'
+    constants = "<int64 n = {2}, bool c = {1}, int64[1] z = {0}, int64[1] s = {7}>"
+    files = {}
+    for name, text in texts.items():
+        onnx.save(parser.parse_model(f"{head} {constants} {{ {text} }}"), tmp_path / f"{name}.onnx")
+        files[name] = resolve(tmp_path / f"{name}.onnx")
+    for first, second in (("plain", "looped"), ("looped", "plain")):
+        with pytest.raises(UnsupportedError, match=r"^looped.onnx: Loop 'step': loops are not supported"):
+            compare_files(files[first], files[second])
+    with pytest.raises(InputError, match=r"^misfit.onnx: Reshape 'shape': cannot be computed on inputs of shapes"):
+        compare_files(files["misfit"], files["plain"])
+    check = compare_files(files["plain"], files["misfit"]).checks[0]
+    assert (check.name, check.status) == ("y", "failed")
+    assert check.reason.startswith("misfit.onnx: Reshape 'shape': cannot be computed on inputs of shapes")
 
 
 def test_the_same_names_need_the_same_types_and_shapes(tmp_path: Path) -> None:
