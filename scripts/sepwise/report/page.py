@@ -191,7 +191,7 @@ def _finding(reproducer: Reproducer | None) -> Markup | None:
 def _card(check: Check, anchor: str) -> Markup:
     facts: list[tuple[str, Child]] = []
     if check.pass_name:
-        facts.append(("Pass", element("code", check.pass_name)))
+        facts.append(("Pass", element("code", _breakable(check.pass_name))))
     if check.strategy:
         facts.append(("Strategy", check.strategy))
     if check.nodes:
@@ -203,7 +203,7 @@ def _card(check: Check, anchor: str) -> Markup:
             facts.append(("RMS error", f"{_spell(check.rms_error)}, allowed {_spell(check.rms_bound)}"))
         facts.append(("Error / tolerance", _ratio_text(check)))
     if check.worst_index is not None:
-        facts.append(("Worst element", element("code", _place(check))))
+        facts.append(("Worst element", element("code", _breakable(_place(check)))))
     if check.computed is not None and check.expected is not None:
         facts.append(("Computed there", element("code", _value(check.computed))))
         facts.append(("Right is", element("code", _value(check.expected))))
@@ -360,7 +360,7 @@ def _pass_row(outcome: PassReport, checks: Sequence[Check]) -> Markup:
         status = min((check.status for check in checks), key=_ORDER.__getitem__)
         verdict = [element("td", _status(status)), _ratio_cell(worst)]
     cells = [
-        element("th", element("code", outcome.name), scope="row"),
+        element("th", element("code", _breakable(outcome.name)), scope="row"),
         _number_cell(outcome.fired, str(outcome.fired)),
         *verdict,
         element("td", _refusals(outcome.refused) if outcome.refused else element("span", "nothing", class_="quiet")),
@@ -476,17 +476,17 @@ def _status(status: str) -> Markup:
 
 def _nodes(names: Sequence[str]) -> Markup:
     """Names of nodes, those after the first few folded away."""
-    shown = join(", ".join(names[:_NODES_SHOWN]))
-    if len(names) <= _NODES_SHOWN:
+    shown, folded = (_breakable(", ".join(each)) for each in (names[:_NODES_SHOWN], names[_NODES_SHOWN:]))
+    if not folded:
         return shown
-    rest = element("details", element("summary", f"and {len(names) - _NODES_SHOWN} more"), ", ".join(names[_NODES_SHOWN:]))
+    rest = element("details", element("summary", f"and {len(names) - _NODES_SHOWN} more"), folded)
     return join([shown, " ", rest])
 
 
 def _folded_nodes(names: Sequence[str]) -> Markup:
     """Names of nodes for a table: one by itself, several folded away."""
     if len(names) < 2:
-        return join(names)
+        return _breakable("".join(names))
     return element("details", element("summary", _several(len(names), "node")), element("div", _breakable(", ".join(names))))
 
 

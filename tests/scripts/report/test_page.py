@@ -227,6 +227,23 @@ def test_passes_with_what_they_refused(passing: Verification, comparing: Verific
     assert "What the passes did" not in read(comparing, provenance).of["h2"]
 
 
+def test_names_break_behind_their_parts_only(passing: Verification, provenance: Provenance) -> None:
+    """Where a word may break anywhere, a column of a table is as narrow as a letter."""
+    check = replace(passing.checks[1], nodes=("blocks.1/conv",))
+    page = render(replace(passing, checks=(check,)), provenance)
+    assert "<code>fold_<wbr>batch_<wbr>norm</code>" in page
+    assert "blocks.<wbr>1/<wbr>conv" in page
+    style = (files("sepwise.report") / "page.css").read_text()
+    assert "table code { overflow-wrap: break-word; }" in style
+
+
+def test_what_scrolls_shows_it(passing: Verification, provenance: Provenance) -> None:
+    page = read(passing, provenance)
+    assert len(page.all("div", role="region")) == len(page.all("div", **{"class": "scrolling"})) == 4
+    (rule,) = re.findall(r"^\.scrolling \{(.*?)\}", page.of["style"][0], re.DOTALL | re.MULTILINE)
+    assert [rule.count(word) for word in ("var(--page)", " local", "var(--shade)", " scroll")] == [2, 2, 2, 2]
+
+
 def test_two_files(comparing: Verification, provenance: Provenance) -> None:
     page = read(comparing, replace(provenance, target=None))
     assert page.of["h1"] == ["net against fused"]
