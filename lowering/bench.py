@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import Program
     from sepwise.lowering.remote import Board
+    from sepwise.lowering.selection import Records
 
 __all__ = ["Benchmark", "KernelCount", "KernelTime", "RuntimeCount", "RuntimeTime", "bench"]
 
@@ -169,6 +170,7 @@ class Benchmark:
         kernels: Ours, in execution order, then the tail where there is one.
         notes: What could not be told, and what to install for it.
         float16_mac_share: Share of the multiply-accumulates on our strategies in float16.
+        records_used: Kernels that a tuning record decided.
     """
 
     model: str
@@ -182,6 +184,7 @@ class Benchmark:
     kernels: tuple[KernelTime | KernelCount, ...]
     notes: tuple[str, ...] = ()
     float16_mac_share: float = 0.0
+    records_used: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Gives the fields that `sepwise bench --json` prints."""
@@ -353,6 +356,7 @@ def bench(
     cores: Sequence[str] = (),
     float16: bool = False,
     board: Board | None = None,
+    records: Records | None = None,
 ) -> Benchmark:
     """Measures a network on a target, beside other runtimes.
 
@@ -366,6 +370,7 @@ def bench(
         cores: Devices beside an emulated target whose cycles are estimated for the same code.
         float16: Whether ours computes in float16 what is float32, but for what needs more; peers compute the model as it is.
         board: Where to measure, None for here.
+        records: What tuning has found (see `tuning.database.read_records`).
 
     Returns:
         Latencies, or counts and estimated cycles.
@@ -402,7 +407,7 @@ def bench(
     original = Path(model)
     loaded = load_model(original, shapes=shapes)
     inputs = sample_inputs(loaded, seed=0)
-    artifact = compile(original, target=target, shapes=shapes, threads=threads, float16=float16)
+    artifact = compile(original, target=target, shapes=shapes, threads=threads, float16=float16, records=records)
     program, report = artifact.program, artifact.report
     common: dict[str, Any] = {
         "model": report["model"],
@@ -411,6 +416,7 @@ def bench(
         "macs": program.macs,
         "strategy_mac_share": report["strategy_mac_share"],
         "float16_mac_share": report["float16_mac_share"],
+        "records_used": report["records_used"],
     }
     peak = _peak_macs_per_us(device.holding("float16" if float16 else "float32"), threads)
     if emulated:

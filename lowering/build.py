@@ -36,10 +36,19 @@ if TYPE_CHECKING:
     from sepwise.lowering.graph import Kernel
     from sepwise.lowering.importer import ImportedGraph
     from sepwise.lowering.memory_plan import MemoryPlan
-    from sepwise.lowering.selection import Choice
+    from sepwise.lowering.selection import Choice, Records
     from sepwise.passes.convert_input import ImageFormat
 
-__all__ = ["CompileReport", "Emit", "build_objects", "build_program", "compile", "require_float16"]
+__all__ = [
+    "COMPILER_ERRORS",
+    "CompileReport",
+    "Emit",
+    "build_imported",
+    "build_objects",
+    "build_program",
+    "compile",
+    "require_float16",
+]
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", *FUSED_OPERATORS})
 """Operators that the generic schedule should never get."""
@@ -98,6 +107,7 @@ def compile(
     threads: int = 1,
     float16: bool = False,
     image: ImageFormat | None = None,
+    records: Records | None = None,
     output: str | Path | None = None,
 ) -> Artifact:
     """Compiles a model for a device.
@@ -109,6 +119,7 @@ def compile(
         threads: Workers that the kernels are shared out to.
         float16: Whether what is float32 is computed in float16, but for what needs more (see `passes.convert_float16`).
         image: What it is given for an image (see `passes.convert_input`); as the model has it where None.
+        records: What tuning has found (see `tuning.database.read_records`).
         output: Folder to save the artifact in, or None.
 
     Returns:
@@ -123,7 +134,7 @@ def compile(
     device = devices.get(target)
     loaded = model if isinstance(model, ir.Model) else load_model(model, shapes=shapes)
     taken = loaded if image is None else convert_input(loaded, image)
-    program, report = build_program(taken, device, threads=threads, float16=float16)
+    program, report = build_program(taken, device, threads=threads, float16=float16, records=records)
     artifact = Artifact(program, report=report.to_json(), threads=threads)
     if output is not None:
         artifact.save(output)
@@ -160,7 +171,13 @@ def build_objects(graph: KernelGraph, compiled: Mapping[str, CompiledKernel], de
 
 
 def build_program(
-    model: ir.Model, device: Device, *, threads: int = 1, float16: bool = False, emit: Emit = build_objects
+    model: ir.Model,
+    device: Device,
+    *,
+    threads: int = 1,
+    float16: bool = False,
+    emit: Emit = build_objects,
+    records: Records | None = None,
 ) -> tuple[Program, CompileReport]:
     """Builds the Program of a loaded model.
 
@@ -170,9 +187,39 @@ def build_program(
         threads: Workers that the kernels are shared out to.
         float16: Whether what is float32 is computed in float16, but for what needs more (see `passes.convert_float16`).
         emit: Makes the object of the lowered kernels; another one than `build_objects` may look at them and make none.
+        records: What tuning has found (see `tuning.database.read_records`).
 
     Returns:
         The Program and the report.
+
+    Raises:
+        InputError: The device does not compute in float16.
+        UnsupportedError: An operator or element type cannot be compiled.
+    """
+    return build_imported(model, device, threads=threads, float16=float16, emit=emit, records=records)[:2]
+
+
+def build_imported(
+    model: ir.Model,
+    device: Device,
+    *,
+    threads: int = 1,
+    float16: bool = False,
+    emit: Emit = build_objects,
+    records: Records | None = None,
+) -> tuple[Program, CompileReport, ImportedGraph]:
+    """Builds a Program as `build_program` does, and gives the graph with it.
+
+    Args:
+        model: As for `build_program`, like all others.
+        device: The target.
+        threads: Workers.
+        float16: Whether to compute in float16.
+        emit: Makes the object of the lowered kernels.
+        records: What tuning has found.
+
+    Returns:
+        The Program, the report, and the workloads of its kernels with their weights as they came in.
 
     Raises:
         InputError: The device does not compute in float16.
@@ -184,7 +231,9 @@ def build_program(
     canonical = canonicalize(model)
     value_names = {node.name: node.outputs[0].name or "" for node in canonical.graph if node.name}
     fused = fuse(canonical, float16=float16).model
-    program, graph = _build_with_tail(fused, device, threads, value_names, emit)
+    selector = Selector(device, threads, records)
+    program, imported = _build_with_tail(fused, device, selector, value_names, emit)
+    graph = imported.graph
     in_tail = set(program.tail.nodes) if program.tail is not None else set()
     left = [layer for layer in layer_costs(fused).layers if in_tail & {layer.name, *layer.nodes}] if in_tail else []
     if program.tail is not None:
@@ -204,11 +253,19 @@ def build_program(
         float16_mac_share=in_float16 / program.macs if program.macs else 0.0,
         seconds=time.perf_counter() - started,
         kernels=len(program.calls),
-        records_used=0,
+        records_used=sum(_is_recorded(selector, kernel) for kernel in graph.kernels),
         generic_convolutions=generic_convolutions,
         tail=program.tail.nodes if program.tail is not None else (),
     )
-    return program, report
+    return program, report, imported
+
+
+def _is_recorded(selector: Selector, kernel: Kernel) -> bool:
+    """Whether a tuning record decided how a kernel is computed."""
+    if not isinstance(kernel.workload, ConvWorkload | LinearWorkload):
+        return False
+    choice = selector.choose(kernel.workload)
+    return not isinstance(choice, list) and choice.recorded
 
 
 def require_float16(device: Device) -> None:
@@ -228,8 +285,8 @@ def require_float16(device: Device) -> None:
 
 
 def _build_with_tail(
-    fused: ir.Model, device: Device, threads: int, value_names: Mapping[str, str], emit: Emit
-) -> tuple[Program, KernelGraph]:
+    fused: ir.Model, device: Device, selector: Selector, value_names: Mapping[str, str], emit: Emit
+) -> tuple[Program, ImportedGraph]:
     """Compiles all that becomes static kernels, and leaves the rest to a tail where the device is this machine."""
     runtime_nodes = find_runtime_nodes(fused)
     while True:
@@ -237,7 +294,7 @@ def _build_with_tail(
             raise _no_runtime(next(iter(runtime_nodes.values())), device)
         head, tail = split(fused, runtime_nodes)
         try:
-            program, graph = _build(head, device, threads, value_names, emit)
+            program, imported = _build(head, device, selector, value_names, emit)
         except NeedsRuntimeError as error:
             if device.emulated:
                 raise _no_runtime(f"{error}; it needs TVM's runtime", device) from error
@@ -248,7 +305,7 @@ def _build_with_tail(
             continue
         if tail is not None:
             TailRunner(tail, device.name)  # refuses now what TVM does not take
-        return replace(program, tail=tail), graph
+        return replace(program, tail=tail), imported
 
 
 def _no_runtime(reason: str, device: Device) -> UnsupportedError:
@@ -259,16 +316,15 @@ def _no_runtime(reason: str, device: Device) -> UnsupportedError:
 
 
 def _build(
-    model: ir.Model, device: Device, threads: int, value_names: Mapping[str, str], emit: Emit
-) -> tuple[Program, KernelGraph]:
+    model: ir.Model, device: Device, selector: Selector, value_names: Mapping[str, str], emit: Emit
+) -> tuple[Program, ImportedGraph]:
     """Compiles a fused model to static kernels."""
-    selector = Selector(device, threads)
     imported = import_graph(model, device, selector, value_names=value_names)
     graph = imported.graph
     assign_layouts(graph, imported.views, selector)
     compiled, choices = _compile_kernels(graph, imported.weights, device, selector)
     objects = emit(graph, compiled, device)
-    return _assemble(graph, imported, device, compiled, choices, objects), graph
+    return _assemble(graph, imported, device, compiled, choices, objects), imported
 
 
 def _compile_kernels(

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import Program, Value
+    from sepwise.lowering.selection import Records
     from sepwise.passes.convert_input import ImageFormat
 
 __all__ = [
@@ -136,6 +137,7 @@ class Bundle:
             "name": self.name,
             "model": self.manifest["model"]["name"],
             "target": self.manifest["target"],
+            "records_used": self.manifest.get("records_used", 0),
             **{key: self.manifest[key] for key in sizes},
             "files": self.manifest["files"],
         }
@@ -152,6 +154,7 @@ def bundle(
     threads: int = 1,
     float16: bool = False,
     image: ImageFormat | None = None,
+    records: Records | None = None,
 ) -> Bundle:
     """Makes a C library of a model.
 
@@ -165,6 +168,7 @@ def bundle(
         threads: Workers that the kernels are shared out to, where the caller has a `parallel_for`.
         float16: Whether what is float32 is computed in float16, but for what needs more.
         image: What it is given for an image; as the model has it where None.
+        records: What tuning has found (see `tuning.database.read_records`).
 
     Returns:
         The bundle.
@@ -186,11 +190,11 @@ def bundle(
         "image": None if image is None else image.to_json(),
     }
     taken = loaded if image is None else convert_input(loaded, image)
-    program, report = build_program(taken, device, threads=threads, float16=float16)
+    program, report = build_program(taken, device, threads=threads, float16=float16, records=records)
     if program.tail is not None:
         node = program.tail.nodes[0]
         raise UnsupportedError(f"Node '{node}': needs TVM's runtime, which a bundle has not. Cut the model before it.")
-    share = {"strategy_mac_share": report.strategy_mac_share, "threads": threads}
+    share = {"strategy_mac_share": report.strategy_mac_share, "threads": threads, "records_used": report.records_used}
     return write_bundle(program, device, Path(output), name=name, model=facts, weights=weights, more=share)
 
 

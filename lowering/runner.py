@@ -424,6 +424,42 @@ class NativeRunner(Runner):
         """
         return self._time(repeats, inputs, each=True)
 
+    def place(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Places the network's inputs for calls that are timed by themselves; nothing runs.
+
+        Args:
+            inputs: As for `run`.
+
+        Raises:
+            InputError: As for `run`.
+        """
+        arrays = self._check_inputs(inputs)
+        with self._lock:
+            self._require_open()
+            self._set_inputs(arrays)
+
+    def time_calls(self, indices: Sequence[int], rounds: int) -> list[list[float]]:
+        """Times some kernel calls by themselves, in turn, on what was last placed: to and fro, so that a drift evens out.
+
+        Args:
+            indices: Which of `program.calls`.
+            rounds: Times that each is run.
+
+        Returns:
+            For each of the indices the microseconds of its run in each round.
+        """
+        times_us: list[list[float]] = [[] for _ in indices]
+        us = (ctypes.c_double * 1)()
+        with self._lock:
+            self._require_open()
+            for number in range(rounds):
+                order = range(len(indices)) if number % 2 == 0 else reversed(range(len(indices)))
+                for place in order:
+                    first = indices[place]
+                    self._library.sepwise_time(self._run_range, first, first + 1, *self._arguments, 1, 0, us)
+                    times_us[place].append(us[0])
+        return times_us
+
     def _time(self, repeats: int, inputs: Mapping[str, np.ndarray] | None, *, each: bool) -> list[list[float]]:
         """Times runs, the kernels together or call by call, and the tail by itself where there is one."""
         arrays = None if inputs is None else self._check_inputs(inputs)

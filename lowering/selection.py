@@ -1,10 +1,16 @@
-"""Choice of strategy, tile and fusion: whatever the analytic model predicts to take the fewest cycles."""
+"""Choice of strategy, tile and fusion: whatever the analytic model predicts to take the fewest cycles.
+
+Where tuning has left a record of a workload (see `tuning`), its strategy and tile are taken instead. What is cut into kernels and
+how tensors lie stays as predicted, since that is what was measured around the kernel.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from sepwise.lowering.cost import stream_cycles
 from sepwise.lowering.graph import Layout
@@ -17,7 +23,30 @@ if TYPE_CHECKING:
     from sepwise.lowering.strategies.base import AnyStrategy, Tile
     from sepwise.lowering.workload import LinearWorkload
 
-__all__ = ["Choice", "Selector", "segment"]
+__all__ = ["Choice", "Pick", "Records", "Selector", "find_tile", "segment", "tile_sizes"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A strategy and a tile by name, as records hold them.
+
+    Attributes:
+        strategy: Its name.
+        sizes: The tile's fields as integers, in order.
+    """
+
+    strategy: str
+    sizes: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        """Gives both for reports: `pointwise pixels=7 oc_vectors=2`."""
+        return " ".join([self.strategy, *(f"{name}={size}" for name, size in self.sizes)])
+
+
+Records = Mapping[str, Pick]
+"""What to compute workloads with, by their keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +56,14 @@ class Choice:
     Attributes:
         strategy: The implementation.
         tile: Its sizes.
-        cycles: Predicted cycles with reading the inputs and writing the output.
+        cycles: Predicted cycles of the strategy that is predicted best, with reading the inputs and writing the output.
+        recorded: Whether a tuning record decided.
     """
 
     strategy: AnyStrategy
     tile: Tile
     cycles: float
+    recorded: bool = False
 
 
 class Selector:
@@ -41,12 +72,14 @@ class Selector:
     Args:
         device: The target.
         threads: Workers.
+        records: What tuning has found.
     """
 
-    def __init__(self, device: Device, threads: int) -> None:
+    def __init__(self, device: Device, threads: int, records: Records | None = None) -> None:
         """Starts with no choice made."""
         self._device = device
         self._threads = threads
+        self._records = records or {}
         self._choices: dict[str, Choice | list[Refusal]] = {}
 
     @property
@@ -128,7 +161,51 @@ class Selector:
             cycles += _boundary_cycles(workload, self._device)
             if best is None or cycles < best.cycles:
                 best = Choice(strategy, tile, cycles)
-        return best if best is not None else refusals
+        if best is None:
+            return refusals
+        pick = self._records.get(workload.key)
+        if pick is None:
+            return best
+        found = find_tile(workload, self._device, self._threads, pick)
+        if found is None:
+            logger.warning("Record of %s: no strategy has the tile '%s' for it any more; not used.", workload.key, pick)
+            return best
+        return Choice(*found, best.cycles, recorded=True)
+
+
+def tile_sizes(tile: Tile) -> tuple[tuple[str, int], ...]:
+    """Spells a tile for a record.
+
+    Args:
+        tile: Of any strategy: a dataclass of integers and truth values.
+
+    Returns:
+        Its fields by name.
+    """
+    return tuple((field.name, int(getattr(tile, field.name))) for field in fields(tile))  # type: ignore[arg-type]
+
+
+def find_tile(
+    workload: ConvWorkload | LinearWorkload, device: Device, threads: int, pick: Pick
+) -> tuple[AnyStrategy, Any] | None:
+    """Finds a strategy and its tile by name, among those that it declares for a workload.
+
+    Args:
+        workload: What to compute.
+        device: The target.
+        threads: Workers.
+        pick: The names.
+
+    Returns:
+        Both, or None where there is no such strategy, it does not apply or declares no such tile.
+    """
+    held = device.holding(workload.dtypes.input)
+    for strategy in strategies_for(workload):
+        if strategy.name == pick.strategy and strategy.applies(workload, held) is None:
+            for tile in strategy.tiles(workload, held, threads):
+                if tile_sizes(tile) == pick.sizes:
+                    return strategy, tile
+    return None
 
 
 def segment(workload: ConvWorkload, start: int, end: int) -> ConvWorkload:

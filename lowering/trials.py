@@ -4,13 +4,13 @@
     way 1   x -> k2 -> y
 
 So what is compared reads the same tensors through the same caches, natively and under an emulator, and its calls are timed and
-counted like those of any network. Weights are drawn; all ways write the same output.
+counted like those of any network. Weights are drawn or a network's own; all ways write the same output.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,7 @@ from sepwise.lowering.codegen import build_object, lower_kernel, tvm_target
 from sepwise.lowering.graph import Layout, TensorType
 from sepwise.lowering.memory_plan import align
 from sepwise.lowering.program import BufferRef, Home, KernelCall, Program, Value
+from sepwise.lowering.workload import ConvWorkload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,9 +27,14 @@ if TYPE_CHECKING:
     from sepwise.lowering.codegen import CompiledKernel
     from sepwise.lowering.device import Device
     from sepwise.lowering.strategies.base import AnyStrategy, Tile
-    from sepwise.lowering.workload import ConvWorkload
+    from sepwise.lowering.workload import LinearWorkload
 
-__all__ = ["Step", "build_trials"]
+    Weights = Sequence[tuple[np.ndarray, np.ndarray]]
+
+__all__ = ["IN_MEMORY", "Step", "build_candidates", "build_trials"]
+
+IN_MEMORY = " in memory"
+"""What is behind the name of a value that is looked at as a plain tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +48,14 @@ class Step:
         device: What it is scheduled for; some of its facts may be other than those of the core that runs it.
     """
 
-    workload: ConvWorkload
+    workload: ConvWorkload | LinearWorkload
     strategy: AnyStrategy
     tile: Tile
     device: Device
 
 
 def build_trials(chain: ConvWorkload, ways: Sequence[Sequence[Step]], device: Device) -> Program:
-    """Builds the Program of all ways.
+    """Builds the Program of all ways, with drawn weights.
 
     Args:
         chain: What each way computes, by strategies that take its weights alone.
@@ -60,12 +66,52 @@ def build_trials(chain: ConvWorkload, ways: Sequence[Sequence[Step]], device: De
         A Program of one call for each kernel, way after way. Its input is `x`, a residual's `r`, its output `y`; what is between
         two kernels lies in the arena. All are plain tensors of the packed ones' shapes in memory.
     """
-    weights = _draw_weights(chain)
     shape = (chain.batch, chain.stages[0].in_channels, *chain.spatial)
     inputs = [Value("x", _physical(shape, chain.input_lanes), BufferRef(Home.INPUT, 0))]
     output = Value("y", _physical(chain.output_shape, chain.output_lanes), BufferRef(Home.OUTPUT, 0))
     if chain.residual:
         inputs.append(Value("r", output.type, BufferRef(Home.INPUT, 1)))
+    return _build(chain.kind, ways, device, _draw_weights(chain), inputs, output)
+
+
+def build_candidates(
+    steps: Sequence[Step], device: Device, weights: Weights, inputs: Sequence[Value], output: Value
+) -> Program:
+    """Builds a Program that computes one kernel of a network in several ways.
+
+    Args:
+        steps: The ways, of one workload.
+        device: Runs them.
+        weights: Weight and bias of each stage.
+        inputs: What the kernel reads in its network, as it lies there.
+        output: What it writes.
+
+    Returns:
+        A Program of one call for each way. Its values are those of the network, of the same names and layouts. Its inputs and
+        its output are the same memory as plain tensors, for runs of the whole; their names are those of the values with
+        `IN_MEMORY` behind.
+    """
+    homes = [BufferRef(Home.INPUT, index) for index in range(len(inputs))]
+    read = [replace(value, buffer=home) for value, home in zip(inputs, homes, strict=True)]
+    written = replace(output, buffer=BufferRef(Home.OUTPUT, 0))
+    program = _build(steps[0].workload.kind, [[step] for step in steps], device, weights, read, written)
+    return replace(
+        program,
+        inputs=tuple(map(_in_memory, read)),
+        outputs=(_in_memory(written),),
+        values=(*read, written),
+    )
+
+
+def _in_memory(value: Value) -> Value:
+    """A value as a plain tensor of its shape in memory."""
+    return replace(value, name=f"{value.name}{IN_MEMORY}", type=TensorType(value.type.physical_shape, value.type.dtype))
+
+
+def _build(
+    name: str, ways: Sequence[Sequence[Step]], device: Device, weights: Weights, inputs: Sequence[Value], output: Value
+) -> Program:
+    """Builds the Program of all ways between given values."""
     kernels: dict[str, CompiledKernel] = {}
     calls: list[KernelCall] = []
     values: list[Value] = []
@@ -77,8 +123,9 @@ def build_trials(chain: ConvWorkload, ways: Sequence[Sequence[Step]], device: De
             workload, symbol = step.workload, f"k{len(calls)}"
             implementation = step.strategy.schedule(workload, step.device, step.tile)
             kernel = kernels[symbol] = lower_kernel(implementation.function, symbol, step.device)
-            own = weights[stage : stage + len(workload.stages)]
-            stage += len(workload.stages)
+            stages = len(workload.stages) if isinstance(workload, ConvWorkload) else 1
+            own = weights[stage : stage + stages]
+            stage += stages
             packed = [np.ascontiguousarray(array).view(np.uint8).reshape(-1) for array in implementation.pack(own)]
             references = []
             for raw in packed:
@@ -86,12 +133,14 @@ def build_trials(chain: ConvWorkload, ways: Sequence[Sequence[Step]], device: De
                 constants += [raw, np.zeros(align(raw.nbytes) - raw.nbytes, np.uint8)]
                 constant_bytes += align(raw.nbytes)
             sink = output
-            if stage < len(chain.stages):
+            if stage < len(weights):
+                assert isinstance(workload, ConvWorkload), "a product is no part of a chain"
                 held = _physical(workload.output_shape, workload.output_lanes)
                 sink = Value(f"{symbol}.y", held, BufferRef(Home.ARENA, arena_bytes))
                 arena_bytes += align(math.prod(held.shape) * np.dtype(held.dtype).itemsize)
                 values.append(sink)
-            read = [source, *(inputs[1:] if workload.residual else ())]
+            residual = isinstance(workload, ConvWorkload) and workload.residual
+            read = [source, *(inputs[1:] if residual else ())]
             calls.append(
                 KernelCall(
                     name=symbol,
@@ -113,7 +162,7 @@ def build_trials(chain: ConvWorkload, ways: Sequence[Sequence[Step]], device: De
             arena_bytes += align(kernel.scratch_bytes)
             source = sink
     return Program(
-        name=chain.kind,
+        name=name,
         device=device.name,
         calls=tuple(calls),
         inputs=tuple(inputs),

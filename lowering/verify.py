@@ -8,6 +8,7 @@ the limits of what it computes.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from functools import cache
@@ -52,18 +53,29 @@ from sepwise.passes.equivalence.tolerances import SEEDS
 from sepwise.passes.errors import SepwiseError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import KernelCall, Program
     from sepwise.lowering.remote import Board
     from sepwise.lowering.runner import Runner
+    from sepwise.lowering.selection import Records
     from sepwise.passes.equivalence import Agreement
     from sepwise.passes.equivalence.graph import Graph
 
     Tensors = Mapping[str, np.ndarray]
+    Case = tuple[str, Tensors, Mapping[str, tuple[np.ndarray, np.ndarray]]]
 
-__all__ = ["KernelChecker", "check_model", "onnx_name", "transformed", "transformed_values", "verify", "verify_model"]
+__all__ = [
+    "KernelChecker",
+    "before_grouping",
+    "check_model",
+    "onnx_name",
+    "transformed",
+    "transformed_values",
+    "verify",
+    "verify_model",
+]
 
 ORACLE, NONFINITE = "oracle", "nonfinite"
 KERNEL_INPUTS = (ORACLE, *STRESSES)
@@ -86,6 +98,7 @@ def verify(
     float16: bool = False,
     bisect: bool = False,
     board: Board | None = None,
+    records: Records | None = None,
 ) -> Verification:
     """Verifies a model file on a target.
 
@@ -98,6 +111,7 @@ def verify(
         float16: Whether what is float32 is computed in float16, but for what needs more.
         bisect: Whether to narrow a failure down.
         board: Where the kernels and the network run, None for here.
+        records: What tuning has found (see `tuning.database.read_records`).
 
     Returns:
         Every check with its error and its bound.
@@ -107,7 +121,17 @@ def verify(
     """
     model = load_model(path, shapes=shapes)
     device, name = devices.get(target), Path(path).stem
-    return verify_model(model, device, inputs=inputs, threads=threads, float16=float16, bisect=bisect, name=name, board=board)
+    return verify_model(
+        model,
+        device,
+        inputs=inputs,
+        threads=threads,
+        float16=float16,
+        bisect=bisect,
+        name=name,
+        board=board,
+        records=records,
+    )
 
 
 def verify_model(
@@ -120,6 +144,7 @@ def verify_model(
     bisect: bool = False,
     name: str | None = None,
     board: Board | None = None,
+    records: Records | None = None,
 ) -> Verification:
     """Verifies a loaded model on a device.
 
@@ -135,6 +160,7 @@ def verify_model(
         bisect: Whether to narrow a failure down to a pass and its operators, to a kernel, or to a value.
         name: What to call the model; as its graph is called where None.
         board: Where the kernels and the network run, None for here; failures are narrowed down here only.
+        records: What tuning has found.
 
     Returns:
         Every check with its error and its bound.
@@ -169,10 +195,9 @@ def verify_model(
         from sepwise.lowering.bisect import bisect_passes
 
         return replace(found, reproducer=bisect_passes(stages, graph_checks, feeds))
-    program, _ = build_program(model, device, threads=threads, float16=float16)
+    program, _ = build_program(model, device, threads=threads, float16=float16, records=records)
     with open_runner(program, threads=threads, board=board) as runner:
-        ungrouped = [stage for name, stage in stages if name != GROUPING][-1]
-        checker = KernelChecker(program, runner, ungrouped, feeds[0])
+        checker = KernelChecker(program, runner, before_grouping(stages), feeds[0])
         kernel_checks = [check for index in range(len(program.calls)) for check in checker.check(index)]
         answers: tuple[Agreement, ...] = ()
         notes: tuple[str, ...] = ()
@@ -208,6 +233,18 @@ def verify_model(
         if any(check.status == "failed" for check in kernel_checks):
             return replace(found, reproducer=bisect_kernels(checker, kernel_checks, device, threads))
         return replace(found, reproducer=bisect_program(checker, converted or canonical, model_check, device, threads))
+
+
+def before_grouping(stages: Sequence[tuple[str, ir.Model]]) -> ir.Model:
+    """Finds the graph whose nodes kernels cover and whose values all have names.
+
+    Args:
+        stages: The model behind each pass, with the pass's name.
+
+    Returns:
+        The last one in which no stages were grouped.
+    """
+    return [stage for name, stage in stages if name != GROUPING][-1]
 
 
 def _skip(scope: Literal["kernel", "model"], name: str, reason: str) -> Check:
@@ -274,7 +311,9 @@ class KernelChecker:
         covered: By kernel, the values between which its nodes lie: those fed, and those written.
     """
 
-    def __init__(self, program: Program, runner: Runner, model: ir.Model, feed: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self, program: Program, runner: Runner, model: ir.Model, feed: Mapping[str, np.ndarray], *, alike: bool = False
+    ) -> None:
         """Runs the oracle.
 
         Args:
@@ -282,7 +321,10 @@ class KernelChecker:
             runner: Runs them.
             model: The graph whose nodes they cover, before stages were grouped into functions.
             feed: The network's inputs.
+            alike: Whether all kernels cover the same nodes; what they are compared with is then worked out once.
         """
+        self._alike = alike
+        self._kept: dict[tuple[Hashable, ...], list[Case]] = {}
         names = {onnx_name(program, name) for call in program.calls for name in (*call.inputs, *call.outputs)}
         known = {value for node in model.graph for value in (v.name for v in node.outputs)}
         self.program = program
@@ -315,27 +357,36 @@ class KernelChecker:
         if not targets:
             return []
         feeds = self.feeds_of(call.name)
+        bounds: Mapping[str, tuple[np.ndarray, np.ndarray]]
         if set(sources) == set(targets):  # a change of layout computes nothing
             bounds = {name: (self.tensors[name], np.zeros(self.tensors[name].shape)) for name in targets}
             return [self._compare(call, feeds, targets, bounds, ORACLE)]
+        cases = self._cases(index, feeds, list(targets))
         try:
-            part = read_graph(extract(self.model, sources, list(targets)))
-            winograd = transformed(call, part)
-            bounds = run_with_bounds(part, feeds, flush=self.flush, winograd=winograd)
+            *_, bounds = next(cases)
         except SepwiseError as error:
             skipped = Check("kernel", call.name, call.nodes, "skipped", 0.0, 0.0, None, None, reason=str(error))
             return [replace(skipped, strategy=call.strategy)]
         worst = self._compare(call, feeds, targets, bounds, ORACLE)
-        for kind, drawn in self._draw(index, part, feeds):
-            try:
-                bounds = run_with_bounds(part, drawn, flush=self.flush, winograd=winograd)
-            except SepwiseError:  # how much rounding may do is not known there; on the oracle's tensors it is
-                continue
+        for kind, drawn, bounds in cases:
             check = self._compare(call, drawn, targets, bounds, kind)
             worst = worst_check([worst, check])
             if worst.status == "failed" and worst.worst_input == check.worst_input:
                 self._failing[call.name] = drawn
         return [worst]
+
+    def cover(self, index: int) -> tuple[list[str], list[str]]:
+        """Finds the values of the graph between which a call's nodes lie.
+
+        Args:
+            index: Which of the Program's calls.
+
+        Returns:
+            Those that it reads, through calls before it where the graph does not have what it reads itself, and those it writes.
+        """
+        call = self.program.calls[index]
+        targets = [target for name in call.outputs if (target := onnx_name(self.program, name)) in self.tensors]
+        return list(self._sources(call)), targets
 
     def feeds_of(self, name: str) -> Tensors:
         """Gives what shows that a kernel is wrong.
@@ -373,7 +424,35 @@ class KernelChecker:
         types = {onnx_name(self.program, name): self.program.find_value(name).type.dtype for name in read}
         return {name: dtype for name, dtype in types.items() if name in self.tensors}
 
-    def _draw(self, index: int, part: Graph, feeds: Tensors) -> Iterator[tuple[str, Tensors]]:
+    def _cases(self, index: int, feeds: Tensors, targets: Sequence[str]) -> Iterator[Case]:
+        """Gives what a kernel is fed, first the oracle's tensors, each with the values and bounds of what it is to write.
+
+        Raises:
+            SepwiseError: How much rounding may do is not known for the oracle's tensors.
+        """
+        call = self.program.calls[index]
+        part = read_graph(extract(self.model, list(feeds), list(targets)))
+        winograd = transformed(call, part)
+        direct = all(is_direct(each.strategy) for each in self._chain(call))
+        key = (*feeds, *targets, *winograd.items(), direct)
+        if key in self._kept:
+            yield from self._kept[key]
+            return
+        cases: list[Case] = []
+        for kind, drawn in itertools.chain([(ORACLE, feeds)], self._draw(index, part, feeds, direct=direct)):
+            try:
+                bounds = run_with_bounds(part, drawn, flush=self.flush, winograd=winograd)
+            except SepwiseError:  # how much rounding may do is not known there; on the oracle's tensors it is
+                if kind == ORACLE:
+                    raise
+                continue
+            if self._alike:
+                cases.append((kind, drawn, bounds))
+            yield kind, drawn, bounds
+        if self._alike:
+            self._kept[key] = cases
+
+    def _draw(self, index: int, part: Graph, feeds: Tensors, *, direct: bool) -> Iterator[tuple[str, Tensors]]:
         """Draws what a kernel is fed besides, of each kind that fits it."""
         call = self.program.calls[index]
         types = {name: np.dtype("float16" if dtype == "float16" else "float32") for name, dtype in self._sources(call).items()}
@@ -381,7 +460,6 @@ class KernelChecker:
             stress = Stress(part, feeds, types, index)
         except SepwiseError:
             return
-        direct = all(is_direct(each.strategy) for each in self._chain(call))
         for kind in STRESSES if stress.drawn else ():
             if kind != NONFINITE or direct:
                 yield kind, {name: self.as_stored(name, array) for name, array in stress.draw(kind).items()}

@@ -1,0 +1,585 @@
+"""The database: one folder for each device, in MetaSchedule's JSON format, with the evidence beside.
+
+    DB/<device>-<digest>/
+      database_workload.json         one line a workload: its hash and its PrimFunc, without a tile
+      database_tuning_record.json    one line a kernel that was verified: workload, trace, time, target, arguments
+      evidence.jsonl                 one line for what was tried, for each record, and for each verdict
+      device.json                    the facts of the device
+
+MetaSchedule's `JSONDatabase` loads the first two (`work_dir=`). A trace says the strategy and the sizes of its tile as
+annotations of the PrimFunc; replayed, they are looked up among what the strategy declares. A record alone decides nothing: what
+compilations use is a verdict of the play-off, which names its record and the conditions under which it holds: device, versions,
+threads, and whether times were measured or estimated. Verdicts of other conditions are refused.
+
+Files are appended to and never rewritten. A line is written at once and synced, under an advisory lock, in an order in which each
+names only what is there already; whoever is killed between leaves a line that nothing names, or half a line, which readers leave
+out and the next writer cuts off. Where the disk is full, what was written of a line is taken back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from sepwise.lowering.artifact import device_from_json, device_to_json, own_version
+from sepwise.lowering.selection import Pick
+from sepwise.lowering.tuning.intervals import Interval
+from sepwise.passes.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from sepwise.lowering.device import Device
+    from sepwise.lowering.selection import Records
+    from sepwise.lowering.tuning.timing import Method
+
+__all__ = ["Conditions", "Database", "Evidence", "Findings", "Verdict", "find_conditions", "read_records"]
+
+WORKLOADS, RECORDS, EVIDENCE, DEVICE, LOCK = (
+    "database_workload.json",
+    "database_tuning_record.json",
+    "evidence.jsonl",
+    "device.json",
+    "lock",
+)
+
+ANNOTATION = "sepwise."
+"""What the keys of annotations begin with; behind it `strategy`, `method`, or `tile.` and a field of the tile."""
+
+_NO_MATTER = ("name", "cores", "clock_hz", "emulator", "emulator_cpu", "zig_target", "zig_cpu", "flash_bytes", "ram_bytes")
+"""Facts of a device that change neither code nor what it takes."""
+
+_COMPARED = (
+    "lanes",
+    "vector_registers",
+    "fma_ports",
+    "load_ports",
+    "issue_width",
+    "fma_latency_cycles",
+    "l1d_bytes",
+    "l2_bytes",
+    "l2_bytes_per_cycle",
+    "memory_bytes_per_cycle",
+)
+"""Facts whose ratios say how near two devices are."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Under what records hold.
+
+    Attributes:
+        device: Digest of the device's facts.
+        sepwise: Version of this package, whose strategies schedule.
+        tvm: Version of TVM, which compiles.
+        threads: Workers.
+        method: `measured` or `estimated`.
+    """
+
+    device: str
+    sepwise: str
+    tvm: str
+    threads: int
+    method: Method
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a verified candidate took.
+
+    Attributes:
+        pick: The candidate.
+        record: Index of its record.
+        median: Median of its samples, in microseconds or estimated cycles.
+        default_median: That of the default's in the same rounds.
+        interval: Its time over the default's.
+        rounds: Samples of each.
+        worst_ratio: Largest error over its bound, from the check of the kernel.
+    """
+
+    pick: Pick
+    record: int
+    median: float
+    default_median: float
+    interval: Interval
+    rounds: int
+    worst_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is to compute a workload.
+
+    Attributes:
+        pick: The candidate, the default where nothing is faster beyond the noise.
+        record: Index of its record.
+        tuned: Whether it is another one than the default.
+        median: Median of its samples, in the network.
+        default_median: That of the default's.
+        interval: Its time over the default's, in the network.
+        rounds: Samples of each.
+        finished: Whether nothing is left to try.
+    """
+
+    pick: Pick
+    record: int
+    tuned: bool
+    median: float
+    default_median: float
+    interval: Interval
+    rounds: int
+    finished: bool
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a folder holds under some conditions, by workload.
+
+    Attributes:
+        tried: Candidates that were timed or refused.
+        records: Evidence of those that were verified, by candidate.
+        verdicts: The last one of each workload.
+        refused: Why other verdicts do not hold.
+    """
+
+    tried: dict[str, set[Pick]] = field(default_factory=dict)
+    records: dict[str, dict[Pick, Evidence]] = field(default_factory=dict)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+
+
+def find_conditions(device: Device, threads: int, method: Method) -> Conditions:
+    """Gives the conditions of records that are made now.
+
+    Args:
+        device: The target.
+        threads: Workers.
+        method: How times come about.
+
+    Returns:
+        The conditions.
+    """
+    return Conditions(_digest(device), own_version(), version("apache-tvm"), threads, method)
+
+
+def _digest(device: Device) -> str:
+    """Hashes what matters of a device."""
+    facts = {fact: value for fact, value in device_to_json(device).items() if fact not in _NO_MATTER}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Database:
+    """The folder of one device."""
+
+    def __init__(self, root: Path, device: Device) -> None:
+        """Notes where it is; nothing is read or made.
+
+        Args:
+            root: The folder of all devices.
+            device: The device.
+        """
+        self.root = root
+        self.device = device
+        self.folder = root / f"{device.name}-{_digest(device)}"
+
+    def create(self) -> None:
+        """Makes the folder, where it is not there, and says in it what device it is for.
+
+        Raises:
+            InputError: It cannot be made, or is another device's.
+        """
+        place = self.folder / DEVICE
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not place.exists():
+                temporary = place.with_name(f".{DEVICE}.{os.getpid()}")
+                temporary.write_text(json.dumps(device_to_json(self.device), indent=1) + "\n")
+                temporary.replace(place)
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be written ({error.strerror}); choose another database.") from error
+        found = _read_device(self.folder)
+        if found is None or _digest(found) != _digest(self.device):
+            raise InputError(f"{self.folder}: its {DEVICE} describes another device than '{self.device.name}'; remove it.")
+
+    # Reading ----------------------------------------------------------------------------------------------------------
+
+    def read(self, conditions: Conditions) -> Findings:
+        """Reads what holds under some conditions.
+
+        Args:
+            conditions: Which.
+
+        Returns:
+            What was found, and why the rest does not hold.
+        """
+        findings = Findings()
+        others: dict[str, int] = {}
+        wanted = asdict(conditions)
+        with self._locked(fcntl.LOCK_SH):
+            lines = _read_lines(self.folder / EVIDENCE)
+            traces = [_read_pick(line) for line in _read_lines(self.folder / RECORDS)]
+        for number, text in enumerate(lines, 1):
+            try:
+                line = json.loads(text)
+                reason = _differs(line["conditions"], wanted)
+                if reason is None:
+                    _take(findings, line, traces)
+                elif line["kind"] == "verdict":
+                    others[reason] = others.get(reason, 0) + 1
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                place = self.folder / EVIDENCE
+                logger.warning("%s, line %d: is not what was written there (%s); left out.", place, number, error)
+        findings.refused = [f"{count} records are {reason}" for reason, count in others.items()]
+        return findings
+
+    # Writing ----------------------------------------------------------------------------------------------------------
+
+    def add_tried(self, conditions: Conditions, workload: str, tried: Mapping[Pick, float | str]) -> None:
+        """Notes candidates that were timed, or refused.
+
+        Args:
+            conditions: Under what.
+            workload: Key of the workload.
+            tried: For each its time over that of the best until then, or why it was refused.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
+        candidates = [{**_spell(pick), "ratio" if isinstance(said, float) else "refused": said} for pick, said in tried.items()]
+        self._add(conditions, {"kind": "tried", "workload": workload, "candidates": candidates})
+
+    def add_record(
+        self, conditions: Conditions, workload: str, lines: tuple[str, Sequence[object]], evidence: Evidence
+    ) -> Evidence:
+        """Adds the record of a candidate that was verified.
+
+        Args:
+            conditions: Under what it was timed.
+            workload: Key of the workload.
+            lines: Those of MetaSchedule: that of the workload, and what is behind its index in that of the record.
+            evidence: Its times; the index of the record is found out here.
+
+        Returns:
+            The evidence with the index.
+
+        Raises:
+            InputError: A file cannot be written.
+        """
+        first, behind = lines
+        with self._locked(fcntl.LOCK_EX):
+            hashed = json.loads(first)[0]
+            known = [json.loads(line)[0] for line in self._repair(WORKLOADS)]
+            if hashed not in known:
+                self._append(WORKLOADS, first)
+                known.append(hashed)
+            index = len(self._repair(RECORDS))
+            self._append(RECORDS, json.dumps([known.index(hashed), behind], separators=(",", ":")))
+            found = Evidence(**{**_fields(evidence), "record": index})
+            self._append(EVIDENCE, _line(conditions, {"kind": "record", "workload": workload, **_evidence_to_json(found)}))
+        return found
+
+    def add_verdict(self, conditions: Conditions, workload: str, verdict: Verdict) -> None:
+        """Adds a verdict.
+
+        Args:
+            conditions: Under what it holds.
+            workload: Key of the workload.
+            verdict: What is to compute it.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
+        own = {"tuned": verdict.tuned, "finished": verdict.finished}
+        self._add(conditions, {"kind": "verdict", "workload": workload, **_evidence_to_json(verdict), **own})
+
+    def merge(self, other: Database) -> int:
+        """Adds what another folder of the same device knows of workloads that have no verdict here.
+
+        Args:
+            other: The folder; it is left as it is.
+
+        Returns:
+            Number of records that were added.
+
+        Raises:
+            InputError: A file cannot be written.
+        """
+        with other._locked(fcntl.LOCK_SH):
+            workloads, records, lines = (_read_lines(other.folder / name) for name in (WORKLOADS, RECORDS, EVIDENCE))
+        with self._locked(fcntl.LOCK_EX):
+            known = [json.loads(line)[0] for line in self._repair(WORKLOADS)]
+            count = len(self._repair(RECORDS))
+            mine = [json.loads(line) for line in self._repair(EVIDENCE)]
+            there = {_identity(line) for line in mine}
+            settled = {_settles(line) for line in mine if line["kind"] == "verdict"}
+            moved: dict[int, int] = {}
+            for line in map(json.loads, lines):
+                if _identity(line) in there or _settles(line) in settled:
+                    continue
+                if line["kind"] == "record":
+                    place, behind = json.loads(records[line["record"]])
+                    hashed = json.loads(workloads[place])[0]
+                    if hashed not in known:
+                        self._append(WORKLOADS, workloads[place])
+                        known.append(hashed)
+                    moved[line["record"]] = count
+                    self._append(RECORDS, json.dumps([known.index(hashed), behind], separators=(",", ":")))
+                    count += 1
+                if "record" in line:
+                    if line["record"] not in moved:
+                        continue
+                    line["record"] = moved[line["record"]]
+                self._append(EVIDENCE, json.dumps(line, separators=(",", ":")))
+        return len(moved)
+
+    def _add(self, conditions: Conditions, line: Mapping[str, Any]) -> None:
+        """Adds a line of evidence."""
+        with self._locked(fcntl.LOCK_EX):
+            self._repair(EVIDENCE)
+            self._append(EVIDENCE, _line(conditions, line))
+
+    def _append(self, name: str, line: str) -> None:
+        """Writes a line at once, and syncs it; takes back what was written of it where there is no room."""
+        path, data = self.folder / name, f"{line}\n".encode()
+        try:
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another database.") from error
+        try:
+            size = os.fstat(file).st_size
+            try:
+                if os.write(file, data) < len(data):
+                    raise _no_room(path)
+                os.fsync(file)
+            except (OSError, InputError) as error:
+                os.ftruncate(file, size)
+                if isinstance(error, InputError):
+                    raise
+                raise InputError(f"{path}: {error.strerror}; all lines before are kept. Free some space.") from error
+        finally:
+            os.close(file)
+
+    def _repair(self, name: str) -> list[str]:
+        """Cuts off half a line at the end, and gives the lines."""
+        path = self.folder / name
+        lines = _read_lines(path)
+        if path.exists() and (rest := path.stat().st_size - path.read_bytes().rfind(b"\n") - 1):
+            os.truncate(path, path.stat().st_size - rest)
+        return lines
+
+    @contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        """Holds the folder's lock; readers of a folder that they may not write to, or that is not there, do without."""
+        try:
+            file = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if kind == fcntl.LOCK_SH:
+                yield
+                return
+            raise InputError(f"{self.folder}: cannot be written ({error.strerror}); choose another database.") from error
+        try:
+            fcntl.flock(file, kind)
+            yield
+        finally:
+            os.close(file)
+
+
+def read_records(root: Path, device: Device, threads: int) -> Records:
+    """Reads what compilations are to use of a database.
+
+    Args:
+        root: The folder of all devices.
+        device: The target.
+        threads: Workers.
+
+    Returns:
+        What to compute workloads with: what was measured for the device, and what was estimated where nothing was.
+
+    Raises:
+        InputError: There is no such folder.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: is no folder; `sepwise tune MODEL --database {root}` makes a database there.")
+    database = Database(root, device)
+    found: dict[str, Pick] = {}
+    refused: list[str] = []
+    methods: tuple[Method, ...] = ("estimated", "measured")
+    for method in methods:
+        findings = database.read(find_conditions(device, threads, method))
+        found |= {workload: verdict.pick for workload, verdict in findings.verdicts.items()}
+        refused = findings.refused
+    if not found:
+        folders = sorted(folder.name for folder in root.iterdir() if (folder / DEVICE).is_file())
+        others = [name for name in folders if name != database.folder.name]
+        reasons = [*refused, *([f"others are of other devices ({', '.join(others)})"] if others else [])]
+        said = "; ".join(reasons) or "it is empty"
+        logger.warning("%s: no record holds for '%s' with %d thread(s): %s.", root, device.name, threads, said)
+    return found
+
+
+def find_neighbours(roots: Sequence[Path], device: Device) -> list[Database]:
+    """Finds folders of other devices whose verdicts may be worth a trial, the nearest device first.
+
+    Args:
+        roots: Databases.
+        device: The target.
+
+    Returns:
+        Folders of devices of the same instruction set and lanes.
+    """
+    found: list[tuple[float, Database]] = []
+    for root in roots:
+        for folder in sorted(root.iterdir()) if root.is_dir() else []:
+            other = _read_device(folder)
+            if other is None or (other.isa, other.lanes) != (device.isa, device.lanes) or _digest(other) == _digest(device):
+                continue
+            neighbour = Database(root, other)
+            neighbour.folder = folder
+            found.append((_distance(device, other), neighbour))
+    return [neighbour for _, neighbour in sorted(found, key=lambda pair: pair[0])]
+
+
+def read_picks(database: Database) -> dict[str, list[Pick]]:
+    """Reads what won on a device, whatever the conditions: candidates for another one.
+
+    Args:
+        database: The device's folder.
+
+    Returns:
+        By workload, the last verdict first.
+    """
+    found: dict[str, list[Pick]] = {}
+    for text in _read_lines(database.folder / EVIDENCE):
+        line = json.loads(text)
+        if line.get("kind") == "verdict" and line.get("tuned"):
+            found.setdefault(line["workload"], []).insert(0, _pick(line))
+    return found
+
+
+# Lines ------------------------------------------------------------------------------------------------------------------
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Reads whole lines; half a line at the end is left out."""
+    if not path.is_file():
+        return []
+    *lines, rest = path.read_bytes().split(b"\n")
+    if rest:
+        logger.warning("%s: its last line is cut off, as of a process that was killed; it is left out.", path)
+    return [line.decode(errors="replace") for line in lines]
+
+
+def _line(conditions: Conditions, line: Mapping[str, Any]) -> str:
+    """Writes a line of evidence."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return json.dumps({**line, "conditions": asdict(conditions), "date": date}, separators=(",", ":"))
+
+
+def _take(findings: Findings, line: Mapping[str, Any], traces: Sequence[Pick | None]) -> None:
+    """Adds a line of evidence to what was found."""
+    workload = line["workload"]
+    if line["kind"] == "tried":
+        findings.tried.setdefault(workload, set()).update(map(_pick, line["candidates"]))
+        return
+    pick = _pick(line)
+    if traces[line["record"]] != pick:
+        raise ValueError(f"record {line['record']} is of another kernel")
+    common = {
+        "pick": pick,
+        "interval": Interval(line["ratio"], line["low"], line["high"]),
+        **{name: line[name] for name in ("record", "median", "default_median", "rounds")},
+    }
+    if line["kind"] == "record":
+        findings.records.setdefault(workload, {})[pick] = Evidence(**common, worst_ratio=line["worst_ratio"])
+    elif line["kind"] == "verdict":
+        findings.verdicts[workload] = Verdict(**common, tuned=line["tuned"], finished=line["finished"])
+
+
+def _evidence_to_json(evidence: Evidence | Verdict) -> dict[str, Any]:
+    """Writes what records and verdicts have in common."""
+    known = {"worst_ratio": evidence.worst_ratio} if isinstance(evidence, Evidence) else {}
+    return {
+        **_spell(evidence.pick),
+        **asdict(evidence.interval),
+        **{name: getattr(evidence, name) for name in ("record", "median", "default_median", "rounds")},
+        **known,
+    }
+
+
+def _fields(evidence: Evidence) -> dict[str, Any]:
+    """The fields of an evidence as they are."""
+    return {name: getattr(evidence, name) for name in Evidence.__dataclass_fields__}
+
+
+def _spell(pick: Pick) -> dict[str, Any]:
+    """Writes a candidate."""
+    return {"strategy": pick.strategy, "sizes": dict(pick.sizes)}
+
+
+def _pick(line: Mapping[str, Any]) -> Pick:
+    """Reads a candidate."""
+    return Pick(line["strategy"], tuple(line["sizes"].items()))
+
+
+def _read_pick(line: str) -> Pick | None:
+    """Reads the candidate out of the trace of a record; None where it is damaged."""
+    try:
+        (_, ((instructions, _), *_)) = json.loads(line)
+        said = {attributes[0]: inputs[1] for kind, inputs, attributes, _ in instructions if kind == "Annotate"}
+        strategy = json.loads(said[f"{ANNOTATION}strategy"])
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+    tile = f"{ANNOTATION}tile."
+    return Pick(strategy, tuple((key.removeprefix(tile), int(size)) for key, size in said.items() if key.startswith(tile)))
+
+
+def _differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Says in what conditions differ, None where they do not; what was estimated or measured is a matter of its own."""
+    if found["device"] != wanted["device"]:
+        return "of another device"
+    for package in ("sepwise", "tvm"):
+        if found[package] != wanted[package]:
+            return f"of {package} {found[package]}, this is {wanted[package]}"
+    if found["threads"] != wanted["threads"]:
+        return f"for {found['threads']} thread(s)"
+    return None if found["method"] == wanted["method"] else f"{found['method']}, not {wanted['method']}"
+
+
+def _identity(line: Mapping[str, Any]) -> str:
+    """What tells lines of evidence apart, in whichever folder they are."""
+    return json.dumps({key: value for key, value in line.items() if key != "record"}, sort_keys=True)
+
+
+def _settles(line: Mapping[str, Any]) -> tuple[str, str]:
+    """What a line is about: a workload under some conditions."""
+    return line["workload"], json.dumps(line["conditions"], sort_keys=True)
+
+
+def _read_device(folder: Path) -> Device | None:
+    """Reads the device that a folder is for; None where it is no folder of a device."""
+    try:
+        return device_from_json(json.loads((folder / DEVICE).read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _distance(one: Device, other: Device) -> float:
+    """How far two devices are apart: the sum of the octaves between their facts."""
+    return sum(abs(math.log2(max(getattr(one, fact), 1e-3) / max(getattr(other, fact), 1e-3))) for fact in _COMPARED)
+
+
+def _no_room(path: Path) -> InputError:
+    """Says that the disk is full."""
+    return InputError(f"{path}: no space left on the device; all lines before are kept. Free some space.")

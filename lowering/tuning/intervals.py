@@ -1,0 +1,85 @@
+"""What timings of two kernels tell: the ratio of their medians, and where the true one surely lies.
+
+Samples come in pairs, one of each kernel in every round, so that what disturbs the machine for longer than a round disturbs both.
+The ratio within a round has some distribution of which nothing is assumed. The interval between two of its order statistics
+holds its median with a probability that depends on their ranks alone:
+
+    P(median not in [x_(k), x_(n+1-k)]) = 2 * sum over i < k of C(n, i) / 2^n
+
+the sign test turned round (e.g. Conover, Practical Nonparametric Statistics, 3.2).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["LEAST_GAIN", "Interval", "compare"]
+
+DOUBT = 0.01
+"""Probability that an interval misses the median."""
+
+LEAST_GAIN = 0.02
+"""Differences below are not believed, however surely they are measured: the same code loaded at another place differs as much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """How long one kernel takes over how long another does.
+
+    Attributes:
+        ratio: Median over the rounds.
+        low: The median is surely no less.
+        high: The median is surely no more.
+    """
+
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def faster(self) -> bool:
+        """Whether the first kernel is faster beyond the noise."""
+        return self.high < 1 - LEAST_GAIN
+
+    @property
+    def undecided(self) -> bool:
+        """Whether more samples may tell."""
+        return self.low < 1 - LEAST_GAIN <= self.high
+
+
+def compare(ours: Sequence[float], theirs: Sequence[float], *, exact: bool = False) -> Interval:
+    """Compares two kernels by paired samples.
+
+    Args:
+        ours: Times of the first, one for each round.
+        theirs: Times of the second in the same rounds.
+        exact: Whether times are computed and the same each time.
+
+    Returns:
+        The interval; from 0 to infinity where there are too few samples to tell.
+    """
+    ratios = sorted(one / other for one, other in zip(ours, theirs, strict=True))
+    ratio = statistics.median(ratios)
+    if exact:
+        return Interval(ratio, ratio, ratio)
+    rank = _rank(len(ratios))
+    if rank == 0:
+        return Interval(ratio, 0.0, math.inf)
+    return Interval(ratio, ratios[rank - 1], ratios[-rank])
+
+
+def _rank(count: int) -> int:
+    """The largest rank k whose interval keeps to the doubt, 0 where none does."""
+    rank, missed = 0, 0.0
+    while rank <= count // 2:
+        missed += 2 * math.comb(count, rank) / 2**count
+        if missed > DOUBT:
+            break
+        rank += 1
+    return rank

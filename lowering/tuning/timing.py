@@ -1,0 +1,211 @@
+"""Where candidates run and how long they take there: measured on this machine, or estimated for an emulated core.
+
+A `Timer` is all that tuning knows of a device. One that reaches a board opens a `Runner` there and times its calls.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from sepwise.lowering import device as devices
+from sepwise.lowering import estimate
+from sepwise.lowering.device import UNICORN
+from sepwise.lowering.runner import EmulatedRunner, NativeRunner
+from sepwise.passes.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+    from sepwise.lowering.device import Device
+    from sepwise.lowering.program import Program
+    from sepwise.lowering.runner import Runner
+
+__all__ = ["EstimateTimer", "Method", "NativeTimer", "Timed", "Timer", "open_timer"]
+
+Method = Literal["measured", "estimated"]
+"""How times come about; records of one are never compared with records of the other."""
+
+
+class Timed(Protocol):
+    """A Program that is loaded where it is timed.
+
+    Attributes:
+        runner: Runs it there.
+    """
+
+    runner: Runner
+
+    def time(self, calls: Sequence[int], rounds: int) -> list[list[float]]:
+        """Times some of its calls in turn.
+
+        Args:
+            calls: Which.
+            rounds: Samples of each; a timer that is exact may give one.
+
+        Returns:
+            Samples of each call, in the timer's unit; those of one round beside each other in time.
+        """
+
+    def time_network(self, rounds: int) -> list[list[float]]:
+        """Times all of its calls in the course of whole runs.
+
+        Args:
+            rounds: Runs.
+
+        Returns:
+            Samples of each call, in the cache state that the run up to it leaves.
+        """
+
+    def close(self) -> None:
+        """Unloads it."""
+
+
+class Timer(Protocol):
+    """A place where Programs are timed.
+
+    Attributes:
+        device: What they are built for.
+        threads: Workers.
+        method: How times come about.
+        unit: `us` or `cycles`.
+        exact: Whether times are the same each time.
+    """
+
+    device: Device
+    threads: int
+    method: Method
+    unit: str
+    exact: bool
+
+    def load(self, program: Program, inputs: Mapping[str, np.ndarray]) -> Timed:
+        """Loads a Program.
+
+        Args:
+            program: Built for the device.
+            inputs: What it runs on.
+
+        Returns:
+            The Program, to be closed.
+        """
+
+
+class NativeTimer:
+    """This machine."""
+
+    method: Method = "measured"
+    unit = "us"
+    exact = False
+
+    def __init__(self, device: Device, threads: int) -> None:
+        """Notes the device, which this machine can stand for, and the number of workers."""
+        self.device = device
+        self.threads = threads
+
+    def load(self, program: Program, inputs: Mapping[str, np.ndarray]) -> Timed:
+        """Loads a Program in this process; see `Timer.load`."""
+        return _NativeTimed(NativeRunner(program, threads=self.threads), inputs)
+
+
+class _NativeTimed:
+    """A Program in this process."""
+
+    def __init__(self, runner: NativeRunner, inputs: Mapping[str, np.ndarray]) -> None:
+        """Places the inputs; nothing runs yet."""
+        self.runner: Runner = runner
+        self._native = runner
+        runner.place(inputs)
+
+    def time(self, calls: Sequence[int], rounds: int) -> list[list[float]]:
+        """Times calls in C; see `Timed.time`."""
+        return self._native.time_calls(calls, rounds)
+
+    def time_network(self, rounds: int) -> list[list[float]]:
+        """Times whole runs in C; see `Timed.time_network`."""
+        return self._native.time_kernels(rounds)[: len(self.runner.program.calls)]
+
+    def close(self) -> None:
+        """Unloads it."""
+        self._native.close()
+
+
+class EstimateTimer:
+    """An emulated core of which cycles are estimated (see `estimate`): one worker, the same number each time."""
+
+    method: Method = "estimated"
+    unit = "cycles"
+    exact = True
+    threads = 1
+
+    def __init__(self, device: Device) -> None:
+        """Notes the device.
+
+        Raises:
+            InputError: Its cycles cannot be estimated here.
+        """
+        reason = estimate.missing(device)
+        if device.scalable_bytes:
+            reason = f"Target '{device.name}': no estimate, qemu does not show what scalable vectors load and store."
+        if reason is not None:
+            raise InputError(f"{reason} Without it there is nothing to tune by.")
+        self.device = device
+
+    def load(self, program: Program, inputs: Mapping[str, np.ndarray]) -> Timed:
+        """Links a Program; see `Timer.load`."""
+        return _EstimateTimed(EmulatedRunner(program, self.device), self.device, inputs)
+
+
+class _EstimateTimed:
+    """A Program under the emulator; all its calls are counted in one run, the first time."""
+
+    def __init__(self, runner: EmulatedRunner, device: Device, inputs: Mapping[str, np.ndarray]) -> None:
+        """Nothing runs yet."""
+        self.runner: Runner = runner
+        self._emulated = runner
+        self._device = device
+        self._inputs = inputs
+        self._cycles: tuple[float, ...] = ()
+
+    def time(self, calls: Sequence[int], rounds: int) -> list[list[float]]:
+        """Gives one estimate of each call; see `Timed.time`."""
+        del rounds
+        if not self._cycles:
+            geometry = estimate.cache_geometry(self._device)
+            assert geometry is not None, "the timer has asked what is missing"
+            counts = self._emulated.count(self._inputs, caches=[geometry])
+            self._cycles = estimate.estimate_cycles(counts, self._device, self._device)
+        return [[self._cycles[call]] for call in calls]
+
+    def time_network(self, rounds: int) -> list[list[float]]:
+        """Gives one estimate of each call; see `Timed.time_network`."""
+        return self.time(range(len(self.runner.program.calls)), rounds)
+
+    def close(self) -> None:
+        """Ends the emulator."""
+        self._emulated.close()
+
+
+def open_timer(device: Device, threads: int) -> Timer:
+    """Finds how times come about for a device on this machine.
+
+    Args:
+        device: The target.
+        threads: Workers.
+
+    Returns:
+        The timer.
+
+    Raises:
+        InputError: The device neither runs here nor can its cycles be estimated, or an estimate is asked for with threads.
+    """
+    if not device.emulated:
+        lacking = devices.missing_flags(device)
+        if lacking:
+            raise InputError(f"Target '{device.name}': this machine lacks {', '.join(lacking)}; nothing can be timed.")
+        return NativeTimer(device, threads)
+    if device.emulator == UNICORN:
+        raise InputError(f"Target '{device.name}': its cycles are not modelled, so there is nothing to tune by.")
+    if threads != 1:
+        raise InputError(f"Target '{device.name}': is emulated here, with one thread; leave --threads out.")
+    return EstimateTimer(device)
