@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from sepwise import lowering, models, passes
-    from sepwise.api import bench, bundle, compile, export, fuse, inspect, load, run, server, targets, verify
+    from sepwise.api import bench, bundle, compile, export, fuse, inspect, load, run, server, targets, tune, verify
     from sepwise.passes.convert_input import ImageFormat
     from sepwise.passes.errors import CheckFailed, InputError, SepwiseError, UnsupportedError
 
@@ -41,6 +41,7 @@ __all__ = [
     "run",
     "server",
     "targets",
+    "tune",
     "verify",
 ]
 
@@ -62,6 +63,7 @@ _HOMES: Final = {
     "run": _API,
     "server": _API,
     "targets": _API,
+    "tune": _API,
     "verify": _API,
 }
 """The module of every name that is resolved on first use."""

@@ -5,7 +5,7 @@ Each imports what it needs when it is called; importing this module loads nothin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sepwise.lowering.bench import Benchmark
     from sepwise.lowering.bundle import Bundle, Weights
     from sepwise.lowering.remote import Board
+    from sepwise.lowering.selection import Records
+    from sepwise.lowering.tuning.tune import Progress, Tuning
     from sepwise.passes.convert_input import ImageFormat
     from sepwise.passes.equivalence import Verification
 
@@ -40,6 +42,7 @@ __all__ = [
     "run",
     "server",
     "targets",
+    "tune",
     "verify",
 ]
 
@@ -293,6 +296,7 @@ def compile(
     threads: int = 1,
     float16: bool = False,
     image: ImageFormat | None = None,
+    database: str | Path | None = None,
     output: str | Path | None = None,
 ) -> Artifact:
     """Compiles a network for a target.
@@ -304,6 +308,7 @@ def compile(
         threads: Worker threads.
         float16: Compute in float16 what does not need float32; for cores that have float16 arithmetic.
         image: What it is to be given for an image; as the model has it where None.
+        database: What `tune` has made, whose records take the place of the default; none where None.
         output: Folder to save the artifact in; not saved where None.
 
     Returns:
@@ -323,8 +328,25 @@ def compile(
         require_writable(Path(output))
     source = resolve(model, shapes)
     return compile_model(
-        source.path, target=target, shapes=source.shapes, threads=threads, float16=float16, image=image, output=output
+        source.path,
+        target=target,
+        shapes=source.shapes,
+        threads=threads,
+        float16=float16,
+        image=image,
+        records=_read_records(database, target, threads),
+        output=output,
     )
+
+
+def _read_records(database: str | Path | None, target: str, threads: int) -> Records | None:
+    """Reads a database's records for a target, where one is given."""
+    if database is None:
+        return None
+    from sepwise.lowering import device
+    from sepwise.lowering.tuning.database import read_records
+
+    return read_records(Path(database), device.get(target), threads)
 
 
 def bundle(
@@ -338,6 +360,7 @@ def bundle(
     threads: int = 1,
     float16: bool = False,
     image: ImageFormat | None = None,
+    database: str | Path | None = None,
 ) -> Bundle:
     """Makes a C library of a network, for projects that have neither Python nor a runtime.
 
@@ -351,6 +374,7 @@ def bundle(
         threads: Workers that the kernels are shared out to, where the caller brings some.
         float16: Compute in float16 what does not need float32; for cores that have float16 arithmetic.
         image: What it is to be given for an image; as the model has it where None.
+        database: What `tune` has made, whose records take the place of the default; none where None.
 
     Returns:
         The bundle: where it is, and what its manifest says.
@@ -381,6 +405,7 @@ def bundle(
         threads=threads,
         float16=float16,
         image=image,
+        records=_read_records(database, target, threads),
     )
 
 
@@ -491,6 +516,7 @@ def verify(
     threads: int = 1,
     float16: bool = False,
     bisect: bool = False,
+    database: str | Path | None = None,
     output: str | Path | None = None,
     rpc: str | None = None,
     tracker: str | None = None,
@@ -510,6 +536,7 @@ def verify(
         threads: Worker threads of the compiled network; 1 with `against`.
         float16: Compute in float16 what does not need float32; not with `against`.
         bisect: Narrow a failure down to a pass and its operators or to a kernel, and save what reproduces it.
+        database: What `tune` has made, whose records take the place of the default; not with `against` or `bundle`.
         output: Folder to save it in, new or empty; `<model>.bisect` in the current folder where None. Only with `bisect`.
         rpc: `HOST:PORT` of the RPC server of a board to run on.
         tracker: `HOST:PORT` of a tracker of such boards, with `key`.
@@ -539,6 +566,7 @@ def verify(
                 "--tracker": (tracker, None),
                 "--key": (key, None),
                 "--timeout": (timeout, None),
+                "--database": (database, None),
             }
         )
         return _verify_bundle(Path(bundle), model, inputs)
@@ -552,7 +580,9 @@ def verify(
         folder = Path(f"{source.name}.bisect" if output is None else output)
         require_empty(folder)
     with _connect(rpc, tracker, key, timeout) as board:
-        verdict = _verify(source, target, against, inputs, shapes, threads, float16=float16, bisect=bisect, board=board)
+        verdict = _verify(
+            source, target, against, inputs, shapes, threads, float16=float16, bisect=bisect, board=board, database=database
+        )
     return verdict if folder is None else save_reproducer(verdict, folder)
 
 
@@ -602,6 +632,7 @@ def _verify(
     float16: bool,
     bisect: bool,
     board: Board | None,
+    database: str | Path | None,
 ) -> Verification:
     """Compares with a second file, or verifies on a target."""
     if against is not None:
@@ -616,6 +647,8 @@ def _verify(
             raise InputError(f"{board.name}: two files are compared here. Give one of --against and --rpc or --tracker.")
         if float16:
             raise InputError("Float16: two files are compared as they are. Give one of --float16 and --against.")
+        if database is not None:
+            raise InputError("Database: two files are compared without kernels. Give one of --database and --against.")
         return compare_files(source, resolve(against, shapes), inputs, bisect=bisect)
     from sepwise.lowering import device
     from sepwise.lowering.verify import verify as verify_model
@@ -630,6 +663,7 @@ def _verify(
         float16=float16,
         bisect=bisect,
         board=board,
+        records=_read_records(database, target, threads),
     )
 
 
@@ -646,6 +680,7 @@ def bench(
     tracker: str | None = None,
     key: str | None = None,
     timeout: float | None = None,
+    database: str | Path | None = None,
 ) -> Benchmark:
     """Measures a network on a target, beside other runtimes.
 
@@ -661,6 +696,7 @@ def bench(
         tracker: `HOST:PORT` of a tracker of such boards, with `key`.
         key: Which of a tracker's boards; with `rpc` what its server asks for.
         timeout: Seconds that the board may take for one answer, 60 where None.
+        database: What `tune` has made, whose records take the place of the default; none where None.
 
     Returns:
         Latencies (native, remote), or counts and estimated cycles (emulated), and the kernels' share of them.
@@ -682,4 +718,63 @@ def bench(
             cores=tuple(cores),
             float16=float16,
             board=board,
+            records=_read_records(database, target, threads),
         )
+
+
+def tune(
+    model: str | Path,
+    database: str | Path,
+    *,
+    target: str = "host",
+    shapes: Shapes = None,
+    threads: int = 1,
+    float16: bool = False,
+    trials: int | None = None,
+    seconds: float | None = None,
+    others: Collection[str | Path] = (),
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Tuning:
+    """Measures other tiles and strategies than the default for a network's kernels, and keeps what is faster.
+
+    Args:
+        model: An ONNX file or a zoo name.
+        database: Folder of the records, which `compile`, `verify`, `bench` and `bundle` take; made where it is not there.
+        target: A name out of `targets()`.
+        shapes: Shapes of inputs that the file leaves open.
+        threads: Worker threads.
+        float16: Compute in float16 what does not need float32.
+        trials: Candidates at most; until nothing is left to try where None.
+        seconds: Time at most, about; no limit where None.
+        others: Further databases: records of the same device are taken over, those of the nearest one are tried first.
+        on_progress: Told after each batch of candidates.
+
+    Returns:
+        What was found for each kernel.
+
+    Raises:
+        InputError: The model, the target or a database cannot be used, or no time was left for a single candidate.
+        CheckFailed: Candidates were tried, and none could be timed.
+
+    Example:
+        >>> tune("mobilenet_v2", "records", seconds=300).to_json()["tuned_us"]  # doctest: +SKIP
+        4820.5
+    """
+    from sepwise.lowering import device
+    from sepwise.lowering.tuning.tune import tune as tune_model
+
+    device.get(target)
+    require_writable(Path(database))
+    source = resolve(model, shapes)
+    return tune_model(
+        source.path,
+        database,
+        target=target,
+        shapes=source.shapes,
+        threads=threads,
+        float16=float16,
+        trials=trials,
+        seconds=seconds,
+        others=tuple(others),
+        **({} if on_progress is None else {"on_progress": on_progress}),
+    )

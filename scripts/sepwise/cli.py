@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from typer.exceptions import TyperException
 
-from sepwise.commands import bench, bundle, compile, export, fuse, inspect, models, run, server, targets, verify
+from sepwise.commands import bench, bundle, compile, export, fuse, inspect, models, run, server, targets, tune, verify
 from sepwise.console import say
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ app.command("compile")(compile.compile_)
 app.command("run")(run.run)
 app.command("verify")(verify.verify)
 app.command("bench")(bench.bench)
+app.command("tune")(tune.tune)
 app.command("bundle")(bundle.bundle)
 app.command("server")(server.server)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsJson",
     "Compilation",
+    "Database",
     "Float16",
     "Key",
     "Model",
@@ -92,6 +93,9 @@ Timeout = Annotated[
     float | None, typer.Option("--timeout", metavar="SECONDS", help="How long a board may take for one answer. 60 where absent.")
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
+Database = Annotated[
+    Path | None, typer.Option("--database", metavar="DB", help="Records that `sepwise tune` has made.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -110,6 +114,7 @@ class Compilation:
     mean: Mean = None
     std: Std = None
     image: Image = None
+    database: Database = None
 
     def arguments(self) -> dict[str, Any]:
         """Reads the texts.
@@ -127,6 +132,7 @@ class Compilation:
             "threads": self.threads,
             "float16": self.float16,
             "image": read_image(self.input_layout, self.input_type, self.mean, self.std, self.image),
+            "database": self.database,
         }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sepwise.console import number, print_json, print_table, working
-from sepwise.options import AsJson, Float16, Key, Model, Rpc, Shape, Target, Threads, Timeout, Tracker, read_shapes
+from sepwise.options import AsJson, Database, Float16, Key, Model, Rpc, Shape, Target, Threads, Timeout, Tracker, read_shapes
 
 __all__ = ["bench"]
 
@@ -34,6 +34,7 @@ def bench(
     tracker: Tracker = None,
     key: Key = None,
     timeout: Timeout = None,
+    database: Database = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure latency beside other runtimes or on a board; count and estimate where the target is emulated."""
@@ -54,6 +55,7 @@ def bench(
             tracker=tracker,
             key=key,
             timeout=timeout,
+            database=database,
         )
     result = benchmark.to_json()
     if as_json:
@@ -83,4 +85,5 @@ def bench(
         for tail in (kernel for kernel in result["kernels"] if kernel["name"] == "tail"):
             print(f"of ours {number(tail['median_us'])} us in TVM's virtual machine: {', '.join(tail['nodes'])}")
     half = f", {100 * result['float16_mac_share']:.2f} % in float16" if float16 else ""
-    print(f"{100 * result['strategy_mac_share']:.2f} % of {result['macs']:,} MACs on strategies{half}")
+    used = f", {result['records_used']} kernels by records of {database}" if database is not None else ""
+    print(f"{100 * result['strategy_mac_share']:.2f} % of {result['macs']:,} MACs on strategies{half}{used}")

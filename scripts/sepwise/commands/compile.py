@@ -25,4 +25,5 @@ def compile_(asked: Compilation, as_json: AsJson = False) -> None:
     print_table(f"{report['model']} for {report['target']}", columns, rows)
     half = f", {100 * report['float16_mac_share']:.2f} % in float16" if asked.float16 else ""
     share = f"{100 * report['strategy_mac_share']:.2f} % of the MACs on strategies{half}"
-    print(f"{share}, {report['seconds']:.1f} s -> {asked.output}")
+    used = f", {report['records_used']} of {report['kernels']} kernels by records of {asked.database}" if asked.database else ""
+    print(f"{share}{used}, {report['seconds']:.1f} s -> {asked.output}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from sepwise.console import number, print_json, print_table, working
-from sepwise.options import AsJson, Float16, Key, Rpc, Shape, Target, Threads, Timeout, Tracker, read_shapes
+from sepwise.options import AsJson, Database, Float16, Key, Rpc, Shape, Target, Threads, Timeout, Tracker, read_shapes
 
 if TYPE_CHECKING:
     from sepwise.passes.equivalence import Check
@@ -34,6 +34,7 @@ def verify(
     shape: Shape = None,
     threads: Threads = 1,
     float16: Float16 = False,
+    database: Database = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="REPORT.html", help="Write a page with plots.")] = None,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="REPORT.xml", help="Write JUnit XML for a CI system.")] = None,
     bisect: Annotated[bool, typer.Option("--bisect", help="Narrow a failure down, and save what reproduces it.")] = False,
@@ -69,6 +70,7 @@ def verify(
             threads=threads,
             float16=float16,
             bisect=bisect,
+            database=database,
             output=output,
             rpc=rpc,
             tracker=tracker,

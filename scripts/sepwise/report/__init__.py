@@ -1,4 +1,4 @@
-"""Reports of a verification for people (`page`) and for CI systems (`junit`)."""
+"""Reports of a verification for people (`page`) and for CI systems (`junit`), and of a tuning (`tuning`)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from sepwise.files import new_file, require_writable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sepwise.lowering.tuning.tune import Tuning
     from sepwise.passes.equivalence import Verification
 
-__all__ = ["require_places", "write_html", "write_junit"]
+__all__ = ["require_places", "write_html", "write_junit", "write_tuning"]
 
 
 def require_places(*paths: Path | None) -> None:
@@ -68,3 +69,22 @@ def write_junit(verdict: Verification, path: Path) -> None:
     document = render(verdict)
     with new_file(path) as temporary:
         temporary.write_bytes(document)
+
+
+def write_tuning(tuning: Tuning, path: Path, *, command: str) -> None:
+    """Writes the report of a tuning as a page, whole or not at all.
+
+    Args:
+        tuning: What `sepwise tune` found.
+        path: The file.
+        command: The command that repeats it, as a shell takes it.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    from sepwise.report.provenance import collect
+    from sepwise.report.tuning import render_tuning
+
+    page = render_tuning(tuning, collect(command, tuning.target)).encode()
+    with new_file(path) as temporary:
+        temporary.write_bytes(page)

@@ -6,14 +6,13 @@ tolerance kernel by kernel, the distribution over all elements, what the passes 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 import re
 from collections import Counter
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final
 
+from sepwise.report.elements import definitions, document, grid, number_cell, scrolling, section, sortable
 from sepwise.report.markup import Child, Markup, element, join
 from sepwise.report.plot import Point, histogram, meter, power_of_two, ratio_plot
 
@@ -29,6 +28,9 @@ __all__ = ["SCOPES", "render"]
 
 _FAILURES_SHOWN: Final = 25
 _NODES_SHOWN: Final = 6
+_NUMERIC: Final = frozenset({"#", "Kernels", "Not passed", "Rewrites", "Error", "Bound", "Largest error"})
+"""Heads of columns of numbers."""
+
 _ORDER: Final = {"failed": 0, "skipped": 1, "passed": 2}
 _MARKS: Final = {"passed": "✓", "failed": "✗", "skipped": "?"}
 
@@ -65,43 +67,24 @@ def render(verdict: Verification, provenance: Provenance) -> str:
     Returns:
         A whole HTML document.
     """
-    folder = files("sepwise.report")
-    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    title = f"{_subject(verdict)}: {_word(verdict)}"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_policy(style, script)),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("meta", name="generator", content=f"sepwise {provenance.versions.get('sepwise', '')}".strip()),
-        element("link", rel="icon", href="data:,"),
-        element("title", title),
-        element("style", Markup(style)),
-    )
-    body = element(
-        "body",
-        element("a", "Skip to the checks", href="#checks", class_="skip"),
-        element("header", _verdict(verdict), _facts(verdict, provenance)),
-        element(
-            "main",
+    script = (files("sepwise.report") / "page.js").read_text(encoding="utf-8")
+    return document(
+        f"{_subject(verdict)}: {_word(verdict)}",
+        [
+            element("a", "Skip to the checks", href="#checks", class_="skip"),
+            element("header", _verdict(verdict), _facts(verdict, provenance)),
+        ],
+        [
             _failures(verdict),
             _scopes(verdict.checks),
             _kernels(verdict.checks),
             _distributions(verdict.checks),
             _passes(verdict),
             _table(verdict.checks),
-        ),
-        element("footer", element("p", "Made by sepwise; it holds all that it shows and fetches nothing.")),
-        element("script", Markup(script)),
+        ],
+        version=provenance.versions.get("sepwise", ""),
+        script=script,
     )
-    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
-
-
-def _policy(style: str, script: str) -> str:
-    """The page may run its own script and use its own style, and fetch nothing at all."""
-    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
-    return "default-src 'none'; img-src data:; style-src 'sha256-{}'; script-src 'sha256-{}'".format(*hashes)
 
 
 # The top ---------------------------------------------------------------------------------------------------------------
@@ -150,11 +133,7 @@ def _facts(verdict: Verification, provenance: Provenance) -> Markup:
     facts += [("Date", date), ("Machine", provenance.machine)]
     facts.append(("Versions", ", ".join(f"{name} {text}" for name, text in provenance.versions.items())))
     facts.append(("Command", element("code", provenance.command)))
-    return _definitions(facts, "facts")
-
-
-def _definitions(pairs: Sequence[tuple[str, Child]], class_: str) -> Markup:
-    return element("dl", [element("div", element("dt", name), element("dd", value)) for name, value in pairs], class_=class_)
+    return definitions(facts, "facts")
 
 
 # What failed -----------------------------------------------------------------------------------------------------------
@@ -169,7 +148,7 @@ def _failures(verdict: Verification) -> Markup | None:
     rest = len(wrong) - len(cards)
     table = element("a", "the table", href="#checks")
     more = element("p", f"{_several(rest, 'more such check')} in ", table, ".") if rest else None
-    return _section("failures", "What did not pass", _finding(verdict.reproducer), cards, more)
+    return section("failures", "What did not pass", _finding(verdict.reproducer), cards, more)
 
 
 def _finding(reproducer: Reproducer | None) -> Markup | None:
@@ -185,7 +164,7 @@ def _finding(reproducer: Reproducer | None) -> Markup | None:
     facts.append(("Reproduced", "by these files alone" if reproducer.reproduces else "no: only the whole model shows it"))
     heading = element("h3", "Narrowed down")
     lines = [element("p", line, class_="reason") for line in reproducer.finding]
-    return element("article", heading, lines, _definitions(facts, "facts"), class_="card failed")
+    return element("article", heading, lines, definitions(facts, "facts"), class_="card failed")
 
 
 def _card(check: Check, anchor: str) -> Markup:
@@ -211,7 +190,7 @@ def _card(check: Check, anchor: str) -> Markup:
         facts.append(("Reproducer", element("code", check.reproducer)))
     heading = element("h3", _status(check.status), " ", element("a", _breakable(check.name), href=f"#{anchor}"))
     scope = element("p", f"{check.scope}: {check.reason}", class_="reason")
-    return element("article", heading, scope, _definitions(facts, "facts"), class_=f"card {check.status}")
+    return element("article", heading, scope, definitions(facts, "facts"), class_=f"card {check.status}")
 
 
 # The claims ------------------------------------------------------------------------------------------------------------
@@ -219,7 +198,7 @@ def _card(check: Check, anchor: str) -> Markup:
 
 def _scopes(checks: Sequence[Check]) -> Markup:
     cards = []
-    for scope, (section, sentence) in SCOPES.items():
+    for scope, (source, sentence) in SCOPES.items():
         found = [check for check in checks if check.scope == scope]
         if not found:
             continue
@@ -227,10 +206,10 @@ def _scopes(checks: Sequence[Check]) -> Markup:
         counts = Counter(str(check.status) for check in found)
         told = ", ".join(f"{counts[status]} {status}" for status in _ORDER if counts[status])
         ratio = [meter(worst.worst_ratio, worst.status), element("strong", _ratio_text(worst)), " error / tolerance"]
-        source = element("p", element("cite", "docs/verification.md"), f', section "{section}"', class_="source")
+        cited = element("p", element("cite", "docs/verification.md"), f', section "{source}"', class_="source")
         heading = element("h3", scope.capitalize(), " ", element("small", told))
-        cards.append(element("article", heading, element("p", ratio), element("p", sentence), source, class_="card"))
-    return _section("claims", "What was checked, and how tolerances are derived", element("div", cards, class_="cards"))
+        cards.append(element("article", heading, element("p", ratio), element("p", sentence), cited, class_="card"))
+    return section("claims", "What was checked, and how tolerances are derived", element("div", cards, class_="cards"))
 
 
 # Kernels ---------------------------------------------------------------------------------------------------------------
@@ -255,8 +234,8 @@ def _kernels(checks: Sequence[Check]) -> Markup | None:
         "in the shaded area is wrong. Point at a mark for its numbers, click it for its row in the table."
     )
     plot = ratio_plot(points, axis="number of the check, in the order of execution", label=label)
-    figure = element("figure", _scrolling(plot, "Plot of error over tolerance"), element("figcaption", caption))
-    return _section("kernels", "Error against tolerance, by kernel", figure, _strategies(kernels))
+    figure = element("figure", scrolling(plot, "Plot of error over tolerance"), element("figcaption", caption))
+    return section("kernels", "Error against tolerance, by kernel", figure, _strategies(kernels))
 
 
 def _tooltip(check: Check) -> str:
@@ -282,13 +261,13 @@ def _strategies(kernels: Sequence[Check]) -> Markup:
         wrong = sum(not check.passed for check in found)
         cells = [
             element("th", strategy, scope="row"),
-            _number_cell(len(found), str(len(found))),
-            _number_cell(wrong, str(wrong)),
+            number_cell(len(found), str(len(found))),
+            number_cell(wrong, str(wrong)),
             _ratio_cell(worst),
         ]
         rows.append(element("tr", cells))
     heads = ["Strategy", "Kernels", "Not passed", "Largest error / tolerance"]
-    return _scrolling(_grid(heads, rows, "Kernels by strategy", class_="compact"), "Table of kernels by strategy")
+    return scrolling(grid(heads, rows, "Kernels by strategy", numeric=_NUMERIC, class_="compact"), "Table of kernels by strategy")
 
 
 # Elements --------------------------------------------------------------------------------------------------------------
@@ -321,7 +300,7 @@ def _distributions(checks: Sequence[Check]) -> Markup | None:
         figures.append(element("figure", element("h3", heading), plot, element("figcaption", f"{sentence} {meaning}")))
     if not figures:
         return None
-    return _section("elements", "Error over tolerance, element by element", element("div", figures, class_="figures"))
+    return section("elements", "Error over tolerance, element by element", element("div", figures, class_="figures"))
 
 
 def _describe(counts: Sequence[int], lowest: int) -> str:
@@ -349,7 +328,8 @@ def _passes(verdict: Verification) -> Markup | None:
     heads = ["Pass", "Rewrites", "Verdict", "Largest error / tolerance", "Refused"]
     text = "In the order in which they ran. A pass refuses a place where its rewrite would be wrong; the reason says why."
     intro = element("p", text)
-    return _section("passes", "What the passes did", intro, _scrolling(_grid(heads, rows, "Passes"), "Table of passes"))
+    table = scrolling(grid(heads, rows, "Passes", numeric=_NUMERIC), "Table of passes")
+    return section("passes", "What the passes did", intro, table)
 
 
 def _pass_row(outcome: PassReport, checks: Sequence[Check]) -> Markup:
@@ -361,7 +341,7 @@ def _pass_row(outcome: PassReport, checks: Sequence[Check]) -> Markup:
         verdict = [element("td", _status(status)), _ratio_cell(worst)]
     cells = [
         element("th", element("code", _breakable(outcome.name)), scope="row"),
-        _number_cell(outcome.fired, str(outcome.fired)),
+        number_cell(outcome.fired, str(outcome.fired)),
         *verdict,
         element("td", _refusals(outcome.refused) if outcome.refused else element("span", "nothing", class_="quiet")),
     ]
@@ -396,8 +376,8 @@ def _table(checks: Sequence[Check]) -> Markup:
         "of error to bound, or, as in scope graph, the root mean square (RMS; RMS / sigma where several outputs count each in "
         "units of its own bound). The largest error need not be that of the worst element, as bounds differ."
     )
-    grid = _scrolling(_grid(heads, rows, "All checks", id="all-checks"), "Table of all checks")
-    return _section("checks", "All checks", element("p", text), search, grid)
+    table = scrolling(grid(heads, rows, "All checks", numeric=_NUMERIC, id="all-checks"), "Table of all checks")
+    return section("checks", "All checks", element("p", text), search, table)
 
 
 def _row(check: Check, anchor: str) -> Markup:
@@ -410,15 +390,15 @@ def _row(check: Check, anchor: str) -> Markup:
     margin = check.margin
     number = int(anchor.rpartition("-")[2]) + 1
     cells = [
-        _number_cell(number, str(number)),
+        number_cell(number, str(number)),
         element("td", _status(check.status), data_value=-_ORDER[check.status]),
         element("th", head, scope="row"),
         element("td", check.scope),
         _ratio_cell(check),
-        _number_cell(margin.error if margin else None, _spell(margin.error) if margin else ""),
-        _number_cell(margin.bound if margin else None, _spell(margin.bound) if margin else ""),
+        number_cell(margin.error if margin else None, _spell(margin.error) if margin else ""),
+        number_cell(margin.bound if margin else None, _spell(margin.bound) if margin else ""),
         element("td", margin.of if margin else None),
-        _number_cell(check.max_abs_error if margin else None, _spell(check.max_abs_error) if margin else ""),
+        number_cell(check.max_abs_error if margin else None, _spell(check.max_abs_error) if margin else ""),
         element("td", _worst_element(check)),
     ]
     return element("tr", cells, id=anchor, class_=check.status)
@@ -437,37 +417,9 @@ def _worst_element(check: Check) -> Markup | None:
 # Pieces ----------------------------------------------------------------------------------------------------------------
 
 
-def _section(identifier: str, heading: str, *children: Child) -> Markup:
-    title = element("h2", heading, id=f"{identifier}-heading")
-    return element("section", title, *children, id=identifier, aria_labelledby=f"{identifier}-heading")
-
-
-def _scrolling(child: Markup, label: str) -> Markup:
-    """What may be wider than a phone scrolls by itself, with the keyboard too."""
-    return element("div", child, class_="scrolling", role="region", aria_label=label, tabindex="0")
-
-
-def _grid(heads: Sequence[str], rows: Sequence[Markup], caption: str, **attributes: str) -> Markup:
-    numeric = {"#", "Kernels", "Not passed", "Rewrites", "Error", "Bound", "Largest error"}
-    cells = [element("th", text, scope="col", class_="number" if text in numeric else None) for text in heads]
-    head = element("thead", element("tr", cells))
-    return element("table", element("caption", caption), head, element("tbody", rows), **attributes)
-
-
-def _number_cell(value: float | None, text: str) -> Markup:
-    return element("td", text, class_="number", data_value=_sortable(value))
-
-
 def _ratio_cell(check: Check) -> Markup:
     bar = meter(check.worst_ratio, check.status)
-    return element("td", bar, " ", _ratio_text(check), class_="ratio", data_value=_sortable(_rank(check)))
-
-
-def _sortable(value: float | None) -> str:
-    """Spells a number as the page's script reads it, empty for none."""
-    if value is None or math.isnan(value):
-        return ""
-    return repr(value) if math.isfinite(value) else f"{'-' if value < 0 else ''}Infinity"
+    return element("td", bar, " ", _ratio_text(check), class_="ratio", data_value=sortable(_rank(check)))
 
 
 def _status(status: str) -> Markup:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from sepwise.report.markup import Markup, element
+from sepwise.report.shapes import draw_line, draw_rectangle, draw_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,19 +86,6 @@ def _superscript(exponent: int) -> str:
     return str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "middle", class_: str | None = None) -> Markup:
-    return element("text", text, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor, class_=class_)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
-    return element("line", x1=f"{x1:.1f}", y1=f"{y1:.1f}", x2=f"{x2:.1f}", y2=f"{y2:.1f}", class_=class_)
-
-
-def _rectangle(x: float, y: float, width: float, height: float, class_: str, *children: Markup) -> Markup:
-    size = {"x": f"{x:.1f}", "y": f"{y:.1f}", "width": f"{width:.1f}", "height": f"{height:.1f}"}
-    return element("rect", *children, class_=class_, **size)
-
-
 def _decade(exponent: int) -> str:
     return f"{10.0**exponent:g}" if abs(exponent) < 4 else f"10{_superscript(exponent)}"
 
@@ -127,38 +115,38 @@ def ratio_plot(points: Sequence[Point], *, axis: str, label: str) -> Markup:
         return bottom - (log - low) / (high - low) * (bottom - top)
 
     step = (_WIDTH - _LEFT - _RIGHT) / len(points)
-    parts = [_rectangle(_LEFT, top, _WIDTH - _LEFT - _RIGHT, y(0) - top, "beyond")]
+    parts = [draw_rectangle(_LEFT, top, _WIDTH - _LEFT - _RIGHT, y(0) - top, "beyond")]
     every = max(1, math.ceil((high - low) / 8))
     for exponent in range(low, high + 1):
-        parts.append(_line(_LEFT, y(exponent), _WIDTH - _RIGHT, y(exponent), "grid"))
+        parts.append(draw_line(_LEFT, y(exponent), _WIDTH - _RIGHT, y(exponent), "grid"))
         if exponent % every == 0:
-            parts.append(_text(_LEFT - 8, y(exponent) + 4, _decade(exponent), anchor="end"))
+            parts.append(draw_text(_LEFT - 8, y(exponent) + 4, _decade(exponent), anchor="end"))
     if off:
-        parts.append(_text(_LEFT - 8, _TOP + _STRIP / 2 + 4, "no ratio", anchor="end"))
+        parts.append(draw_text(_LEFT - 8, _TOP + _STRIP / 2 + 4, "no ratio", anchor="end"))
     if exact:
-        parts.append(_text(_LEFT - 8, bottom + _STRIP / 2 + 6, "exact", anchor="end"))
-    parts.append(_line(_LEFT, y(0), _WIDTH - _RIGHT, y(0), "limit"))
-    parts.append(_text(_WIDTH - _RIGHT - 4, y(0) - 6, "tolerance", anchor="end", class_="limit-label"))
+        parts.append(draw_text(_LEFT - 8, bottom + _STRIP / 2 + 6, "exact", anchor="end"))
+    parts.append(draw_line(_LEFT, y(0), _WIDTH - _RIGHT, y(0), "limit"))
+    parts.append(draw_text(_WIDTH - _RIGHT - 4, y(0) - 6, "tolerance", anchor="end", class_="limit-label"))
     tick = next(size for size in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, len(points)) if len(points) / size <= 16)
-    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, axis))
+    parts.append(draw_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, axis))
     labels: list[_Label] = []
     for index, point in enumerate(points):
         x = _LEFT + (index + 0.5) * step
         if point.number % tick == 0:
-            parts.append(_text(x, _HEIGHT - _BOTTOM + 18, str(point.number)))
+            parts.append(draw_text(x, _HEIGHT - _BOTTOM + 18, str(point.number)))
         if point.ratio is None or point.status == "skipped":
             at = _TOP + _STRIP / 2
         elif point.ratio == 0:
             at = bottom + _STRIP / 2 + 2
         else:
             at = y(math.log10(point.ratio))
-            parts.append(_line(x, bottom, x, at, f"stem {point.status}"))
+            parts.append(draw_line(x, bottom, x, at, f"stem {point.status}"))
         title = element("title", point.title)
         mark = _mark(x, at, point.status)
         parts.append(element("g", title, mark, data_row=point.anchor, class_=f"mark {point.status}"))
         if point.status == "failed" and len(labels) < _LABELS:
             labels.append(_free_label(point.name, x, at, labels))
-    parts += [_text(label.x, label.y, label.text, anchor=label.anchor, class_="point-label") for label in labels]
+    parts += [draw_text(label.x, label.y, label.text, anchor=label.anchor, class_="point-label") for label in labels]
     return element("svg", *parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=label, class_="ratios")
 
 
@@ -196,9 +184,9 @@ def meter(ratio: float | None, status: str) -> Markup:
         log = high if ratio is None else min(max(math.log10(ratio), low), high)
     scale = _METER_WIDTH / (high - low)
     parts = [
-        _rectangle(0, 4, _METER_WIDTH, 4, "track"),
-        _rectangle(0, 2, (log - low) * scale, 8, f"fill {status}"),
-        _line(-low * scale, 0, -low * scale, _METER_HEIGHT, "limit"),
+        draw_rectangle(0, 4, _METER_WIDTH, 4, "track"),
+        draw_rectangle(0, 2, (log - low) * scale, 8, f"fill {status}"),
+        draw_line(-low * scale, 0, -low * scale, _METER_HEIGHT, "limit"),
     ]
     return element("svg", *parts, viewBox=f"0 0 {_METER_WIDTH} {_METER_HEIGHT}", aria_hidden="true", class_="meter")
 
@@ -229,20 +217,20 @@ def histogram(counts: Sequence[int], lowest: int, *, axis: str, label: str, judg
 
     parts = []
     for exponent in range(0, decades + 1, max(1, math.ceil(decades / 5))):
-        parts.append(_line(left, y(10**exponent), width - 10, y(10**exponent), "grid"))
-        parts.append(_text(left - 6, y(10**exponent) + 4, _count(10**exponent), anchor="end"))
+        parts.append(draw_line(left, y(10**exponent), width - 10, y(10**exponent), "grid"))
+        parts.append(draw_text(left - 6, y(10**exponent) + 4, _count(10**exponent), anchor="end"))
     limit = 1 - lowest + 1  # bins from this place on lie beyond 1
     for place, count in enumerate(counts):
         if count:
             title = element("title", f"{_bin(place, len(counts), lowest)}: {count:,} elements")
             kind = "bar beyond" if judged and place >= limit else "bar"
-            parts.append(_rectangle(x(place) + 1, y(count), _BAR_WIDTH - 2, bottom - y(count), kind, title))
-    parts.append(_line(left, bottom, width - 10, bottom, "axis"))
-    parts.append(_line(x(limit), top - 6, x(limit), bottom, "limit"))
-    parts.append(_text(x(0) + _BAR_WIDTH / 2, bottom + 16, "exact"))
+            parts.append(draw_rectangle(x(place) + 1, y(count), _BAR_WIDTH - 2, bottom - y(count), kind, title))
+    parts.append(draw_line(left, bottom, width - 10, bottom, "axis"))
+    parts.append(draw_line(x(limit), top - 6, x(limit), bottom, "limit"))
+    parts.append(draw_text(x(0) + _BAR_WIDTH / 2, bottom + 16, "exact"))
     ticks = range(lowest + 4, lowest + len(counts) - 2, 4)
-    parts += [_text(x(octave - lowest + 2), bottom + 16, power_of_two(octave)) for octave in ticks]
-    parts.append(_text((left + width) / 2, bottom + 36, axis))
+    parts += [draw_text(x(octave - lowest + 2), bottom + 16, power_of_two(octave)) for octave in ticks]
+    parts.append(draw_text((left + width) / 2, bottom + 36, axis))
     return element("svg", *parts, viewBox=f"0 0 {width} {bottom + 42}", role="img", aria_label=label, class_="bars")
 
 
