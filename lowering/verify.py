@@ -195,12 +195,13 @@ def verify_model(
         from sepwise.lowering.bisect import bisect_passes
 
         return replace(found, reproducer=bisect_passes(stages, graph_checks, feeds))
-    program, _ = build_program(model, device, threads=threads, float16=float16, records=records)
+    program, built = build_program(model, device, threads=threads, float16=float16, records=records)
     with open_runner(program, threads=threads, board=board) as runner:
         checker = KernelChecker(program, runner, before_grouping(stages), feeds[0])
         kernel_checks = [check for index in range(len(program.calls)) for check in checker.check(index)]
         answers: tuple[Agreement, ...] = ()
         notes: tuple[str, ...] = ()
+        used = () if records is None else (f"{built.records_used} of {built.kernels} kernels by tuning records",)
         if checker.stray is None:
             model_check, answers = check_model(
                 runner.run,
@@ -224,7 +225,7 @@ def verify_model(
             inputs=described,
             kernel_inputs=KERNEL_INPUTS,
             agreement=() if inputs is None else answers,
-            notes=notes,
+            notes=(*notes, *used),
         )
         if not bisect or all(check.status != "failed" for check in checks):
             return found

@@ -25,7 +25,7 @@ import logging
 import math
 import os
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -279,14 +279,15 @@ class Database:
         """
         first, behind = lines
         with self._locked(fcntl.LOCK_EX):
-            hashed = json.loads(first)[0]
-            known = [json.loads(line)[0] for line in self._repair(WORKLOADS)]
+            hashed = _hash_of(first)
+            known = [_hash_of(line) for line in self._repair(WORKLOADS)]
             if hashed not in known:
                 self._append(WORKLOADS, first)
                 known.append(hashed)
             index = len(self._repair(RECORDS))
             self._append(RECORDS, json.dumps([known.index(hashed), behind], separators=(",", ":")))
-            found = Evidence(**{**_fields(evidence), "record": index})
+            found = replace(evidence, record=index)
+            self._repair(EVIDENCE)
             self._append(EVIDENCE, _line(conditions, {"kind": "record", "workload": workload, **_evidence_to_json(found)}))
         return found
 
@@ -319,18 +320,22 @@ class Database:
         with other._locked(fcntl.LOCK_SH):
             workloads, records, lines = (_read_lines(other.folder / name) for name in (WORKLOADS, RECORDS, EVIDENCE))
         with self._locked(fcntl.LOCK_EX):
-            known = [json.loads(line)[0] for line in self._repair(WORKLOADS)]
+            known = [_hash_of(line) for line in self._repair(WORKLOADS)]
             count = len(self._repair(RECORDS))
-            mine = [json.loads(line) for line in self._repair(EVIDENCE)]
+            mine = [_parse(line) for line in self._repair(EVIDENCE)]
             there = {_identity(line) for line in mine}
-            settled = {_settles(line) for line in mine if line["kind"] == "verdict"}
+            settled = {_settles(line) for line in mine if line.get("kind") == "verdict"}
             moved: dict[int, int] = {}
-            for line in map(json.loads, lines):
-                if _identity(line) in there or _settles(line) in settled:
+            for line in map(_parse, lines):
+                if not line or _identity(line) in there or _settles(line) in settled:
                     continue
                 if line["kind"] == "record":
-                    place, behind = json.loads(records[line["record"]])
-                    hashed = json.loads(workloads[place])[0]
+                    try:
+                        place, behind = json.loads(records[line["record"]])
+                        hashed = _hash_of(workloads[place])
+                    except (ValueError, TypeError, IndexError):
+                        logger.warning("%s: record %d is damaged; left out.", other.folder, line["record"])
+                        continue
                     if hashed not in known:
                         self._append(WORKLOADS, workloads[place])
                         known.append(hashed)
@@ -462,8 +467,8 @@ def read_picks(database: Database) -> dict[str, list[Pick]]:
     """
     found: dict[str, list[Pick]] = {}
     for text in _read_lines(database.folder / EVIDENCE):
-        line = json.loads(text)
-        if line.get("kind") == "verdict" and line.get("tuned"):
+        line = _parse(text)
+        if line.get("kind") == "verdict" and line["tuned"]:
             found.setdefault(line["workload"], []).insert(0, _pick(line))
     return found
 
@@ -479,6 +484,23 @@ def _read_lines(path: Path) -> list[str]:
     if rest:
         logger.warning("%s: its last line is cut off, as of a process that was killed; it is left out.", path)
     return [line.decode(errors="replace") for line in lines]
+
+
+def _hash_of(line: str) -> str | None:
+    """Reads the hash of a workload; None where the line is damaged."""
+    try:
+        return str(json.loads(line)[0])
+    except (ValueError, TypeError, IndexError):
+        return None
+
+
+def _parse(line: str) -> dict[str, Any]:
+    """Reads a line of evidence; empty where it is damaged."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) and {"kind", "workload", "conditions"} <= set(found) else {}
 
 
 def _line(conditions: Conditions, line: Mapping[str, Any]) -> str:
@@ -516,11 +538,6 @@ def _evidence_to_json(evidence: Evidence | Verdict) -> dict[str, Any]:
         **{name: getattr(evidence, name) for name in ("record", "median", "default_median", "rounds")},
         **known,
     }
-
-
-def _fields(evidence: Evidence) -> dict[str, Any]:
-    """The fields of an evidence as they are."""
-    return {name: getattr(evidence, name) for name in Evidence.__dataclass_fields__}
 
 
 def _spell(pick: Pick) -> dict[str, Any]:
@@ -564,7 +581,7 @@ def _identity(line: Mapping[str, Any]) -> str:
 
 def _settles(line: Mapping[str, Any]) -> tuple[str, str]:
     """What a line is about: a workload under some conditions."""
-    return line["workload"], json.dumps(line["conditions"], sort_keys=True)
+    return line.get("workload", ""), json.dumps(line.get("conditions"), sort_keys=True)
 
 
 def _read_device(folder: Path) -> Device | None:

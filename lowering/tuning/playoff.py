@@ -4,7 +4,7 @@ Alone a kernel finds its weights where the last candidate left them, in the netw
 are run in turn, the default's and those of the kernels' best and second best, each twice, as it finds the caches after another
 the first time; the calls of the second run are timed, and those of one workload are summed. For a workload the fastest is chosen
 that beats the default beyond the noise, or else the default. What is chosen together is then compared as a whole, and where that
-is not faster, everything stays as it was.
+is surely slower, everything stays as it was.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def play(
             final = 1
             match.run(lambda: match.compare(1, None).undecided)
         interval = match.compare(final, None)
-        if interval.ratio > 1:
+        if interval.low > 1:
             standings = {workload: _keep_default(standing) for workload, standing in standings.items()}
             return Result(standings, Interval(1.0, 1.0, 1.0), match.median(0, None), match.median(0, None))
         return Result(standings, interval, match.median(final, None), match.median(0, None))

@@ -533,7 +533,7 @@ def test_a_model_computes_what_its_artifact_computes(zoo_file: Callable[..., Pat
     assert run(tmp_path / "example", given=x.tobytes()) == output.tobytes()
     report = made.to_json()
     assert set(report) == {
-        "name", "model", "target", "code_bytes", "weight_bytes", "arena_bytes", "arena_lower_bound_bytes", "files"
+        "name", "model", "target", "records_used", "code_bytes", "weight_bytes", "arena_bytes", "arena_lower_bound_bytes", "files"
     }  # fmt: skip
     assert (report["name"], report["model"], report["target"]) == ("block", "separable_block", "host")
 

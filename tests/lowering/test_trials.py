@@ -7,11 +7,12 @@ import pytest
 from onnx import numpy_helper
 
 from sepwise.lowering import device, trials
-from sepwise.lowering.program import Home
-from sepwise.lowering.runner import open_runner
+from sepwise.lowering.graph import Layout, TensorType
+from sepwise.lowering.program import BufferRef, Home, Value
+from sepwise.lowering.runner import NativeRunner, open_runner, to_memory
 from sepwise.lowering.selection import Selector, segment
 from sepwise.lowering.strategies import strategies_for
-from sepwise.lowering.trials import Step, build_trials
+from sepwise.lowering.trials import IN_MEMORY, Step, build_candidates, build_trials
 from sepwise.lowering.workload import ConvWorkload, Stage
 from sepwise.passes.equivalence import run_with_bounds
 from sepwise.passes.equivalence.graph import read_graph
@@ -70,3 +71,22 @@ def test_every_way_computes_the_chain(chain: ConvWorkload) -> None:
         found += [runner.run_kernel(index, [x]) for index in range(2, len(program.calls))]
     for outputs in found:
         assert (np.abs(outputs["y"] - expected) <= bound).all()
+
+
+def test_candidates_read_a_networks_values_as_they_lie_there(chain: ConvWorkload) -> None:
+    c = HOST.lanes
+    fused = [strategy for strategy in strategies_for(chain) if strategy.applies(chain, HOST) is None]
+    steps = [Step(chain, strategy, tile, HOST) for strategy in fused for tile in strategy.tiles(chain, HOST, 1)[:2]]
+    held = TensorType((1, c, SIDE, SIDE), "float32", Layout(c))
+    read, written = (Value(name, held, BufferRef(Home.ARENA, 64)) for name in ("in", "out"))
+    weights = trials._draw_weights(chain)
+    program = build_candidates(steps, HOST, weights, [read], written)
+    x = np.random.default_rng(0).standard_normal((1, c, SIDE, SIDE), dtype=np.float32)
+    expected, bound = (np.moveaxis(a, -1, 2).reshape(x.shape) for a in bounds(chain, to_memory(read, x)))
+    with NativeRunner(program) as runner:
+        for index in range(len(steps)):
+            assert (np.abs(runner.run_kernel(index, [x])["out"] - expected) <= bound).all()
+        runner.place({f"in{IN_MEMORY}": to_memory(read, x)})
+        times_us = runner.time_calls([1, 0], 3)
+        assert [len(each) for each in times_us] == [3, 3]
+        assert min(map(min, times_us)) > 0

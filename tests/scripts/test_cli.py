@@ -11,7 +11,7 @@ from sepwise import __version__
 from sepwise.cli import answer, main
 from sepwise.passes.errors import CheckFailed, InputError, SepwiseError
 
-SUBCOMMANDS = ("targets", "models", "export", "inspect", "fuse", "compile", "run", "verify", "bench", "server")
+SUBCOMMANDS = ("targets", "models", "export", "inspect", "fuse", "compile", "run", "verify", "bench", "tune", "server")
 
 HELP_AND_MODULES = """
 import json, sys

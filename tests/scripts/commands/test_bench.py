@@ -37,7 +37,7 @@ def test_times_beside_a_peer(command: Callable[..., Any], monkeypatch: pytest.Mo
     assert status == 0
     assert asked == {
         "model": "net.onnx", "target": "host", "threads": 2, "against": ("onnxruntime", "stock-tvm"), "shapes": (1, 3), "cores": (),
-        "float16": False, "rpc": None, "tracker": None, "key": None, "timeout": None,
+        "float16": False, "database": None, "rpc": None, "tracker": None, "key": None, "timeout": None,
     }  # fmt: skip
     ours, peer = (next(line for line in out.splitlines() if name in line) for name in ("sepwise 1.0", "onnxruntime 1.2"))
     assert [word for word in ours.split() if word[0].isdigit() or word == "-"][1:] == ["1,200", "1,100", "1,300", "50", "-"]

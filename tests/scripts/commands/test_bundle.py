@@ -10,7 +10,7 @@ import pytest
 from sepwise import api
 from sepwise.passes.convert_input import ImageFormat
 
-FIELDS = ["name", "model", "target", "code_bytes", "weight_bytes", "arena_bytes", "arena_lower_bound_bytes", "files"]
+FIELDS = ["name", "model", "target", "records_used", "code_bytes", "weight_bytes", "arena_bytes", "arena_lower_bound_bytes", "files"]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,7 @@ def test_options_are_passed_on(command: Callable[..., Any], monkeypatch: pytest.
         "threads": 2,
         "float16": True,
         "image": None,
+        "database": None,
     }
     words = ("--input-type", "uint8", "--input-layout", "NHWC", "--mean", "0.5,0.4,0.3", "--std", "0.25", "--image", "x", "--json")
     assert command("bundle", network, "-o", tmp_path / "d", *words).status == 0

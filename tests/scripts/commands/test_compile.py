@@ -43,6 +43,7 @@ def test_options_are_passed_on(
         "threads": 2,
         "float16": True,
         "image": None,
+        "database": None,
         "output": tmp_path / "d",
     }
     assert command(*words, "--input-layout", "NHWC", "--json").status == 0

@@ -1,0 +1,280 @@
+"""The database: what is written is there whatever happens, and holds only where it was made."""
+
+import json
+import logging
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sepwise.lowering import device
+from sepwise.lowering.selection import Pick
+from sepwise.lowering.tuning import database
+from sepwise.lowering.tuning.database import (
+    DEVICE,
+    EVIDENCE,
+    RECORDS,
+    WORKLOADS,
+    Database,
+    Evidence,
+    Verdict,
+    find_conditions,
+    find_neighbours,
+    read_picks,
+    read_records,
+)
+from sepwise.lowering.tuning.intervals import Interval
+from sepwise.passes.errors import InputError
+
+A72 = device.get("cortex-a72")
+HERE = find_conditions(A72, 1, "measured")
+SEVEN = Pick("pointwise", (("pixels", 7), ("oc_vectors", 2)))
+FOUR = Pick("dense", (("pixels", 4), ("oc_vectors", 4)))
+RATIO = Interval(0.9, 0.88, 0.92)
+
+
+def trace(pick: Pick) -> list[object]:
+    """What is behind the workload of MetaSchedule's line, as TVM writes it (see test_metaschedule)."""
+    said = [("strategy", json.dumps(pick.strategy)), *((f"tile.{name}", size) for name, size in pick.sizes)]
+    steps = [["Annotate", ["b0", value], [f"sepwise.{key}"], []] for key, value in said]
+    return [[[["GetSBlock", [], ["root", "main"], ["b0"]], *steps], []], [1e-5], {"kind": "llvm"}, []]
+
+
+def record(into: Database, workload: str, pick: Pick) -> Evidence:
+    evidence = Evidence(pick, -1, 9.0, 10.0, RATIO, 48, 0.25)
+    return into.add_record(HERE, workload, (json.dumps([f"hash of {workload}", "..."]), trace(pick)), evidence)
+
+
+def settle(into: Database, workload: str, pick: Pick, *, finished: bool = True) -> None:
+    written = record(into, workload, pick)
+    verdict = Verdict(pick, written.record, True, 9.0, 10.0, RATIO, 64, finished)
+    into.add_verdict(HERE, workload, verdict)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Database:
+    found = Database(tmp_path / "db", A72)
+    found.create()
+    return found
+
+
+def test_what_is_written_is_read(own: Database) -> None:
+    own.add_tried(HERE, "w", {SEVEN: 0.9, FOUR: "does not compile"})
+    settle(own, "w", SEVEN)
+    settle(own, "v", FOUR, finished=False)
+    found = own.read(HERE)
+    assert found.tried == {"w": {SEVEN, FOUR}}
+    assert found.records["w"] == {SEVEN: Evidence(SEVEN, 0, 9.0, 10.0, RATIO, 48, 0.25)}
+    assert found.verdicts["v"] == Verdict(FOUR, 1, True, 9.0, 10.0, RATIO, 64, False)
+    assert found.refused == []
+    assert read_records(own.root, A72, 1) == {"w": SEVEN, "v": FOUR}
+
+
+def test_a_record_without_a_verdict_decides_nothing(own: Database) -> None:
+    record(own, "w", SEVEN)
+    assert read_records(own.root, A72, 1) == {}
+
+
+def test_a_workload_is_written_once(own: Database) -> None:
+    settle(own, "w", SEVEN)
+    settle(own, "v", SEVEN)
+    settle(own, "w", FOUR)
+    assert len((own.folder / WORKLOADS).read_text().splitlines()) == 2
+    assert [json.loads(line)[0] for line in (own.folder / RECORDS).read_text().splitlines()] == [0, 1, 0]
+    assert own.read(HERE).verdicts["w"].pick == FOUR
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"sepwise": "0.0.1"}, r"1 records are of sepwise 0\.0\.1, this is"),
+        ({"tvm": "0.20"}, r"1 records are of tvm 0\.20, this is"),
+        ({"threads": 2}, r"1 records are for 2 thread\(s\)"),
+        ({"device": "0" * 12}, "1 records are of another device"),
+    ],
+)
+def test_records_of_other_conditions_are_refused_with_a_reason(
+    own: Database, caplog: pytest.LogCaptureFixture, change: dict[str, object], reason: str
+) -> None:
+    written = record(own, "w", SEVEN)
+    own.add_verdict(replace(HERE, **change), "w", Verdict(SEVEN, written.record, True, 9.0, 10.0, RATIO, 64, True))
+    with caplog.at_level(logging.WARNING):
+        assert read_records(own.root, A72, 1) == {}
+    assert any(re.search(reason, message) for message in caplog.messages)
+
+
+def test_what_was_measured_goes_before_what_was_estimated(own: Database) -> None:
+    settle(own, "w", SEVEN)
+    for workload in ("w", "v"):
+        written = record(own, workload, FOUR)
+        estimated = Verdict(FOUR, written.record, True, 9.0, 10.0, RATIO, 1, True)
+        own.add_verdict(find_conditions(A72, 1, "estimated"), workload, estimated)
+    assert read_records(own.root, A72, 1) == {"w": SEVEN, "v": FOUR}
+    assert set(own.read(HERE).verdicts) == {"w"}
+
+
+def test_records_of_another_device_are_named(own: Database, caplog: pytest.LogCaptureFixture) -> None:
+    settle(own, "w", SEVEN)
+    with caplog.at_level(logging.WARNING):
+        assert read_records(own.root, device.get("cortex-a55"), 1) == {}
+    assert "cortex-a72-" in caplog.text
+
+
+def test_a_folder_that_is_another_devices_is_refused(own: Database) -> None:
+    other = Database(own.root, device.get("cortex-a55"))
+    own.folder.rename(other.folder)
+    with pytest.raises(InputError, match="describes another device than 'cortex-a55'"):
+        other.create()
+
+
+def test_no_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no folder; `sepwise tune MODEL --database"):
+        read_records(tmp_path / "none", A72, 1)
+
+
+def test_a_record_of_another_kernel_is_left_out(own: Database, caplog: pytest.LogCaptureFixture) -> None:
+    written = record(own, "w", SEVEN)
+    own.add_verdict(HERE, "w", Verdict(FOUR, written.record, True, 9.0, 10.0, RATIO, 64, True))
+    assert own.read(HERE).verdicts == {}
+    assert "record 0 is of another kernel" in caplog.text
+
+
+@pytest.mark.parametrize("name", [EVIDENCE, RECORDS, WORKLOADS])
+def test_half_a_line_is_left_out_and_cut_off(own: Database, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    settle(own, "w", SEVEN)
+    path = own.folder / name
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'[1,{"half')
+    assert own.read(HERE).verdicts["w"].pick == SEVEN
+    settle(own, "v", FOUR)
+    assert path.read_bytes().startswith(whole)
+    assert b"half" not in path.read_bytes()
+    assert "its last line is cut off" in caplog.text
+    assert read_records(own.root, A72, 1) == {"w": SEVEN, "v": FOUR}
+
+
+def test_a_damaged_line_takes_nothing_else_with_it(own: Database, caplog: pytest.LogCaptureFixture) -> None:
+    settle(own, "w", SEVEN)
+    with (own.folder / EVIDENCE).open("a") as file:
+        file.write("garbage\n")
+    settle(own, "v", FOUR)
+    assert set(own.read(HERE).verdicts) == {"w", "v"}
+    assert f"{EVIDENCE}, line 3" in caplog.text
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """Lets no file grow by more than a few bytes: a write is cut short, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize("room", [0, 20])
+def test_a_full_disk_is_told_and_nothing_is_damaged(own: Database, room: int) -> None:
+    settle(own, "w", SEVEN)
+    before = {path.name: path.read_bytes() for path in own.folder.iterdir()}
+    size = len(before[EVIDENCE])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    with pytest.raises(InputError, match="all lines before are kept"):
+        own.add_tried(HERE, "w", {FOUR: 1.0})
+    assert {path.name: path.read_bytes() for path in own.folder.iterdir()} == before
+
+
+WRITER = """
+import sys, json
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+from test_database import *
+own = Database(Path({root!r}), A72)
+for number in range({count}):
+    settle(own, f"{name} {{number}}", SEVEN)
+    print(number, flush=True)
+"""
+
+
+def start_writer(root: Path, name: str, count: int) -> subprocess.Popen[str]:
+    text = WRITER.format(folder=str(Path(__file__).parent), root=str(root), name=name, count=count)
+    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
+
+
+def test_two_writers_and_one_that_is_killed_lose_nothing(own: Database) -> None:
+    one, other = (start_writer(own.root, name, 10**6) for name in "ab")
+    told = {}
+    for name, process in (("a", one), ("b", other)):
+        assert process.stdout is not None
+        for _ in range(12):
+            told[name] = int(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    settle(own, "last", FOUR)
+    found = own.read(HERE).verdicts
+    assert {f"{name} {number}" for name, last in told.items() for number in range(last + 1)} <= set(found)
+    assert found["last"].pick == FOUR
+    workloads = [json.loads(line)[0] for line in (own.folder / WORKLOADS).read_text().splitlines()]
+    assert len(workloads) == len(set(workloads))
+    for line in (own.folder / EVIDENCE).read_text().splitlines():
+        evidence = json.loads(line)
+        index, _ = json.loads((own.folder / RECORDS).read_text().splitlines()[evidence["record"]])
+        assert workloads[index] == f"hash of {evidence['workload']}"
+
+
+def test_a_merge_adds_what_is_missing_and_only_once(own: Database, tmp_path: Path) -> None:
+    other = Database(tmp_path / "other", A72)
+    other.create()
+    settle(own, "w", SEVEN)
+    settle(other, "v", FOUR)
+    settle(other, "w", FOUR)
+    settle(other, "u", SEVEN)
+    assert own.merge(other) == 2
+    assert read_records(own.root, A72, 1) == {"w": SEVEN, "v": FOUR, "u": SEVEN}
+    before = (own.folder / EVIDENCE).read_bytes()
+    assert own.merge(other) == 0
+    assert (own.folder / EVIDENCE).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", [EVIDENCE, RECORDS, WORKLOADS])
+def test_a_merge_leaves_out_what_is_damaged(own: Database, tmp_path: Path, name: str) -> None:
+    other = Database(tmp_path / "other", A72)
+    other.create()
+    (other.folder / name).write_text("garbage\n")
+    settle(other, "v", FOUR)
+    settle(other, "w", SEVEN)
+    assert own.merge(other) == 2
+    assert read_records(own.root, A72, 1) == {"v": FOUR, "w": SEVEN}
+
+
+def test_a_merge_with_nothing_adds_nothing(own: Database, tmp_path: Path) -> None:
+    assert own.merge(Database(tmp_path, A72)) == 0
+
+
+def test_neighbours_are_those_of_the_same_kind_the_nearest_first(tmp_path: Path) -> None:
+    for name in ("cortex-a53", "cortex-a55", "x86-64-v3"):
+        there = Database(tmp_path, device.get(name))
+        there.create()
+        settle(there, "w", SEVEN)
+    found = find_neighbours([tmp_path], A72)
+    assert {each.device.cpu for each in found} == {"cortex-a53", "cortex-a55"}
+    distances = [database._distance(A72, each.device) for each in found]
+    assert distances == sorted(distances)
+    assert read_picks(found[0]) == {"w": [SEVEN]}
+
+
+def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        Database(tmp_path / "file", A72).create()
+
+
+def test_the_device_is_described_beside(own: Database) -> None:
+    assert json.loads((own.folder / DEVICE).read_text())["cpu"] == "cortex-a72"
+    assert os.listdir(own.root) == [own.folder.name]

@@ -1,0 +1,69 @@
+"""Lines that MetaSchedule reads: its own database loads them, and the trace replays to what was chosen."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tvm
+from tvm import s_tir
+from tvm.s_tir.meta_schedule.database import JSONDatabase
+
+from sepwise.lowering import device
+from sepwise.lowering.tuning.database import RECORDS, Database, Evidence, find_conditions
+from sepwise.lowering.tuning.intervals import Interval
+from sepwise.lowering.tuning.metaschedule import plain_function, spell_record
+from sepwise.lowering.tuning.space import list_candidates
+from sepwise.lowering.workload import ConvWorkload, LinearWorkload, Stage
+
+A72 = device.get("cortex-a72")
+POINTWISE = Stage(8, 12, 1, (1, 1), (1, 1), (0, 0), (0, 0), (1, 1))
+DEPTHWISE = Stage(8, 8, 8, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1))
+WORKLOADS = {
+    "pointwise": ConvWorkload(1, (7, 7), (POINTWISE,), False, None, 4, 4),
+    "chain": ConvWorkload(1, (7, 7), (DEPTHWISE, POINTWISE), False, None, 4, 4),
+    "residual": ConvWorkload(1, (7, 7), (DEPTHWISE,), True, None, 4, 4),
+    "plain": ConvWorkload(1, (9, 9), (DEPTHWISE,), False, None, 0, 0),
+    "grouped": ConvWorkload(1, (7, 7), (Stage(8, 8, 4, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1)),), False, None, 4, 4),
+    "linear": LinearWorkload(3, 16, 10),
+}
+
+
+@pytest.mark.parametrize("method", ["measured", "estimated"])
+def test_metaschedule_loads_the_database(tmp_path: Path, method: str) -> None:
+    own = Database(tmp_path, A72)
+    own.create()
+    conditions = find_conditions(A72, 1, method)
+    for workload in WORKLOADS.values():
+        for candidate in list_candidates(workload, A72, 1)[:2]:
+            evidence = Evidence(candidate.pick, -1, 3000.0, 3300.0, Interval(0.9, 0.9, 0.9), 8, 0.1)
+            own.add_record(conditions, workload.key, spell_record(workload, candidate.pick, 3000.0, A72, method), evidence)
+    loaded = JSONDatabase(work_dir=str(own.folder), allow_missing=False)
+    assert len(loaded) == 2 * len(WORKLOADS)
+    for workload in WORKLOADS.values():
+        module = tvm.IRModule({"main": plain_function(workload)})
+        assert loaded.has_workload(module)
+        records = loaded.get_top_k(loaded.commit_workload(module), 5)
+        assert len(records) == 2
+        seconds = 3e-3 if method == "measured" else 3000 / A72.clock_hz
+        assert float(records[0].run_secs[0]) == pytest.approx(seconds)
+        schedule = s_tir.Schedule(module)
+        records[0].trace.apply_to_schedule(schedule, remove_postproc=False)
+        said = schedule.get(schedule.get_sblock("root")).annotations
+        assert str(said["sepwise.method"]) == method
+        assert str(said["sepwise.strategy"]) in {each.strategy.name for each in list_candidates(workload, A72, 1)}
+
+
+def test_the_trace_says_which_candidate(tmp_path: Path) -> None:
+    own = Database(tmp_path, A72)
+    own.create()
+    conditions = find_conditions(A72, 1, "measured")
+    workload = WORKLOADS["chain"]
+    candidates = list_candidates(workload, A72, 1)[:3]
+    for candidate in candidates:
+        evidence = Evidence(candidate.pick, -1, 1.0, 1.0, Interval(1.0, 1.0, 1.0), 8, 0.1)
+        own.add_record(conditions, workload.key, spell_record(workload, candidate.pick, 1.0, A72, "measured"), evidence)
+    assert len((own.folder / RECORDS).read_text().splitlines()) == 3
+    found = own.read(conditions).records[workload.key]
+    assert list(found) == [candidate.pick for candidate in candidates]
+    for line in (own.folder / RECORDS).read_text().splitlines():
+        assert json.loads(line)[0] == 0

@@ -1,0 +1,84 @@
+"""The play-off, with whole networks whose times a script gives."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from sepwise.lowering.selection import Pick, Records
+from sepwise.lowering.tuning.playoff import Result, play
+
+A, B = (Pick(name, ()) for name in "ab")
+CALLS = {"first": (0, 2), "second": (1,)}
+DEFAULT_US = (10.0, 20.0, 10.0, 5.0)
+
+
+class Scripted:
+    """A network of four calls; what `first` takes is that of calls 0 and 2, call 3 is of no workload that is tuned."""
+
+    def __init__(self, records: Records, factors: Mapping[tuple[str, Pick], float], rng: np.random.Generator, extra: float) -> None:
+        times = list(DEFAULT_US)
+        for workload, calls in CALLS.items():
+            for call in calls if workload in records else ():
+                times[call] *= factors[workload, records[workload]]
+        times[3] += extra if len(records) > 1 else 0.0
+        self.times, self.rng, self.closed = times, rng, False
+
+    def time_network(self, rounds: int) -> list[list[float]]:
+        cold = [[9.0 * time] * (rounds - 1) for time in self.times]
+        return [[*first, time * float(np.exp(0.02 * self.rng.standard_normal()))] for first, time in zip(cold, self.times, strict=True)]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def run(factors: Mapping[tuple[str, Pick], float], leaders: Mapping[str, list[Pick]], *, extra: float = 0.0) -> Result:
+    rng, loaded = np.random.default_rng(0), []
+
+    def load(records: Records) -> Scripted:
+        loaded.append(Scripted(records, factors, rng, extra))
+        return loaded[-1]
+
+    result = play(load, leaders, CALLS, exact=False)
+    assert all(each.closed for each in loaded)
+    return result
+
+
+def test_what_is_faster_in_the_network_is_chosen() -> None:
+    result = run({("first", A): 0.7, ("second", A): 0.8}, {"first": [A], "second": [A]})
+    assert {workload: standing.pick for workload, standing in result.standings.items()} == {"first": A, "second": A}
+    assert result.median == pytest.approx(0.7 * 20 + 0.8 * 20 + 5, rel=0.02)
+    assert result.default_median == pytest.approx(45, rel=0.02)
+    assert result.interval.high < 0.8
+    assert result.standings["first"].default_median == pytest.approx(20, rel=0.02)
+
+
+def test_what_only_was_faster_alone_is_not() -> None:
+    result = run({("first", A): 0.7, ("second", A): 1.01}, {"first": [A], "second": [A]})
+    assert result.standings["first"].pick == A
+    assert result.standings["second"].pick is None
+    assert result.standings["second"].median == result.standings["second"].default_median
+
+
+def test_the_second_best_may_win() -> None:
+    result = run({("first", A): 0.95, ("first", B): 0.6}, {"first": [A, B]})
+    assert result.standings["first"].pick == B
+
+
+def test_a_mixture_of_teams_plays_by_itself() -> None:
+    factors = {("first", A): 0.95, ("first", B): 0.6, ("second", A): 0.5, ("second", B): 0.9}
+    result = run(factors, {"first": [A, B], "second": [A, B]})
+    assert {workload: standing.pick for workload, standing in result.standings.items()} == {"first": B, "second": A}
+    assert result.median == pytest.approx(0.6 * 20 + 0.5 * 20 + 5, rel=0.02)
+
+
+def test_nothing_stays_where_the_whole_is_slower() -> None:
+    result = run({("first", A): 0.9, ("second", A): 0.9}, {"first": [A], "second": [A]}, extra=30.0)
+    assert all(standing.pick is None for standing in result.standings.values())
+    assert result.median == result.default_median
+
+
+def test_without_leaders_the_default_is_timed() -> None:
+    result = run({}, {})
+    assert all(standing.pick is None for standing in result.standings.values())
+    assert result.standings["second"].median == pytest.approx(20, rel=0.02)

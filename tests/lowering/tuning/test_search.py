@@ -1,0 +1,189 @@
+"""The search, with times and checks that a script gives."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sepwise.lowering.selection import Pick
+from sepwise.lowering.tuning.search import BATCH, PATIENCE, Search
+from sepwise.lowering.tuning.space import Candidate
+from sepwise.passes.equivalence import Check
+
+
+@dataclass(frozen=True)
+class Tile:
+    size: int
+
+
+def candidate(size: int) -> Candidate:
+    return Candidate(SimpleNamespace(name="any"), Tile(size), float(size))
+
+
+def pick(size: int) -> Pick:
+    return Pick("any", (("size", size),))
+
+
+DEFAULT = pick(0)
+
+
+@dataclass
+class Script:
+    """Times by tile, 100 where none is given, with noise and a drift of the whole machine."""
+
+    times: Mapping[int, float] = field(default_factory=dict)
+    wrong: Sequence[int] = ()
+    refused: Mapping[int, str] = field(default_factory=dict)
+    noise: float = 0.0
+    drift: float = 0.0
+    exact: bool = False
+    seed: int = 0
+    opened: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+        self.sampled = 0
+
+    @contextmanager
+    def open(self, kernel: object, candidates: Sequence[Candidate]) -> Iterator["ScriptedTrial"]:
+        self.opened.append([each.tile.size for each in candidates])
+        yield ScriptedTrial(self)
+
+
+@dataclass
+class ScriptedTrial:
+    script: Script
+
+    @property
+    def refused(self) -> Mapping[Pick, str]:
+        return {pick(size): reason for size, reason in self.script.refused.items()}
+
+    def time(self, picks: Sequence[Pick], rounds: int) -> list[list[float]]:
+        s = self.script
+        s.sampled += len(picks)
+        rounds = 1 if s.exact else rounds
+        load = np.exp(s.drift * s.rng.standard_normal(rounds))
+        return [
+            (s.times.get(p.sizes[0][1], 100.0) * load * np.exp(s.noise * np.abs(s.rng.standard_normal(rounds)))).tolist()
+            for p in picks
+        ]
+
+    def check(self, found: Pick) -> Check:
+        size = found.sizes[0][1]
+        status = "failed" if size in self.script.wrong else "passed"
+        return Check("kernel", "k", (), status, 0.5, 1.0, 0.5, None, None, reason="off by 7" if status == "failed" else "")
+
+
+def search(count: int = 3 * BATCH, *, share: float = 100.0) -> tuple[Search, dict[Pick, Candidate]]:
+    candidates = [candidate(size) for size in range(count + 1)]
+    return Search(SimpleNamespace(name="k"), candidates[0], candidates[1:], share), {c.pick: c for c in candidates}
+
+
+def exhaust(script: Script, count: int = 3 * BATCH) -> Search:
+    found, candidates = search(count)
+    while not found.done:
+        found.step(script, candidates)
+    return found
+
+
+@pytest.mark.parametrize("drift", [0.0, 1.0])
+def test_it_finds_what_is_faster_through_noise_and_drift(drift: float) -> None:
+    found = exhaust(Script({5: 80.0, 7: 95.0, 13: 60.0}, noise=0.1, drift=drift))
+    assert found.best == pick(13)
+    assert found.leaders(2) == [pick(13), pick(5)]
+    assert found.ratio == pytest.approx(0.6, rel=0.05)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_noise_alone_changes_nothing(seed: int) -> None:
+    found = exhaust(Script(noise=0.3, drift=0.5, seed=seed))
+    assert list(found.verified) == [DEFAULT]
+    assert found.leaders(2) == []
+
+
+def test_a_gain_too_small_to_believe_is_left() -> None:
+    assert exhaust(Script({3: 99.0})).best == DEFAULT
+
+
+def test_a_wrong_candidate_is_told_and_the_next_one_takes_its_place() -> None:
+    found, candidates = search()
+    outcome = found.step(Script({2: 40.0, 4: 70.0}, wrong=[2]), candidates)
+    assert outcome.tried[pick(2)] == "wrong: off by 7"
+    assert [each.pick for each in outcome.verified] == [DEFAULT, pick(4)]
+    assert pick(2) not in found.verified
+
+
+def test_what_was_verified_carries_its_times() -> None:
+    found, candidates = search()
+    default, best = found.step(Script({4: 70.0}), candidates).verified
+    assert (default.median, default.interval.ratio, default.worst_ratio) == (100.0, 1.0, 0.5)
+    assert (best.median, best.default_median, best.interval.ratio) == pytest.approx((70.0, 100.0, 0.7))
+    assert best.rounds >= default.rounds > 1
+
+
+def test_a_refused_candidate_is_not_timed() -> None:
+    found, candidates = search()
+    outcome = found.step(Script({1: 1.0}, refused={1: "does not compile"}), candidates)
+    assert outcome.tried[pick(1)] == "does not compile"
+    assert outcome.timed == BATCH - 1
+    assert found.best == DEFAULT
+
+
+def test_it_gives_up_where_batches_bring_nothing() -> None:
+    script = Script()
+    found = exhaust(script, 100 * BATCH)
+    assert len(script.opened) == PATIENCE
+    assert script.opened[1] == [0, *range(BATCH + 1, 2 * BATCH + 1)]
+    assert found.queue
+
+
+def test_a_gain_renews_its_patience() -> None:
+    script = Script({PATIENCE * BATCH - 1: 50.0})
+    exhaust(script, 100 * BATCH)
+    assert len(script.opened) == 2 * PATIENCE
+    assert script.opened[-1][:2] == [0, PATIENCE * BATCH - 1]
+
+
+def test_a_better_half_is_timed_more() -> None:
+    script = Script(noise=0.01)
+    found, candidates = search(BATCH)
+    found.step(script, candidates)
+    full = BATCH + 1
+    assert script.sampled < 5 * full
+
+
+def test_nothing_is_compared_with_a_default_that_cannot_be_verified() -> None:
+    found, candidates = search()
+    outcome = found.step(Script({1: 1.0}, wrong=[0]), candidates)
+    assert found.done
+    assert found.unverified == "off by 7"
+    assert outcome.timed == 0
+    assert not outcome.verified
+
+
+def test_an_estimate_is_taken_once() -> None:
+    script = Script({3: 60.0}, exact=True)
+    found, candidates = search(BATCH)
+    found.step(script, candidates)
+    assert script.sampled == BATCH + 1
+    assert found.best == pick(3)
+
+
+def test_what_takes_longer_comes_first_until_it_brings_nothing() -> None:
+    small, candidates = search(share=60.0)
+    large, _ = search(100 * BATCH, share=100.0)
+    assert large.promise > small.promise
+    large.step(Script(), candidates)
+    assert large.promise < small.promise
+    small.step(Script({1: 90.0}), candidates)
+    assert small.promise == pytest.approx(54.0)
+
+
+def test_no_more_candidates_than_are_allowed() -> None:
+    script = Script()
+    found, candidates = search()
+    assert found.step(script, candidates, most=3).timed == 3
+    assert script.opened == [[0, 1, 2, 3]]

@@ -1,0 +1,279 @@
+"""Tuning a small network from its file to a database that compilations use, with times that a script gives."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from tvm.s_tir.meta_schedule.database import JSONDatabase
+
+from sepwise.lowering import device, strategies
+from sepwise.lowering.build import build_imported, build_program
+from sepwise.lowering.runner import NativeRunner
+from sepwise.lowering.strategies.base import Implementation
+from sepwise.lowering.strategies.pointwise import PointwiseStrategy
+from sepwise.lowering.trials import Step
+from sepwise.lowering.tuning import trial
+from sepwise.lowering.tuning import tune as tuning
+from sepwise.lowering.tuning.database import EVIDENCE, RECORDS, Database, Verdict, find_conditions, read_records
+from sepwise.lowering.tuning.intervals import Interval
+from sepwise.lowering.tuning.search import BATCH
+from sepwise.lowering.tuning.space import list_candidates
+from sepwise.lowering.tuning.timing import Method, Timed
+from sepwise.lowering.tuning.tune import Progress, Tuning, tune
+from sepwise.lowering.verify import verify_model
+from sepwise.passes import load_model
+from sepwise.passes.errors import CheckFailed, InputError
+
+HOST = device.get("host")
+TEXT = """<ir_version: 10, opset_import: ["" : 18]>
+small (float[1,20,6,6] x) => (float[1,20,6,6] y)
+<float[20,20,1,1] w0, float[20,20,1,1] w1, float[20] b0, float[20,1,3,3] d>
+{
+  [first] a = Conv (x, w0, b0)
+  [act] r = Relu (a)
+  [second] c = Conv (r, w1)
+  [dw] e = Conv <group = 20, pads = [1,1,1,1]> (c, d)
+  [pool] y = Softmax <axis = 1> (e)
+}
+"""
+
+Times = Callable[[str, str], float]
+"""Gives the time of a call by its strategy and tile."""
+
+
+def slow(strategy: str, tile: str) -> float:
+    return 100.0
+
+
+@pytest.fixture(scope="module")
+def built(network: Callable[[str], ir.Model]) -> tuple[dict[str, Any], Times]:
+    """The workloads of the network by key, and times by which everything is faster than the default."""
+    program, _, imported = build_imported(network(TEXT), HOST)
+    defaults = {(call.strategy, call.tile) for call in program.calls}
+    keys = {kernel.workload.key: kernel.workload for kernel in imported.graph.kernels}
+    return keys, lambda strategy, tile: 100.0 if (strategy, tile) in defaults else 60.0
+
+
+class ScriptedTimer:
+    """This machine, on which calls take what a script says."""
+
+    method: Method = "measured"
+    unit = "us"
+    exact = True
+
+    def __init__(self, times: Times, method: Method = "measured") -> None:
+        self.device, self.threads, self.times, self.method = HOST, 1, times, method
+
+    def load(self, program: Any, inputs: Any) -> Timed:
+        return ScriptedTimed(NativeRunner(program), self.times)
+
+
+class ScriptedTimed:
+    def __init__(self, runner: NativeRunner, times: Times) -> None:
+        self.runner, self._times = runner, times
+
+    def time(self, calls: Sequence[int], rounds: int) -> list[list[float]]:
+        own = self.runner.program.calls
+        return [[self._times(own[call].strategy, own[call].tile)] for call in calls]
+
+    def time_network(self, rounds: int) -> list[list[float]]:
+        return self.time(range(len(self.runner.program.calls)), rounds)
+
+    def close(self) -> None:
+        self.runner.close()
+
+
+@pytest.fixture
+def file(network: Callable[[str], ir.Model], tmp_path: Path) -> Path:
+    path = tmp_path / "small.onnx"
+    onnx.save(ir.to_proto(network(TEXT)), path)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, file: Path, tmp_path: Path) -> Callable[..., Tuning]:
+    def tuned(times: Times = slow, *, method: Method = "measured", **options: Any) -> Tuning:
+        monkeypatch.setattr(tuning, "open_timer", lambda *_: ScriptedTimer(times, method))
+        return tune(file, tmp_path / "db", **{"trials": 3 * BATCH, **options})
+
+    return tuned
+
+
+def evidence(result: Tuning, kind: str) -> list[dict[str, Any]]:
+    lines = (Path(result.database) / EVIDENCE).read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == kind]
+
+
+def test_what_is_faster_is_kept_and_used(
+    run: Callable[..., Tuning], built: tuple[dict[str, Any], Times], file: Path, tmp_path: Path
+) -> None:
+    seen: list[Progress] = []
+    result = run(built[1], trials=None, on_progress=seen.append)
+    assert (result.model, result.target, result.method, result.unit) == ("small", "host", "measured", "us")
+    faster = [kernel for kernel in result.kernels if kernel.tuned]
+    assert faster
+    assert all(kernel.chosen != kernel.default and kernel.tuned_time == 0.6 * kernel.default_time for kernel in faster)
+    assert all(kernel.finished for kernel in result.kernels)
+    assert result.tuned_time is not None
+    assert result.default_time == result.tuned_time + sum(k.default_time - k.tuned_time for k in result.kernels)
+    assert seen[-1].current < seen[-1].default
+    assert seen[-1].trials == result.trials == result.history[-1][0]
+    assert [*(point[1] for point in result.history)] == sorted((point[1] for point in result.history), reverse=True)
+
+    loaded = JSONDatabase(work_dir=result.database, allow_missing=False)
+    assert len(loaded) == result.records == len((Path(result.database) / RECORDS).read_text().splitlines())
+    assert all(0 <= line["worst_ratio"] <= 1 for line in evidence(result, "record"))
+
+    records = read_records(tmp_path / "db", HOST, 1)
+    assert len(records) == len(result.kernels)
+    program, report = build_program(load_model(file), HOST, records=records)
+    strategic = [call for call in program.calls if call.workload in records]
+    assert report.records_used == len(strategic) >= 3
+    assert {call.workload for call in strategic if built[1](call.strategy, call.tile) < 100} == {k.workload for k in faster}
+    assert verify_model(load_model(file), HOST, records=records).passed
+
+    again = run(lambda *_: pytest.fail("timed"), trials=None)
+    assert (again.trials, again.records, again.default_time) == (0, 0, None)
+    assert again.notes == ("Nothing to do: every kernel has a record that holds here, and nothing is left to try.",)
+    assert again.kernels == result.kernels
+
+
+def test_without_a_database_nothing_is_recorded(file: Path) -> None:
+    assert build_program(load_model(file), HOST)[1].records_used == 0
+
+
+def test_a_run_that_ended_early_goes_on_where_it_was(run: Callable[..., Tuning]) -> None:
+    first = run(trials=BATCH)
+    assert first.trials == BATCH
+    assert not all(kernel.finished for kernel in first.kernels)
+    tried = [(line["workload"], json.dumps(each)) for line in evidence(first, "tried") for each in line["candidates"]]
+    second = run(trials=BATCH)
+    both = [(line["workload"], json.dumps(each)) for line in evidence(second, "tried") for each in line["candidates"]]
+    assert both[: len(tried)] == tried
+    assert len(both) == len(set(both)) == 2 * BATCH
+
+
+def test_estimates_and_measurements_do_not_mix(run: Callable[..., Tuning], built: tuple[dict[str, Any], Times]) -> None:
+    estimated = run(built[1], method="estimated", trials=BATCH)
+    (kernel,) = [each for each in estimated.kernels if each.tried]
+    assert kernel.tuned
+    (kernel,) = [each for each in run(trials=BATCH).kernels if each.tried]
+    assert not kernel.tuned
+
+
+class Planted(PointwiseStrategy):
+    """Claims to be a pointwise convolution."""
+
+    name = "planted"
+
+
+class Wrong(Planted):
+    """Its weights are not quite those that it was given."""
+
+    def schedule(self, workload: Any, target: device.Device, tile: Any) -> Implementation:
+        right = super().schedule(workload, target, tile)
+
+        def pack(weights: Any) -> list[np.ndarray]:
+            first, *others = right.pack(weights)
+            return [first * np.float32(1 + 1e-4), *others]
+
+        return replace(right, pack=pack)
+
+
+class Raising(Planted):
+    """Does not compile."""
+
+    def schedule(self, workload: Any, target: device.Device, tile: Any) -> Implementation:
+        raise ValueError("no such loop")
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
+    def add(strategy: Any) -> None:
+        monkeypatch.setattr(strategies, "CONV_STRATEGIES", [*strategies.CONV_STRATEGIES, strategy])
+
+    return add
+
+
+@pytest.mark.parametrize(("planted", "reason"), [(Wrong(), "wrong: "), (Raising(), "does not compile: ValueError: no such loop")])
+def test_a_planted_schedule_never_reaches_the_database(
+    run: Callable[..., Tuning],
+    plant: Callable[[Any], None],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    planted: Any,
+    reason: str,
+) -> None:
+    plant(planted)
+    with caplog.at_level(logging.WARNING):
+        result = run(lambda strategy, _: 1.0 if strategy == "planted" else 100.0, trials=BATCH)
+    refused = [each for each in result.wrong if each.pick.strategy == "planted"]
+    assert refused
+    assert all(each.reason.startswith(reason) for each in refused)
+    assert "planted" in caplog.text
+    assert "planted" not in (Path(result.database) / RECORDS).read_text()
+    assert not [line for kind in ("record", "verdict") for line in evidence(result, kind) if line["strategy"] == "planted"]
+    assert all(pick.strategy != "planted" for pick in read_records(tmp_path / "db", HOST, 1).values())
+
+
+def test_no_candidate_timed_is_an_error(run: Callable[..., Tuning]) -> None:
+    with pytest.raises(InputError, match="No candidate was timed"):
+        run(seconds=0.0)
+
+
+def test_nothing_but_refused_candidates_is_an_error(run: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
+    build = trial.build_candidates
+
+    def build_default(steps: Sequence[Step], *others: Any) -> Any:
+        if {id(step.tile) for step in steps} - allowed:
+            raise RuntimeError("no registers left")
+        return build(steps, *others)
+
+    allowed: set[int] = set()
+    opened = trial.Workbench.open
+
+    def note(bench: Any, kernel: Any, candidates: Any) -> Any:
+        allowed.add(id(candidates[0].tile))
+        return opened(bench, kernel, candidates)
+
+    monkeypatch.setattr(trial, "build_candidates", build_default)
+    monkeypatch.setattr(trial.Workbench, "open", note)
+    with pytest.raises(CheckFailed, match="None of 8 candidates could be timed; the first: does not compile: RuntimeError: no reg"):
+        run(trials=BATCH)
+
+
+def test_another_devices_winner_is_tried_first(
+    run: Callable[..., Tuning], built: tuple[dict[str, Any], Times], tmp_path: Path
+) -> None:
+    """What won there is far behind in the order here, and comes first all the same."""
+    first = run(trials=1)
+    (kernel,) = [each for each in first.kernels if each.tried]
+    picks = [each.pick for each in list_candidates(built[0][kernel.workload], HOST, 1)]
+    elsewhere = Database(tmp_path / "other", replace(HOST, name="elsewhere", l2_bytes=2 * HOST.l2_bytes))
+    elsewhere.create()
+    conditions = find_conditions(elsewhere.device, 1, "measured")
+    won = Verdict(picks[-1], 0, True, 1.0, 2.0, Interval(0.5, 0.5, 0.5), 9, True)
+    elsewhere.add_verdict(conditions, kernel.workload, won)
+    second = run(trials=1, others=[tmp_path / "other"])
+    (tried,) = evidence(second, "tried")[1:]
+    assert tried["workload"] == kernel.workload
+    assert [each["sizes"] for each in tried["candidates"]] == [dict(picks[-1].sizes)]
+
+
+def test_records_of_the_same_device_are_taken_over(
+    run: Callable[..., Tuning], built: tuple[dict[str, Any], Times], tmp_path: Path
+) -> None:
+    first = run(built[1], trials=BATCH)
+    (tmp_path / "db").rename(tmp_path / "other")
+    second = run(trials=1, others=[tmp_path / "other"])
+    (kernel,) = [each for each in first.kernels if each.tried]
+    assert kernel.tuned
+    assert kernel.chosen in {each.chosen for each in second.kernels}
+    assert second.notes[0] == f"{first.records} records were taken over."

@@ -1,0 +1,94 @@
+"""`sepwise tune`: what it asks for, what it prints, and a run from end to end."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sepwise import api
+from sepwise.lowering.selection import Pick
+from sepwise.lowering.tuning.search import Wrong
+from sepwise.lowering.tuning.tune import KernelResult, Progress, Tuning
+
+KERNELS = (
+    KernelResult("k0", 2, "conv/a", "dense rows=1", "dense rows=2", True, 200.0, 150.0, 0.74, 0.76, 380, 24, True),
+    KernelResult("k1", 1, "conv/b", "dense rows=1", "dense rows=1", False, 50.0, 50.0, 1.0, 1.0, 20, 19, False),
+)
+TUNING = Tuning(
+    "net", "host", "measured", "us", 1, "db/host-0", 43, 3, 12.5, 260.0, 210.0, 0.8, 0.82, KERNELS,
+    (Wrong("k1", Pick("planted", (("rows", 3),)), "wrong: off by <7>"),), ((0, 260.0), (8, 210.0), (43, 210.0)), ("One note.",),
+)  # fmt: skip
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+
+    def tune(model: str, database: Path, **options: Any) -> Tuning:
+        options.pop("on_progress")(Progress("k0", 8, 35, 1.0, 61.0, 260.0, 210.0, "us"))
+        found.update(model=model, database=database, **options)
+        return TUNING
+
+    monkeypatch.setattr(api, "tune", tune)
+    return found
+
+
+def test_what_is_asked_for(command: Callable[..., Any], asked: dict[str, Any]) -> None:
+    words = ("--trials", "40", "--seconds", "9.5", "--threads", "2", "--from", "a", "--from", "b", "--shape", "1,3", "--float16")
+    assert command("tune", "net.onnx", "--database", "db", "--target", "cortex-a72", *words).status == 0
+    assert asked == {
+        "model": "net.onnx", "database": Path("db"), "target": "cortex-a72", "trials": 40, "seconds": 9.5, "threads": 2,
+        "others": (Path("a"), Path("b")), "shapes": (1, 3), "float16": True,
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("asked")
+def test_the_table_says_what_got_faster(command: Callable[..., Any]) -> None:
+    status, out, _ = command("tune", "net.onnx", "--database", "db")
+    assert status == 0
+    first, second = (next(line for line in out.splitlines() if name in line) for name in ("k0", "k1 "))
+    assert "0.75" in first
+    assert "dense rows=2" in first
+    assert "default" in second
+    assert "refused: k1, planted rows=3: wrong: off by <7>" in out
+    assert "One note." in out
+    assert "260 -> 210 us for all kernels, 0.808 of the default" in out
+
+
+@pytest.mark.usefixtures("asked")
+def test_json(command: Callable[..., Any]) -> None:
+    status, out, _ = command("tune", "net.onnx", "--database", "db", "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert (found["model"], found["target"], found["method"], found["trials"], found["seconds"]) == ("net", "host", "measured", 43, 12.5)
+    assert (found["default_us"], found["tuned_us"]) == (260.0, 210.0)
+    assert (found["kernels"][0]["default_us"], found["kernels"][0]["tuned_us"]) == (200.0, 150.0)
+    assert found["wrong"] == [{"kernel": "k1", "candidate": "planted rows=3", "reason": "wrong: off by <7>"}]
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_page(command: Callable[..., Any], tmp_path: Path) -> None:
+    assert command("tune", "net.onnx", "--database", "db", "--html", tmp_path / "t.html").status == 0
+    page = (tmp_path / "t.html").read_text()
+    assert "sepwise tune net.onnx --database db" in page
+    assert page.count("<svg") == 2
+    assert "off by &lt;7&gt;" in page
+    assert "<script" not in page
+
+
+def test_a_folder_that_is_missing_is_told(command: Callable[..., Any], network: Path, tmp_path: Path) -> None:
+    answer = command("compile", network, "--shape", "1,3,6,6", "-o", tmp_path / "d", "--database", tmp_path / "none")
+    assert answer.status == 2
+    assert "sepwise tune MODEL --database" in answer.err
+
+
+def test_from_a_model_to_an_artifact(command: Callable[..., Any], network: Path, tmp_path: Path) -> None:
+    words = ("--shape", "1,3,6,6")
+    tuned = command("tune", network, "--database", tmp_path / "db", *words, "--trials", "2", "--json")
+    assert tuned.status == 0
+    found = json.loads(tuned.out)
+    assert found["trials"] == 2
+    compiled = command("compile", network, *words, "-o", tmp_path / "d", "--database", tmp_path / "db", "--json")
+    assert json.loads(compiled.out)["records_used"] == len(found["kernels"]) == 1
