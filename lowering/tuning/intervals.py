@@ -25,7 +25,8 @@ DOUBT = 0.01
 """Probability that an interval misses the median."""
 
 LEAST_GAIN = 0.02
-"""Differences below are not believed, however surely they are measured: the same code loaded at another place differs as much."""
+"""Differences below are not believed, however surely they are measured: an interval holds for one load of the code,
+and where code and data lie changes with the next one."""
 
 
 @dataclass(frozen=True, slots=True)
