@@ -187,6 +187,14 @@ class Wrong(Planted):
         return replace(right, pack=pack)
 
 
+class Straying(Planted):
+    """Reads more weights than there are."""
+
+    def schedule(self, workload: Any, target: device.Device, tile: Any) -> Implementation:
+        right = super().schedule(workload, target, tile)
+        return replace(right, pack=lambda weights: [array.reshape(-1)[:1] for array in right.pack(weights)])
+
+
 class Raising(Planted):
     """Does not compile."""
 
@@ -202,7 +210,10 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
     return add
 
 
-@pytest.mark.parametrize(("planted", "reason"), [(Wrong(), "wrong: "), (Raising(), "does not compile: ValueError: no such loop")])
+@pytest.mark.parametrize(
+    ("planted", "reason"),
+    [(Wrong(), "wrong: "), (Straying(), "Kernel 'k"), (Raising(), "does not compile: ValueError: no such loop")],
+)
 def test_a_planted_schedule_never_reaches_the_database(
     run: Callable[..., Tuning],
     plant: Callable[[Any], None],
