@@ -75,6 +75,7 @@ def play(
     calls: Mapping[str, Sequence[int]],
     *,
     exact: bool,
+    kept: Records | None = None,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Plays.
@@ -84,6 +85,7 @@ def play(
         leaders: For each workload those that play, the fastest first.
         calls: For each workload its calls; all Programs have the same.
         exact: Whether times are the same each time.
+        kept: Candidates of other workloads, settled before, that are in all networks but the default's.
         out_of_time: Whether to make an end.
 
     Returns:
@@ -92,7 +94,7 @@ def play(
     with ExitStack() as stack:
         teams: list[Records] = [{}]
         teams += [
-            {workload: picks[min(place, len(picks) - 1)] for workload, picks in leaders.items() if picks}
+            {**(kept or {}), **{workload: picks[min(place, len(picks) - 1)] for workload, picks in leaders.items() if picks}}
             for place in range(max(map(len, leaders.values()), default=0))
         ]
         match = _Match([stack.enter_context(closing(load(team))) for team in teams], exact=exact, out_of_time=out_of_time)
@@ -101,12 +103,14 @@ def play(
             return any(
                 match.compare(team, calls[workload]).undecided
                 for team in range(1, len(teams))
-                for workload in teams[team]
+                for workload, picks in leaders.items()
+                if picks
             )
 
         match.run(open_questions)
         standings = {workload: _stand(match, teams, workload, own) for workload, own in calls.items()}
-        chosen = {workload: standing.pick for workload, standing in standings.items() if standing.pick is not None}
+        chosen = dict(kept or {})
+        chosen |= {workload: standing.pick for workload, standing in standings.items() if standing.pick is not None}
         if not chosen:
             whole = match.median(0, None)
             return Result(standings, Interval(1.0, 1.0, 1.0), whole, whole)

@@ -399,22 +399,22 @@ class _Tuner:
 
     def _load(self, records: Records) -> Timed:
         """Builds and loads the network with candidates."""
-        kept = {key: verdict.pick for key, verdict in self._settled.verdicts.items() if key not in self._searches}
         device, threads = self._timer.device, self._timer.threads
-        program, _ = build_program(
-            self._network.model, device, threads=threads, float16=self._float16, records={**kept, **records} if records else {}
-        )
+        program, _ = build_program(self._network.model, device, threads=threads, float16=self._float16, records=records)
         return self._timer.load(program, self._network.inputs)
 
     def _play(self, deadline: float | None) -> None:
         """Lets the best of each search play against the default, and writes the verdicts."""
         searches = {key: each for key, each in self._searches.items() if each.verified}
         leaders = {key: each.leaders(playoff.LEADERS) for key, each in searches.items()}
+        own = {kernel.workload.key for kernel in self._network.kernels}
+        settled = {key: each.pick for key, each in self._settled.verdicts.items() if each.tuned and key in own - set(searches)}
         self._result = playoff.play(
             self._load,
             {key: picks for key, picks in leaders.items() if picks},
             {key: each.kernel.calls for key, each in searches.items()},
             exact=self._timer.exact,
+            kept=settled,
             out_of_time=lambda: deadline is not None and time.monotonic() >= deadline,
         )
         for key, standing in self._result.standings.items():

@@ -32,14 +32,21 @@ class Scripted:
         self.closed = True
 
 
-def run(factors: Mapping[tuple[str, Pick], float], leaders: Mapping[str, list[Pick]], *, extra: float = 0.0) -> Result:
+def run(
+    factors: Mapping[tuple[str, Pick], float],
+    leaders: Mapping[str, list[Pick]],
+    *,
+    extra: float = 0.0,
+    kept: Records | None = None,
+) -> Result:
     rng, loaded = np.random.default_rng(0), []
 
     def load(records: Records) -> Scripted:
         loaded.append(Scripted(records, factors, rng, extra))
         return loaded[-1]
 
-    result = play(load, leaders, CALLS, exact=False)
+    calls = {workload: own for workload, own in CALLS.items() if workload not in (kept or {})}
+    result = play(load, leaders, calls, exact=False, kept=kept)
     assert all(each.closed for each in loaded)
     return result
 
@@ -76,6 +83,14 @@ def test_nothing_stays_where_the_whole_is_slower() -> None:
     result = run({("first", A): 0.9, ("second", A): 0.9}, {"first": [A], "second": [A]}, extra=30.0)
     assert all(standing.pick is None for standing in result.standings.values())
     assert result.median == result.default_median
+
+
+@pytest.mark.parametrize("leaders", [{}, {"first": [A]}])
+def test_what_was_settled_before_counts_for_the_whole(leaders: dict[str, list[Pick]]) -> None:
+    result = run({("first", A): 0.5, ("second", B): 0.6}, leaders, kept={"second": B})
+    assert set(result.standings) == {"first"}
+    assert result.default_median == pytest.approx(45, rel=0.02)
+    assert result.median == pytest.approx((10 if leaders else 20) + 12 + 5, rel=0.02)
 
 
 def test_without_leaders_the_default_is_timed() -> None:
