@@ -30,7 +30,15 @@ from sepwise.comparison import run_onnxruntime
 from sepwise.lowering import device
 from sepwise.lowering.verify import verify_model
 from sepwise.passes import fuse
-from sepwise.passes.equivalence import Check, GraphReference, compare_execution, compare_graph, compare_parts, sample_inputs, settle
+from sepwise.passes.equivalence import (
+    Check,
+    GraphReference,
+    compare_execution,
+    compare_graph,
+    compare_parts,
+    sample_inputs,
+    settle,
+)
 from sepwise.passes.errors import CheckFailed
 
 FIRST_SEED = 1
