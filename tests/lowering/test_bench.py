@@ -87,7 +87,7 @@ def test_report_of_a_small_network(zoo_file: Callable[..., Path]) -> None:
     json = found.to_json()
     assert set(json) == {
         "model", "target", "method", "threads", "macs", "strategy_mac_share", "runtimes", "speedup", "kernels", "notes",
-        "float16_mac_share",
+        "float16_mac_share", "records_used",
     }  # fmt: skip
     assert {"name", "version", "median_us", "minimum_us", "p90_us", "runs"} <= set(json["runtimes"][0])
     assert {"name", "nodes", "strategy", "median_us", "macs", "roofline"} <= set(json["kernels"][0])
