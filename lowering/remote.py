@@ -356,6 +356,7 @@ def _find_socket(peer: Address) -> socket.socket:
 def _ask_tracker(address: Address, key: str, timeout_s: float) -> tuple[Address, str]:
     """Asks a tracker for a free board; gives its address and the key that its server waits for."""
     who = f"Tracker {address[0]}:{address[1]}"
+    servers: list[dict[str, str]] | None = None
     with _dial(who, address, timeout_s) as link:
         try:
             link.sendall(struct.pack("<i", base.RPC_TRACKER_MAGIC))
@@ -366,6 +367,8 @@ def _ask_tracker(address: Address, key: str, timeout_s: float) -> tuple[Address,
             base.sendjson(link, [base.TrackerCode.REQUEST, key, "", 1])
             host, port, match = base.recvjson(link)[1]
         except TimeoutError:
+            if servers is None:
+                raise InputError(f"{who}: does not answer within {timeout_s:g} s. Check the port.") from None
             known = sorted({server["key"].partition(":")[2] for server in servers})
             raise InputError(
                 f"{who}: no board of key '{key}' was free within {timeout_s:g} s; it knows {', '.join(known) or 'no key'}."

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,9 +166,10 @@ def listener(answer: bytes | None) -> Iterator[str]:
                     return
                 links.enter_context(link)
                 if answer is not None:
-                    link.recv(1 << 10)
-                    link.sendall(answer)
-                    link.shutdown(socket.SHUT_RDWR)
+                    with suppress(OSError):  # the other side may have gone
+                        link.recv(1 << 10)
+                        link.sendall(answer)
+                        link.shutdown(socket.SHUT_RDWR)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
@@ -199,6 +200,11 @@ def test_something_else_listens() -> None:
 def test_nothing_answers() -> None:
     with listener(None) as address, pytest.raises(InputError, match=f"Board {address}: takes no client within 0.2 s"):
         open_board(address, timeout_s=0.2)
+
+
+def test_a_tracker_that_does_not_answer() -> None:
+    with listener(None) as address, pytest.raises(InputError, match=f"Tracker {address}: does not answer within 0.2 s"):
+        open_board(None, tracker=address, key="pi", timeout_s=0.2)
 
 
 def test_timeout_and_the_next_client(board_server: Callable[..., object], c_program: Callable[..., Program]) -> None:

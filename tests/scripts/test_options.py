@@ -89,7 +89,8 @@ def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_what_is_asked_of_the_verbs() -> None:
     assert Compilation("m", Path("d")).arguments() == {
-        "output": Path("d"), "target": "host", "shapes": None, "threads": 1, "float16": False, "image": None
+        "output": Path("d"), "target": "host", "shapes": None, "threads": 1, "float16": False, "image": None,
+        "database": None,
     }  # fmt: skip
     asked = Compilation("m", Path("d"), shape=["x=1,3"], input_layout=ImageAxes.NHWC, image=["x"])
     assert asked.arguments()["shapes"] == {"x": (1, 3)}
