@@ -21,6 +21,7 @@ from sepwise.passes.minimum_cut import Division
 from sepwise.passes.rewriting import (
     Refusal,
     RewritePass,
+    free_name,
     is_operator,
     original_nodes,
     replace_with_input,
@@ -458,7 +459,8 @@ def _keep_as_written(model: ir.Model, region: Region, nodes: Collection[ir.Node]
 def _transpose(model: ir.Model, region: Region, value: ir.Value, perm: Order) -> ir.Node:
     """A Transpose of a value of a region, not yet in its graph."""
     near = value.producer()
-    name = f"{region.seed.name}.{value.name if near is None else near.name}"
+    taken = {node.name or "" for graph in model.graphs() for node in graph}
+    name = free_name(taken, f"{region.seed.name}.{value.name if near is None else near.name}")
     node = ir.Node("", "Transpose", [value], [ir.AttrInt64s("perm", perm)], name=name)
     set_original_nodes(node, original_nodes(region.seed))
     shape = static_shape(value)

@@ -229,7 +229,7 @@ def noise_scale(
         return unit * UNITS[op.operator](op, y, *inputs) + arithmetic.smallest
     if op.operator in ("Resize", "Upsample"):
         units = _resize_units(op, y, *inputs)
-        return None if units is None else unit * units
+        return None if units is None else unit * units + arithmetic.smallest
     if op.operator in ALLOWANCES:
         allowance = ALLOWANCES[op.operator]
         scale = np.abs(inputs[0]) if allowance.gated and inputs[0] is not None else 1.0

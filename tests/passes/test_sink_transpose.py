@@ -96,6 +96,19 @@ def test_other_permutations_are_one(build: Build, equivalent: Equivalent) -> Non
     equivalent(model, sunk, exact=True)
 
 
+def test_nodes_behind_several_outputs_have_names_of_their_own(build: Build, equivalent: Equivalent) -> None:
+    model = build(
+        HEAD + """g (float[1,5,11] x) => (float w, float y, float z) <int64[6] pads = {0, 1, 0, 0, 1, 0}, int64[2] sizes = {1, 10}>
+        { n = Sigmoid (x) [out] a = Transpose <perm = [0,2,1]> (n) r = Relu (a) p = Pad (r, pads)
+          b = Transpose <perm = [0,2,1]> (p) w = Neg (b) [parts] y, z = Split <axis = 1> (a, sizes) }"""
+    )
+    sunk, _, _ = sink(model)
+    assert sorted(operators(sunk)) == ["Neg", "Pad", "Relu", "Reshape", "Sigmoid", "Split", "Transpose"]
+    names = [node.name for node in sunk.graph if node.name]
+    assert len(set(names)) == len(names)
+    equivalent(model, sunk, exact=True)
+
+
 def test_pairs_that_end_in_an_output(build: Build, equivalent: Equivalent) -> None:
     model = build(HEAD + f"g (float[1,4,5,6] x) => (float y) {{ n = Neg (x) a = {OUT} (n) y = {IN} (a) }}")
     sunk, fired, _ = sink(model)

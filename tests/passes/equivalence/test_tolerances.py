@@ -266,6 +266,18 @@ def test_positions_that_a_runtime_rounds_are_within_the_tolerance(
     assert not compare_execution(stretched, expected, sigma).passed
 
 
+def test_resized_subnormals_round_absolutely(parse, run_onnxruntime) -> None:
+    model = parse(
+        f"{HEADER} g (float[1,2,40,32] x) => (float y) <int64[4] sizes = {{1, 2, 57, 57}}> "
+        '{ y = Resize<mode="linear", coordinate_transformation_mode="align_corners">(x, "", "", sizes) }'
+    )
+    x = {"x": (np.random.default_rng(0).integers(-3, 4, (1, 2, 40, 32)) * 2.0**-149).astype(np.float32)}
+    sigma = execution_sigma(model, x)
+    check = compare_execution(run_onnxruntime(model, x), Oracle(model).run(x), sigma)
+    assert check.passed, check
+    assert sigma["y"].max() < 16 * 2.0**-149
+
+
 ROUNDING = {  # opset, initializers, nodes
     "CumSum": (14, "int64 k = {2}", "y = CumSum<reverse=1>(x, k)"),
     "Einsum": (12, "float[9,6] w", 'y = Einsum<equation="nchw,wk->nkc">(x, w)'),
