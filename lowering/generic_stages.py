@@ -174,7 +174,11 @@ def analyzer_of(axes: Sequence[Axis]) -> tvm.sym.Analyzer:
 
 
 def simplify(stage: Stage) -> Stage:
-    """Simplifies all index arithmetic of a stage, knowing the ranges of its axes."""
+    """Simplifies all index arithmetic of a stage, knowing the ranges of its axes.
+
+    TVM's rules hold for reals: `x - x` would be 0 and `x == x` true, of infinities and NaN too. So they are spelled as
+    `x + x * -1` and by `isnan`, which no rule knows.
+    """
     analyzer = analyzer_of([*stage.axes, *stage.reduced])
 
     def on_div(division: tirx.Div) -> Expr:
@@ -183,7 +187,24 @@ def simplify(stage: Stage) -> Stage:
             return division
         return tirx.floordiv(division.a, division.b)
 
-    return stage.mapped(lambda e: analyzer.simplify(tvm_ffi.structural_map(e, (tirx.Div, on_div))))
+    def on_sub(difference: tirx.Sub) -> Expr:
+        if not _same_floats(difference):
+            return difference
+        return difference.a + difference.b * tirx.const(-1.0, str(difference.ty.dtype))
+
+    def on_comparison(comparison: tirx.EQ | tirx.NE) -> Expr:
+        if not _same_floats(comparison):
+            return comparison
+        differs = tirx.isnan(comparison.a)
+        return tirx.Not(differs) if isinstance(comparison, tirx.EQ) else differs
+
+    spelled = [(tirx.Div, on_div), (tirx.Sub, on_sub), ((tirx.EQ, tirx.NE), on_comparison)]
+    return stage.mapped(lambda e: analyzer.simplify(tvm_ffi.structural_map(e, spelled)))
+
+
+def _same_floats(operation: tirx.Sub | tirx.EQ | tirx.NE) -> bool:
+    """Whether an operation has one floating-point value on both sides."""
+    return "float" in str(operation.a.ty.dtype) and bool(tvm_ffi.structural_equal(operation.a, operation.b))
 
 
 def parse(function: tirx.PrimFunc) -> StageFunction | None:

@@ -29,6 +29,7 @@ GRAPHS = {
         {},
         12,
     ),
+    "difference_with_itself": ("(float[1,4,17,9] x) => (float[1,4,17,9] y) { d = Sub(x, x) y = Erf(d) }", {}, 0),
     "squeeze_excite": (
         "(float[2,37,5,6] x, float[2,37,1,1] s) => (float[2,37,5,6] y) { h = HardSigmoid<alpha=0.2, beta=0.5>(s) y = Mul(x, h) }",
         {},

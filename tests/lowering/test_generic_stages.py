@@ -25,6 +25,25 @@ def test_elementwise_chain_becomes_one_stage():
     assert found.stages[0].buffer.name == "b"
 
 
+@pytest.mark.parametrize(
+    "of", [lambda v, w: v - w, lambda v, w: tirx.Cast("float32", tirx.EQ(v, w)), lambda v, w: tirx.Cast("float32", tirx.NE(v, w))]
+)
+def test_no_rule_of_reals_decides_what_infinities_and_nan_give(of):
+    x = te.placeholder(extents(3, 20), name="x")
+    a, b = (te.compute(extents(3, 20), lambda i, j: x[i, j] * 2.0, name=name) for name in "ab")
+    c = te.compute(extents(3, 20), lambda i, j: tirx.exp(of(a[i, j], b[i, j])), name="c")
+    (stage,) = stages_of(x, c).stages
+    assert gs.loads(stage.value), stage.value
+
+
+def test_a_difference_of_indices_is_simplified():
+    x = te.placeholder(extents(3, 20), name="x")
+    a = te.compute(extents(3, 20), lambda i, j: x[i, j + i - i], name="a")
+    (stage,) = stages_of(x, a).stages
+    (load,) = gs.loads(stage.value)
+    assert load.indices[1].same_as(stage.axes[1].var)
+
+
 def test_costly_value_that_is_read_twice_is_kept():
     x = te.placeholder(extents(3, 20), name="x")
     a = te.compute(extents(3, 20), lambda i, j: tirx.exp(x[i, j]), name="a")
