@@ -1,5 +1,8 @@
 """The algebra of transformed tiles, its bound and its noise: against products of polynomials and executions in binary32."""
 
+from collections.abc import Sequence
+from fractions import Fraction
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -11,6 +14,17 @@ from sepwise.passes.equivalence.winograd import Winograd
 
 ALGORITHMS = [Winograd.of(2), Winograd.of(4)]
 OP = Operation("Conv", 18, "conv", ("x", "w"), ("y",), {"pads": [1, 1, 1, 1]})
+
+RATIONAL = np.vectorize(Fraction, otypes=[object])
+
+ENTRY_ROUNDINGS = {2: 0, 4: 19}
+"""The most roundings in the three entries that make a term, by m. The entries of F(2 x 2) are halves and whole numbers. Of
+F(4 x 4), a root p is rounded, sqrt(2) to twice sqrt(1/2), so that all differences of points are whole multiples of one number:
+
+    A'  p^i, i <= 3                3 of p, 2 of the power (C's pow is within one unit in the last place)
+    G   p^k / (4 differences)      2 + 4 of p, 2 of the power, 1 of the difference that is thrice that number, 3 products, 1 quotient
+    B'  p times a power of two     1 of p
+"""
 
 
 def model(channels: int = 5, outputs: int = 4, height: int = 9, width: int = 10, bias: bool = False) -> onnx.ModelProto:
@@ -62,12 +76,30 @@ def execute(algorithm: Winograd, x: np.ndarray, w: np.ndarray, *, lost: tuple[in
     return y[:, :, : x.shape[2], : x.shape[3]]
 
 
+def is_convolution(transforms: Sequence[np.ndarray], roundings: int) -> bool:
+    """Whether y_i = sum over k of g_k d_(i + k) for each g_k and d_l by itself, but for the roundings of the entries.
+
+    y is linear in g and in d, so that holds for all of them. The terms of exact entries add up to 1 where l is i + k, else to 0,
+    and each of ours is one of those times factors (1 + e) or 1 / (1 + e), |e| <= u, as many as there are roundings: it is off by
+    at most gamma times itself (Higham, Accuracy and Stability of Numerical Algorithms, lemma 3.1).
+    """
+    outputs, weights, inputs = transforms
+    i, k, elements = np.ogrid[: len(outputs), : weights.shape[1], : len(inputs)]
+    made, terms = (np.einsum("ij,jk,jl->ikl", *each) for each in (transforms, [abs(outputs), abs(weights), abs(inputs)]))
+    rounded = roundings * Fraction(1, 2**53)
+    return bool((abs(made - (elements == i + k)) <= rounded / (1 - rounded) * terms).all())
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: f"F{a.outputs}")
 def test_transforms_are_a_convolution(algorithm: Winograd) -> None:
-    rng = np.random.default_rng(0)
-    d, g = rng.standard_normal(algorithm.size), rng.standard_normal(3)
-    y = algorithm.output_transform @ ((algorithm.weight_transform @ g) * (algorithm.input_transform @ d))
-    np.testing.assert_allclose(y, np.correlate(d, g, mode="valid"), rtol=0, atol=64 * np.finfo(float).eps * np.abs(y).max())
+    """In exact arithmetic on their float64 entries, of any inputs and weights; one entry off by 1e-12 of itself is found."""
+    transforms = [RATIONAL(t) for t in (algorithm.output_transform, algorithm.weight_transform, algorithm.input_transform)]
+    assert is_convolution(transforms, ENTRY_ROUNDINGS[algorithm.outputs])
+    for number, transform in enumerate(transforms):
+        for place in zip(*transform.nonzero(), strict=True):
+            wrong = [each.copy() for each in transforms]
+            wrong[number][place] *= 1 + Fraction(1, 10**12)
+            assert not is_convolution(wrong, ENTRY_ROUNDINGS[algorithm.outputs])
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: f"F{a.outputs}")
