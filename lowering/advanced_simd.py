@@ -37,7 +37,7 @@ from tvm.ir import PrimType
 from tvm.ir.expr import Call, StringImm, TensorLoad, Var
 
 from sepwise.lowering.cost import LEAST_TOGETHER, MOST_TOGETHER, SPARE_REGISTERS
-from sepwise.lowering.lane_loads import shuffle
+from sepwise.lowering.lane_loads import map_runs, shuffle, writes_registers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,21 +66,7 @@ def load_lanes_together(function: tirx.PrimFunc) -> tirx.PrimFunc:
         The function with such loads replaced.
     """
     analyzer = tvm.sym.Analyzer()
-
-    def on_sequence(sequence: tirx.SeqStmt) -> tirx.Stmt:
-        statements: list[tirx.Stmt] = []
-        run: list[tirx.Stmt] = []
-        for statement in (*sequence.seq, None):
-            if isinstance(statement, tirx.BufferStore) and statement.buffer.scope() == "local":
-                run.append(statement)
-                continue
-            statements += _merged(run, analyzer) if run else []
-            run = []
-            if statement is not None:
-                statements.append(statement)
-        return tirx.SeqStmt(statements)
-
-    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.SeqStmt, on_sequence)))
+    return map_runs(function, lambda run: _merged(run, analyzer))
 
 
 def clamp_by_minimum(function: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -120,22 +106,7 @@ def order_by_input(function: tirx.PrimFunc) -> tirx.PrimFunc:
         The function with such statements in order.
     """
     analyzer = tvm.sym.Analyzer()
-
-    def on_sequence(sequence: tirx.SeqStmt) -> tirx.Stmt:
-        statements: list[tirx.Stmt] = []
-        run: list[_MultiplyAdd] = []
-        for statement in (*sequence.seq, None):
-            step = None if statement is None else _multiply_add(statement, analyzer)
-            if run and (step is None or not (step.source.same_as(run[0].source) and _equal(step.base, run[0].base))):
-                statements += [each.statement for each in _ordered(run)]
-                run = []
-            if step is not None:
-                run.append(step)
-            elif statement is not None:
-                statements.append(statement)
-        return tirx.SeqStmt(statements)
-
-    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.SeqStmt, on_sequence)))
+    return map_runs(function, lambda run: _by_input(run, analyzer))
 
 
 def load_by_streams(function: tirx.PrimFunc, registers: int, *, repeated: bool = True) -> tirx.PrimFunc:
@@ -156,7 +127,7 @@ def load_by_streams(function: tirx.PrimFunc, registers: int, *, repeated: bool =
 
     def on_loop(loop: tirx.For) -> tirx.Stmt:
         run = list(loop.body.seq) if isinstance(loop.body, tirx.SeqStmt) else [loop.body]
-        if not all(isinstance(statement, tirx.BufferStore) and statement.buffer.scope() == "local" for statement in run):
+        if not all(map(writes_registers, run)):
             return loop
         return _by_streams(loop, run, registers, MOST_REPEATED_FMAS if repeated else 0, analyzer, kinds)
 
@@ -463,20 +434,26 @@ def _load_code(dtype: str, vectors: int) -> str:
     return f"\ndeclare {parts} {intrinsic}(ptr)\n\ndefine {whole} @{_load_name(dtype, vectors)}(i64 %place) {{\n  {code}\n}}\n"
 
 
-class _MultiplyAdd(NamedTuple):
-    """`a[i] = a[i] + x[j] * w[k]`, all vectors and `a` registers: `x`, the variable and the constant part of `j`, `a` and `i`."""
+class _Step(NamedTuple):
+    """`a[i] = a[i] + x[j + offset] * w[k]`, all vectors and `a` registers: its place is `x` and `j`, its total `a` and `i`.
 
-    statement: tirx.Stmt
-    source: Expr
-    base: Expr
-    offset: int
-    total: tuple[Expr, int]
+    Another statement has none of these, and keeps its place.
+    """
+
+    statement: tirx.BufferStore
+    place: tuple[Expr, tvm_ffi.StructuralKey] | None = None
+    offset: int = 0
+    total: tuple[Expr, int] | None = None
 
 
-def _multiply_add(statement: tirx.Stmt, analyzer: Any) -> _MultiplyAdd | None:
+def _by_input(run: Sequence[tirx.BufferStore], analyzer: Any) -> list[tirx.Stmt]:
+    """Statements that write registers alone, the multiply-adds of one input that follow each other ordered."""
+    steps = [_multiply_add(statement, analyzer) or _Step(statement) for statement in run]
+    return [step.statement for _, group in itertools.groupby(steps, lambda step: step.place) for step in _ordered(list(group))]
+
+
+def _multiply_add(statement: tirx.BufferStore, analyzer: Any) -> _Step | None:
     """A multiply-add that neither reads nor overlaps the registers of others, or None."""
-    if not isinstance(statement, tirx.BufferStore) or statement.buffer.scope() != "local":
-        return None
     total, place = statement.value, statement.indices[0]
     if not (isinstance(total, tirx.Add) and isinstance(total.b, tirx.Mul)):
         return None
@@ -491,12 +468,13 @@ def _multiply_add(statement: tirx.Stmt, analyzer: Any) -> _MultiplyAdd | None:
         return None
     if int(place.base) % int(place.lanes):  # it could overlap another
         return None
-    return _MultiplyAdd(statement, x.source, *_split(x.indices[0].base, analyzer), (statement.buffer, int(place.base)))
+    base, offset = _split(x.indices[0].base, analyzer)
+    return _Step(statement, (x.source, tvm_ffi.StructuralKey(base)), offset, (statement.buffer, int(place.base)))
 
 
-def _ordered(run: Sequence[_MultiplyAdd]) -> Sequence[_MultiplyAdd]:
+def _ordered(run: Sequence[_Step]) -> Sequence[_Step]:
     """Multiply-adds of one input by its offset, or as they are where that changes the order of a sum."""
-    last: dict[tuple[Expr, int], int] = {}
+    last: dict[tuple[Expr, int] | None, int] = {}
     for step in run:
         if step.offset < last.get(step.total, step.offset):
             return run
@@ -521,7 +499,7 @@ def _split(index: Expr, analyzer: Any) -> tuple[Expr, int]:
     return index, 0
 
 
-def _merged(run: Sequence[tirx.Stmt], analyzer: Any) -> Sequence[tirx.Stmt]:
+def _merged(run: Sequence[tirx.BufferStore], analyzer: Any) -> Sequence[tirx.Stmt]:
     """Statements that follow each other and write registers alone, with their inputs loaded together."""
     bases: list[Expr] = []
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Expr = Any  # tvm has no type stubs
 
-__all__ = ["lane_of", "permute_loads", "shuffle"]
+__all__ = ["lane_of", "map_runs", "permute_loads", "shuffle", "writes_registers"]
 
 _OPERATIONS: Final[dict[type, Callable[[Expr, Expr], Expr]]] = {
     tirx.Add: operator.add,
@@ -57,6 +57,38 @@ def shuffle(vectors: Sequence[Expr], order: Sequence[int]) -> Expr:
     lanes = sum(int(vector.ty.dtype.lanes) for vector in vectors)
     repeats = math.ceil(len(order) / lanes)  # TVM's Shuffle gives no more lanes than it takes
     return tirx.Shuffle(list(vectors) * repeats, [tirx.const(lane, "int32") for lane in order])
+
+
+def map_runs(
+    function: tirx.PrimFunc, rewrite: Callable[[Sequence[tirx.BufferStore]], Sequence[tirx.Stmt]]
+) -> tirx.PrimFunc:
+    """Statements that follow each other and write registers alone, so that their loads may be made together -> others.
+
+    Args:
+        function: Flat and vectorised, its loops unrolled.
+        rewrite: What takes the place of such statements, as many of them as follow each other.
+
+    Returns:
+        The function with all of them replaced.
+    """
+
+    def on_sequence(sequence: tirx.SeqStmt) -> tirx.Stmt:
+        statements: list[tirx.Stmt] = []
+        for in_registers, group in itertools.groupby(sequence.seq, writes_registers):
+            run = list(group)
+            statements += rewrite(run) if in_registers else run
+        return tirx.SeqStmt(statements)
+
+    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.SeqStmt, on_sequence)))
+
+
+def writes_registers(statement: tirx.Stmt) -> bool:
+    """Whether a statement writes registers, and nothing that a load of a tensor could read.
+
+    Args:
+        statement: Of a flat function.
+    """
+    return isinstance(statement, tirx.BufferStore) and statement.buffer.scope() == "local"
 
 
 def permute_loads(function: tirx.PrimFunc, module: tvm.IRModule, context: Any) -> tirx.PrimFunc:

@@ -21,7 +21,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir.expr import Call, TensorLoad
 
-from sepwise.lowering.lane_loads import lane_of, shuffle
+from sepwise.lowering.lane_loads import lane_of, map_runs, shuffle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -59,24 +59,10 @@ def load_along_width(function: tirx.PrimFunc) -> tirx.PrimFunc:
         (tirx.For, lambda loop: analyzer.bind(loop.loop_var, tvm.ir.Range.from_min_extent(loop.min, loop.extent))),
         order="pre",
     )
-
-    def on_sequence(sequence: tirx.SeqStmt) -> tirx.Stmt:
-        statements: list[tirx.Stmt] = []
-        run: list[tirx.Stmt] = []
-        for statement in (*sequence.seq, None):
-            if isinstance(statement, tirx.BufferStore) and statement.buffer.scope() == "local":
-                run.append(statement)
-                continue
-            statements += _permuted(run, analyzer)
-            run = []
-            if statement is not None:
-                statements.append(statement)
-        return tirx.SeqStmt(statements)
-
-    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.SeqStmt, on_sequence)))
+    return map_runs(function, lambda run: _permuted(run, analyzer))
 
 
-def _permuted(run: Sequence[tirx.Stmt], analyzer: Any) -> Sequence[tirx.Stmt]:
+def _permuted(run: Sequence[tirx.BufferStore], analyzer: Any) -> Sequence[tirx.Stmt]:
     """Statements that follow each other and write registers alone, with their loads replaced."""
     unlike: list[Expr] = []  # what may be no load of one vector
     reads: list[tuple[Expr, _Read]] = []  # each by the expression that it replaces
