@@ -16,8 +16,7 @@ from sepwise.lowering.artifact import Artifact
 from sepwise.lowering.codegen import CompiledKernel, build_object, computes_float16, lower_kernel, tvm_target
 from sepwise.lowering.device import Device
 from sepwise.lowering.generic import GenericWorkload, NeedsRuntimeError, library_calls, schedule_generic
-from sepwise.lowering.graph import KernelGraph
-from sepwise.lowering.importer import import_graph
+from sepwise.lowering.importer import ImportedGraph, import_graph
 from sepwise.lowering.layout import assign_layouts
 from sepwise.lowering.memory_plan import Lifetime, align, largest_live_bytes, plan_memory
 from sepwise.lowering.program import BufferRef, Home, KernelCall, Program, Value
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from sepwise.lowering.graph import Kernel
-    from sepwise.lowering.importer import ImportedGraph
+    from sepwise.lowering.graph import Kernel, KernelGraph
     from sepwise.lowering.memory_plan import MemoryPlan
     from sepwise.lowering.selection import Choice, Records
     from sepwise.passes.convert_input import ImageFormat
@@ -43,7 +41,6 @@ __all__ = [
     "COMPILER_ERRORS",
     "CompileReport",
     "Emit",
-    "build_imported",
     "build_objects",
     "build_program",
     "compile",
@@ -62,7 +59,7 @@ LINEAR = "linear"
 COMPILER_ERRORS = (RuntimeError, ValueError)
 """What TVM and LLVM raise for code that they do not take; anything else is a fault of ours."""
 
-Emit = Callable[[KernelGraph, Mapping[str, CompiledKernel], Device], bytes]
+Emit = Callable[[ImportedGraph, Mapping[str, CompiledKernel], Device], bytes]
 """Makes an object of the kernels of a graph, which were lowered, by name, for a device."""
 
 logger = logging.getLogger(__name__)
@@ -141,11 +138,11 @@ def compile(
     return artifact
 
 
-def build_objects(graph: KernelGraph, compiled: Mapping[str, CompiledKernel], device: Device) -> bytes:
+def build_objects(imported: ImportedGraph, compiled: Mapping[str, CompiledKernel], device: Device) -> bytes:
     """Compiles all kernels to one object; where LLVM refuses, finds the generic kernel that it does not take.
 
     Args:
-        graph: Its kernels are asked for in this order.
+        imported: Its kernels are asked for in this order.
         compiled: What each was lowered to, by its name.
         device: The target.
 
@@ -159,7 +156,7 @@ def build_objects(graph: KernelGraph, compiled: Mapping[str, CompiledKernel], de
     try:
         return build_object({kernel.symbol: kernel for kernel in compiled.values()}, target)
     except COMPILER_ERRORS:
-        for kernel in graph.kernels:
+        for kernel in imported.graph.kernels:
             if not isinstance(kernel.workload, GenericWorkload) or not kernel.nodes:
                 continue
             code = compiled[kernel.name]
@@ -186,40 +183,12 @@ def build_program(
         device: The target.
         threads: Workers that the kernels are shared out to.
         float16: Whether what is float32 is computed in float16, but for what needs more (see `passes.convert_float16`).
-        emit: Makes the object of the lowered kernels; another one than `build_objects` may look at them and make none.
+        emit: Makes the object of the lowered kernels; another one than `build_objects` may look at them and their graph, and
+            make none. It is asked again where a kernel was refused, and the rest of the graph is left to a tail.
         records: What tuning has found (see `tuning.database.read_records`).
 
     Returns:
         The Program and the report.
-
-    Raises:
-        InputError: The device does not compute in float16.
-        UnsupportedError: An operator or element type cannot be compiled.
-    """
-    return build_imported(model, device, threads=threads, float16=float16, emit=emit, records=records)[:2]
-
-
-def build_imported(
-    model: ir.Model,
-    device: Device,
-    *,
-    threads: int = 1,
-    float16: bool = False,
-    emit: Emit = build_objects,
-    records: Records | None = None,
-) -> tuple[Program, CompileReport, ImportedGraph]:
-    """Builds a Program as `build_program` does, and gives the graph with it.
-
-    Args:
-        model: As for `build_program`, like all others.
-        device: The target.
-        threads: Workers.
-        float16: Whether to compute in float16.
-        emit: Makes the object of the lowered kernels.
-        records: What tuning has found.
-
-    Returns:
-        The Program, the report, and the workloads of its kernels with their weights as they came in.
 
     Raises:
         InputError: The device does not compute in float16.
@@ -257,7 +226,7 @@ def build_imported(
         generic_convolutions=generic_convolutions,
         tail=program.tail.nodes if program.tail is not None else (),
     )
-    return program, report, imported
+    return program, report
 
 
 def _is_recorded(selector: Selector, kernel: Kernel) -> bool:
@@ -323,7 +292,7 @@ def _build(
     graph = imported.graph
     assign_layouts(graph, imported.views, selector)
     compiled, choices = _compile_kernels(graph, imported.weights, device, selector)
-    objects = emit(graph, compiled, device)
+    objects = emit(imported, compiled, device)
     return _assemble(graph, imported, device, compiled, choices, objects), imported
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.codegen import CompiledKernel
     from sepwise.lowering.device import Device
-    from sepwise.lowering.graph import KernelGraph
+    from sepwise.lowering.importer import ImportedGraph
     from sepwise.lowering.program import Program
 
 __all__ = ["CODE_ERROR", "Forecast", "estimate_code_bytes", "foretell"]
@@ -109,7 +109,7 @@ def foretell(model: ir.Model, device: Device) -> Forecast:
     """
     kernels_bytes = 0
 
-    def emit(graph: KernelGraph, compiled: Mapping[str, CompiledKernel], device: Device) -> bytes:
+    def emit(imported: ImportedGraph, compiled: Mapping[str, CompiledKernel], device: Device) -> bytes:
         nonlocal kernels_bytes
         kernels_bytes = estimate_code_bytes({kernel.symbol: kernel for kernel in compiled.values()}.values(), device)
         return b""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from sepwise.lowering import device as devices
-from sepwise.lowering.build import build_imported, build_program
+from sepwise.lowering.build import build_objects, build_program
 from sepwise.lowering.selection import Pick
 from sepwise.lowering.tuning import playoff
 from sepwise.lowering.tuning.database import (
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from sepwise.lowering.codegen import CompiledKernel
     from sepwise.lowering.device import Device
+    from sepwise.lowering.importer import ImportedGraph
     from sepwise.lowering.program import Program
     from sepwise.lowering.selection import Records
     from sepwise.lowering.tuning.database import Conditions, Findings
@@ -235,7 +237,14 @@ def _load(model: ir.Model, device: Device, threads: int, *, float16: bool) -> _N
     """Builds the network as it is compiled without a database, and finds its kernels."""
     from sepwise.lowering.runner import open_runner
 
-    program, _, imported = build_imported(model, device, threads=threads, float16=float16)
+    built: list[ImportedGraph] = []
+
+    def emit(imported: ImportedGraph, compiled: Mapping[str, CompiledKernel], device: Device) -> bytes:
+        built.append(imported)
+        return build_objects(imported, compiled, device)
+
+    program, _ = build_program(model, device, threads=threads, float16=float16, emit=emit)
+    imported = built[-1]
     inputs = sample_inputs(model, 0)
     graph = before_grouping(fuse(model, float16=float16, keep_stages=True).stages)
     network = _Network(model, program, inputs, [])

@@ -14,7 +14,8 @@ import pytest
 from tvm.s_tir.meta_schedule.database import JSONDatabase
 
 from sepwise.lowering import device, strategies
-from sepwise.lowering.build import build_imported, build_program
+from sepwise.lowering.build import build_program
+from sepwise.lowering.importer import ImportedGraph
 from sepwise.lowering.runner import NativeRunner
 from sepwise.lowering.strategies.base import Implementation
 from sepwise.lowering.strategies.pointwise import PointwiseStrategy
@@ -55,9 +56,14 @@ def slow(strategy: str, tile: str) -> float:
 @pytest.fixture(scope="module")
 def built(network: Callable[[str], ir.Model]) -> tuple[dict[str, Any], Times]:
     """The workloads of the network by key, and times by which everything is faster than the default."""
-    program, _, imported = build_imported(network(TEXT), HOST)
+    keys: dict[str, Any] = {}
+
+    def emit(imported: ImportedGraph, *_: Any) -> bytes:
+        keys.update({kernel.workload.key: kernel.workload for kernel in imported.graph.kernels})
+        return b""
+
+    program, _ = build_program(network(TEXT), HOST, emit=emit)
     defaults = {(call.strategy, call.tile) for call in program.calls}
-    keys = {kernel.workload.key: kernel.workload for kernel in imported.graph.kernels}
     return keys, lambda strategy, tile: 100.0 if (strategy, tile) in defaults else 60.0
 
 
