@@ -1,6 +1,6 @@
 """Loads in constant lane orders: what becomes a permutation of whole vectors, which vectors, and what stays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from tvm import s_tir, te, tirx
 from tvm.ir.expr import TensorLoad
 
 from sepwise.lowering import codegen, device
-from sepwise.lowering.lane_loads import permute_loads
+from sepwise.lowering.lane_loads import map_runs, permute_loads
 
 LANES = 8
 
@@ -74,3 +74,18 @@ def test_other_loads_stay(index: Index, elements: int) -> None:
     flat = codegen._FLATTEN(tvm.IRModule({"k": function.with_attr("global_symbol", "k")}))["k"]
     after = permute_loads(flat, tvm.IRModule(), None)
     tvm.ir.assert_structural_equal(after, flat)
+
+
+def test_what_writes_memory_ends_a_run_and_stays() -> None:
+    buffers = {scope: tirx.decl_buffer((4,), scope=scope) for scope in ("local", "global")}
+    places = [("local", 0), ("local", 1), ("global", 0), ("local", 2), ("global", 2), ("global", 1)]
+    stores = [tirx.BufferStore(buffers[scope], tirx.const(0.0, "float32"), [place]) for scope, place in places]
+    runs: list[list[int]] = []
+
+    def reverse(run: Sequence[tirx.BufferStore]) -> Sequence[tirx.Stmt]:
+        runs.append([int(store.indices[0]) for store in run])
+        return run[::-1]
+
+    mapped = map_runs(tirx.PrimFunc([], tirx.SeqStmt(stores)), reverse).body
+    assert runs == [[0, 1], [2]]
+    assert [(store.buffer.scope(), int(store.indices[0])) for store in mapped.seq] == [places[n] for n in (1, 0, 2, 3, 4, 5)]
