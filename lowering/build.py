@@ -183,8 +183,8 @@ def build_program(
         device: The target.
         threads: Workers that the kernels are shared out to.
         float16: Whether what is float32 is computed in float16, but for what needs more (see `passes.convert_float16`).
-        emit: Makes the object of the lowered kernels; another one than `build_objects` may look at them and their graph, and
-            make none. It is asked again where a kernel was refused, and the rest of the graph is left to a tail.
+        emit: Makes the object of the lowered kernels; another one than `build_objects` may look at them and make none. It is
+            called anew, for fewer kernels, where one of them turns out to need TVM's runtime.
         records: What tuning has found (see `tuning.database.read_records`).
 
     Returns:
