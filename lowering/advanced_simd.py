@@ -457,7 +457,9 @@ def _multiply_add(statement: tirx.BufferStore, analyzer: Any) -> _Step | None:
     total, place = statement.value, statement.indices[0]
     if not (isinstance(total, tirx.Add) and isinstance(total.b, tirx.Mul)):
         return None
-    x = total.b.a.vectors[0] if isinstance(total.b.a, tirx.Shuffle) else total.b.a  # lanes of a vector and of what follows it
+    x = total.b.a
+    if isinstance(x, tirx.Shuffle) and len(set(map(int, x.indices))) > 1:  # lanes of a vector and of what follows it
+        x = x.vectors[0]
     if not isinstance(x, TensorLoad):
         return None
     if not (isinstance(total.a, TensorLoad) and total.a.source.same_as(statement.buffer) and _equal(total.a.indices[0], place)):

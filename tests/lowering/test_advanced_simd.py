@@ -157,6 +157,13 @@ def test_what_depends_on_its_neighbours_keeps_its_place(statements: list[tirx.St
     assert str(advanced_simd.order_by_input(before)) == str(before)
 
 
+def test_multiply_adds_by_lane_keep_their_place() -> None:
+    """Each lane of a vector serves many sums: in another order more of these would be live at once than there are registers."""
+    before = advanced_simd.load_lanes_together(function(*(by_scalar(n, BASE + offset) for n, offset in enumerate((4, 5, 6, 7, 0, 1, 2, 3)))))
+    assert lanes(before) == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert str(advanced_simd.order_by_input(before)) == str(before)
+
+
 def test_sums_in_different_buffers_are_ordered() -> None:
     before = function(multiply_add(0, 8), multiply_add(0, 0, buffer=OTHER))
     assert loads(advanced_simd.order_by_input(before).body) == [str(ramp(0)), str(ramp(8))]
