@@ -1,27 +1,21 @@
-"""Benchmarks: latency beside other runtimes on this machine, latency on a board, counts and estimated cycles under emulation.
-
-Two runtimes are compared only within a round: the machine's clock and its other load drift over seconds, so each round
-times a block of runs of every runtime in turn, with a pause between blocks in which spinning threads go to
-sleep, and the speedup is the median over rounds of the ratio within the round.
-"""
+"""Benchmarks: latency beside other runtimes on this machine, latency on a board, counts and estimated cycles under emulation."""
 
 from __future__ import annotations
 
-import math
 import statistics
 import tempfile
-import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from sepwise.lowering import estimate
 from sepwise.lowering.build import compile, require_float16
 from sepwise.lowering.device import get as get_device
 from sepwise.lowering.peers import OURS, PEERS, Job, Worker, missing_packages
 from sepwise.lowering.remote import RemoteRunner
+from sepwise.lowering.rounds import ROUNDS, RuntimeTime, speedup, summarise, time_in_rounds
 from sepwise.lowering.runner import EmulatedRunner
 from sepwise.lowering.strategies import transformed_nodes
 from sepwise.lowering.verify import transformed_values
@@ -42,35 +36,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Benchmark", "KernelCount", "KernelTime", "RuntimeCount", "RuntimeTime", "bench"]
 
-ROUNDS: Final = 12
-_BLOCK_SECONDS: Final = 0.15
-_BLOCK_RUNS: Final = (3, 200)
-_PAUSE_SECONDS: Final = 0.25
 _KERNEL_REPEATS: Final = 20
 
 UNSEEN = "Target '{}': no estimate, qemu does not show what scalable vectors load and store; instructions are counted."
 """Why an emulated target has no estimate although its core is modelled."""
-
-
-@dataclass(frozen=True, slots=True)
-class RuntimeTime:
-    """What a runtime took, over all rounds.
-
-    Attributes:
-        name: The runtime.
-        version: Its version.
-        median_us: Median of all runs.
-        minimum_us: Fastest run.
-        p90_us: 90th percentile of all runs.
-        runs: Measured runs.
-    """
-
-    name: str
-    version: str
-    median_us: float
-    minimum_us: float
-    p90_us: float
-    runs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,21 +160,6 @@ class Benchmark:
         return asdict(self)
 
 
-class Timed(Protocol):
-    """A runtime with its inputs in place.
-
-    Attributes:
-        name: The runtime.
-        version: Its version.
-    """
-
-    name: str
-    version: str
-
-    def time(self, repeats: int) -> list[float]:
-        """Runs `repeats` times and returns the microseconds of each."""
-
-
 class _OnBoard:
     """Ours on a board, as `Timed` wants it."""
 
@@ -215,47 +169,6 @@ class _OnBoard:
 
     def time(self, repeats: int) -> list[float]:
         return self._runner.time(repeats)
-
-
-def _rounds(workers: Sequence[Timed], rounds: int) -> list[list[list[float]]]:
-    """Times the workers in alternating blocks.
-
-    Args:
-        workers: All loaded.
-        rounds: Number of rounds.
-
-    Returns:
-        Microseconds of every run, by worker and round.
-    """
-    low, high = _BLOCK_RUNS
-    repeats = []
-    for worker in workers:
-        first_us = statistics.median(worker.time(low))
-        repeats.append(min(high, max(low, math.ceil(_BLOCK_SECONDS * 1e6 / first_us))))
-    times_us: list[list[list[float]]] = [[] for _ in workers]
-    for index in range(rounds):
-        order = range(len(workers)) if index % 2 == 0 else reversed(range(len(workers)))
-        for each in order:
-            time.sleep(_PAUSE_SECONDS)
-            times_us[each].append(workers[each].time(repeats[each]))
-    return times_us
-
-
-def _summary(worker: Timed, rounds_us: Sequence[Sequence[float]]) -> RuntimeTime:
-    runs = sorted(run for block in rounds_us for run in block)
-    return RuntimeTime(
-        name=worker.name,
-        version=worker.version,
-        median_us=statistics.median(runs),
-        minimum_us=runs[0],
-        p90_us=runs[math.ceil(0.9 * len(runs)) - 1],
-        runs=len(runs),
-    )
-
-
-def _speedup(ours_us: Sequence[Sequence[float]], peer_us: Sequence[Sequence[float]]) -> float:
-    ratios = (statistics.median(peer) / statistics.median(ours) for ours, peer in zip(ours_us, peer_us, strict=True))
-    return statistics.median(ratios)
 
 
 def _compare(
@@ -429,7 +342,7 @@ def bench(
         with RemoteRunner(program, board, threads=threads) as runner:
             _compare({OURS: runner.run(inputs)}, Oracle(executed), inputs, winograd)
             there = _OnBoard(runner)
-            runs = _summary(there, _rounds([there], rounds)[0])
+            runs = summarise(there, time_in_rounds([there], rounds)[0])
             kernels = _kernel_times(program, runner.time_kernels(_KERNEL_REPEATS), peak)
         return Benchmark(**common, method="remote", runtimes=(runs,), speedup={}, kernels=kernels)
     with tempfile.TemporaryDirectory(prefix="sepwise-") as folder, ExitStack() as stack:
@@ -442,12 +355,12 @@ def bench(
         outputs = {worker.name: worker.run() for worker in workers}
         _compare({OURS: outputs.pop(OURS)}, Oracle(executed), inputs, winograd)
         _compare(outputs, Oracle(loaded), inputs, winograd)
-        times_us = _rounds(workers, rounds)
+        times_us = time_in_rounds(workers, rounds)
         kernel_times_us = workers[0].time_kernels(_KERNEL_REPEATS)
     return Benchmark(
         **common,
         method="native",
-        runtimes=tuple(map(_summary, workers, times_us)),
-        speedup={worker.name: _speedup(times_us[0], peer_us) for worker, peer_us in zip(workers[1:], times_us[1:], strict=True)},
+        runtimes=tuple(map(summarise, workers, times_us)),
+        speedup={worker.name: speedup(times_us[0], peer_us) for worker, peer_us in zip(workers[1:], times_us[1:], strict=True)},
         kernels=_kernel_times(program, kernel_times_us, peak),
     )

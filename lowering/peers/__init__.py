@@ -7,5 +7,6 @@ original and the simplified file where they take both, inputs in place before a 
 from sepwise.lowering.peers.base import Job, Runtime
 from sepwise.lowering.peers.table import OURS, PEERS, missing_packages, names
 from sepwise.lowering.peers.worker import Worker
+from sepwise.lowering.peers.yardsticks import YARDSTICKS
 
-__all__ = ["OURS", "PEERS", "Job", "Runtime", "Worker", "missing_packages", "names"]
+__all__ = ["OURS", "PEERS", "YARDSTICKS", "Job", "Runtime", "Worker", "missing_packages", "names"]

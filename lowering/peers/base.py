@@ -45,6 +45,11 @@ class Job:
     outputs: tuple[str, ...]
     threads: int
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The different files of the network."""
+        return tuple(dict.fromkeys((self.original, self.simplified)))
+
 
 class Runtime(ABC):
     """A network loaded by one runtime, with its inputs in place.

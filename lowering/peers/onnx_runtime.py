@@ -31,7 +31,7 @@ class OnnxRuntime(Runtime):
         import onnxruntime
 
         self.version = onnxruntime.__version__
-        loaded = [self._bind(path, job) for path in (job.original, job.simplified)]
+        loaded = [self._bind(path, job) for path in job.files]
         self._session, self._binding = loaded[fastest([partial(session.run_with_iobinding, bound) for session, bound in loaded])]
         self._outputs = job.outputs
 

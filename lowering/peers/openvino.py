@@ -32,7 +32,7 @@ class OpenVino(Runtime):
 
         self.version = openvino.__version__.split("-")[0]
         self._inputs, self._outputs = job.inputs, job.outputs
-        requests = [self._compile(path, job) for path in (job.original, job.simplified)]
+        requests = [self._compile(path, job) for path in job.files]
         self._request = requests[fastest([partial(request.infer, share_outputs=True) for request in requests])]
 
     @staticmethod

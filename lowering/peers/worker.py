@@ -12,11 +12,13 @@ import os
 import pickle
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sepwise.lowering.peers.artifact import Sepwise
 from sepwise.lowering.peers.base import Job
+from sepwise.lowering.peers.memory import evict_caches, peak_bytes, reset_peak
 from sepwise.lowering.peers.table import OURS, PEERS
+from sepwise.lowering.peers.yardsticks import YARDSTICKS
 from sepwise.passes.errors import InputError, SepwiseError
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "serve"]
 
+RUNTIMES: Final[Mapping[str, type[Runtime]]] = {OURS: Sepwise, **PEERS, **YARDSTICKS}
+"""What a job may name."""
+
 
 class Worker:
     """A runtime in a process of its own, idle until it is told to run.
@@ -36,11 +41,12 @@ class Worker:
     Use as a context manager: the process ends with the block.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, *, environment: Mapping[str, str] | None = None) -> None:
         """Starts the process on the first `threads` cpus and loads the network.
 
         Args:
             job: What to load.
+            environment: Variables of the process beside those of this one.
 
         Raises:
             InputError: A peer cannot load this network.
@@ -49,12 +55,12 @@ class Worker:
         self.name = job.runtime
         cpus = sorted(os.sched_getaffinity(0))[: job.threads]
         count = str(job.threads)
-        environment = os.environ | {"OMP_NUM_THREADS": count, "TVM_NUM_THREADS": count}
+        variables = {"OMP_NUM_THREADS": count, "TVM_NUM_THREADS": count, **(environment or {})}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "sepwise.lowering.peers", *map(str, cpus)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment,
+            env=os.environ | variables,
         )
         try:
             self.version: str = self._ask(job)
@@ -104,6 +110,31 @@ class Worker:
         times_us: list[float] = self._ask(("time", repeats))
         return times_us
 
+    def time_cold(self, repeats: int) -> list[float]:
+        """Runs `repeats` times, each after all that the caches of its cpus held was pushed out: weights, activations, code.
+
+        Args:
+            repeats: Measured runs.
+
+        Returns:
+            Microseconds of each.
+        """
+        times_us: list[float] = self._ask(("time_cold", repeats))
+        return times_us
+
+    def measure_memory(self, repeats: int) -> dict[str, int]:
+        """Runs and says what the process takes of main memory.
+
+        Args:
+            repeats: Runs.
+
+        Returns:
+            Bytes: `start`, before anything was loaded; `loading`, the most until now; `running`, the most in the course of
+            the runs. All with the interpreter and the libraries.
+        """
+        found: dict[str, int] = self._ask(("measure_memory", repeats))
+        return found
+
     def time_kernels(self, repeats: int) -> list[list[float]]:
         """Times every kernel call of our own runtime, and its tail, within whole runs.
 
@@ -139,15 +170,32 @@ class Worker:
         self.close()
 
 
-def _answer(runtime: Runtime, verb: str, argument: Any) -> object:
+def _answer(runtime: Runtime, verb: str, argument: Any, start_bytes: int) -> object:
     if verb == "run":
         return runtime.run(argument)
     repeats: int = argument
+    if verb == "time_cold":
+        return [_time_cold(runtime) for _ in range(repeats)]
     runtime.time(1)
+    if verb == "measure_memory":
+        return _measure_memory(runtime, repeats, start_bytes)
     if verb == "time":
         return runtime.time(repeats)
     assert isinstance(runtime, Sepwise)
     return runtime.time_kernels(repeats)
+
+
+def _time_cold(runtime: Runtime) -> float:
+    evict_caches()
+    (time_us,) = runtime.time(1)
+    return time_us
+
+
+def _measure_memory(runtime: Runtime, repeats: int, start_bytes: int) -> dict[str, int]:
+    loading = peak_bytes()
+    reset_peak()
+    runtime.time(repeats)
+    return {"start": start_bytes, "loading": loading, "running": peak_bytes()}
 
 
 def serve(cpus: set[int]) -> None:
@@ -159,6 +207,7 @@ def serve(cpus: set[int]) -> None:
     os.sched_setaffinity(0, cpus)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    start_bytes = peak_bytes()
     runtime: Runtime | None = None
     while True:
         try:
@@ -168,11 +217,12 @@ def serve(cpus: set[int]) -> None:
         answer: object
         try:
             if isinstance(message, Job):
-                runtime = Sepwise(message) if message.runtime == OURS else PEERS[message.runtime](message)
+                runtime = RUNTIMES[message.runtime](message)
                 answer = runtime.version
             else:
                 assert runtime is not None
-                answer = _answer(runtime, *message)
+                verb, argument = message
+                answer = _answer(runtime, verb, argument, start_bytes)
             reply = ("done", answer)
         except Exception as error:  # whatever a runtime raises is told to the parent
             text = str(error).strip().splitlines()
