@@ -1,5 +1,6 @@
 """Workers of peers: they compute, they time, and they say what they cannot do."""
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import onnx
 import pytest
 from onnx import parser
 
-from sepwise.lowering.peers import PEERS, Job, Worker, base, missing_packages, names
+from sepwise.lowering.peers import PEERS, YARDSTICKS, Job, Worker, base, memory, missing_packages, names
 from sepwise.passes.errors import InputError, SepwiseError, UnsupportedError
 
 NETWORK = """
@@ -96,3 +97,40 @@ def test_a_converter_that_fails(tmp_path: Path) -> None:
         base.run_converter(said, tmp_path / "net.mnn")
     with pytest.raises(SepwiseError, match=r"^conversion failed: status 0$"):
         base.run_converter([sys.executable, "-c", ""], tmp_path / "net.mnn")
+
+
+def test_a_worker_runs_cold_and_says_what_it_takes(job: Job) -> None:
+    with Worker(job, environment={"OMP_NUM_THREADS": "1"}) as worker:
+        assert len(worker.time_cold(2)) == 2
+        found = worker.measure_memory(2)
+        assert found["loading"] >= found["running"] > found["start"] > 0
+
+
+def test_caches_are_swept_from_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    swept: list[set[int]] = []
+    cpus = os.sched_getaffinity(0)
+
+    class Buffer:
+        def __iadd__(self, number: int) -> "Buffer":
+            swept.append(os.sched_getaffinity(0))
+            return self
+
+    monkeypatch.setattr(memory, "_sweep_buffer", Buffer)
+    memory.evict_caches()
+    assert sorted(swept, key=sorted) == [{cpu} for cpu in sorted(cpus)]
+    assert os.sched_getaffinity(0) == cpus
+
+
+@pytest.mark.parametrize("name", YARDSTICKS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_yardsticks_multiply_and_add(job: Job, name: str, threads: int) -> None:
+    with Worker(replace(job, runtime=name, threads=threads)) as worker:
+        assert len(worker.time(2)) == 2
+        assert worker.version
+        assert worker.run() == {}
+    assert YARDSTICKS[name].macs() > 1_000_000
+
+
+def test_a_file_that_is_its_own_simplified_one_is_loaded_once(job: Job, tmp_path: Path) -> None:
+    assert job.files == (job.original,)
+    assert replace(job, simplified=tmp_path / "other").files == (job.original, tmp_path / "other")
