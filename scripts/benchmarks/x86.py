@@ -160,7 +160,6 @@ class Plan:
         self._options = options
         self._folder: Path = options.folder.absolute()
         self._host = get_device("host")
-        self._networks: dict[str, Network] = {}
 
     def units(self) -> Iterator[Unit]:
         """Lists all, section by section."""
@@ -180,9 +179,7 @@ class Plan:
     def _find(self, names: Iterable[str]) -> Iterator[Network]:
         """Finds the networks that were asked for, or else these."""
         for name in self._options.networks or names:
-            if name not in self._networks:
-                self._networks[name] = Network(name, self._folder)
-            yield self._networks[name]
+            yield Network(name, self._folder)
 
     def _rounds(self, section: str) -> int:
         return int(self._options.rounds or ROUNDS[section])

@@ -122,8 +122,9 @@ def _write_target(rows: Sequence[Row], target: str, threads: int) -> str:
             continue
         cells = [_speedup(found.get(peer, {}).get("ours", {}).get(target)) for peer in peers]
         over = "-" if network not in best else f"{best[network][0]:.2f} ({best[network][1]:.2f})"
-        lines.append([network, number(ours["median_us"] / 1e3), number(ours["minimum_us"] / 1e3), *cells, f"**{over}**"])
-    table = _table(["network", "ours, ms", "fastest, ms", *peers, "the better of two"], lines)
+        shape = " x ".join(map(str, next(iter(found.values()))["input"]))
+        lines.append([network, shape, number(ours["median_us"] / 1e3), number(ours["minimum_us"] / 1e3), *cells, f"**{over}**"])
+    table = _table(["network", "input", "ours, ms", "fastest, ms", *peers, "the better of two"], lines)
     summary = ""
     if best:
         medians, minima = ([pair[index] for pair in best.values()] for index in (0, 1))
@@ -309,7 +310,7 @@ def draw_plot(report: Row, path: Path) -> None:
         return
     networks = list(dict.fromkeys(network for found in series.values() for network in found))
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sepwise", "text.color": INK, "axes.edgecolor": INK}):
-        figure = Figure(figsize=(8, 1.2 + 0.42 * len(networks)), layout="constrained")
+        figure = Figure(figsize=(8, 1.6 + 0.42 * len(networks)), layout="constrained")
         axes = figure.add_subplot()
         thickness = 0.8 / len(series)
         for place, (threads, found) in enumerate(series.items()):
@@ -327,6 +328,6 @@ def draw_plot(report: Row, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("time of the better of ONNX Runtime and OpenVINO / time of sepwise", color=INK)
         axes.set_title(f"float32, untuned, {report['machine']['processor']}, {_dates(rows)}", color=INK, fontsize=10)
-        axes.legend(loc="lower right", framealpha=0.0, labelcolor=INK)
+        figure.legend(loc="outside upper center", ncols=len(series), framealpha=0.0, labelcolor=INK)
         with new_file(path) as partial:
             figure.savefig(partial, format="svg", transparent=True, metadata={"Date": None})

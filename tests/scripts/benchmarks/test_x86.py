@@ -46,11 +46,12 @@ def ours(speedup: float, minimum_speedup: float) -> dict[str, float]:
 
 def beside(network: str, peer: str, speedups: dict[str, tuple[float, float]], threads: int = 1) -> dict[str, Any]:
     found = {target: ours(*pair) for target, pair in speedups.items()}
-    return {"network": network, "threads": threads, "peer": peer, "version": "1.2", "rounds": 9, "ours": found, "failure": "", **DAY}
+    facts = {"network": network, "threads": threads, "input": [1, 3, 8, 8], "rounds": 9}
+    return {**facts, "peer": peer, "version": "1.2", "ours": found, "failure": "", **DAY}
 
 
 def failed(network: str, peer: str, reason: str) -> dict[str, Any]:
-    return {"network": network, "threads": 1, "peer": peer, "rounds": 9, "ours": {}, "failure": reason, **DAY}
+    return {"network": network, "threads": 1, "input": [1, 3, 8, 8], "peer": peer, "rounds": 9, "ours": {}, "failure": reason, **DAY}
 
 
 NETWORKS = [
@@ -73,9 +74,9 @@ def test_the_better_peer_counts_where_both_ran(page: ModuleType) -> None:
 
 def test_the_table_of_networks(page: ModuleType) -> None:
     text = page.write_page({"machine": MACHINE, "networks": NETWORKS}, "x86.json")
-    assert "| network | ours, ms | fastest, ms | onnxruntime | openvino | ncnn | the better of two |" in text
-    assert "| a | 2 | 1.5 | 1.50 (1.40) | 2.00 (1.20) | - | **1.50 (1.20)** |" in text
-    assert "| c | 2 | 1.5 | 1.00 (1.00) | - | - | **-** |" in text
+    assert "| network | input | ours, ms | fastest, ms | onnxruntime | openvino | ncnn | the better of two |" in text
+    assert "| a | 1 x 3 x 8 x 8 | 2 | 1.5 | 1.50 (1.40) | 2.00 (1.20) | - | **1.50 (1.20)** |" in text
+    assert "| c | 1 x 3 x 8 x 8 | 2 | 1.5 | 1.00 (1.00) | - | - | **-** |" in text
     assert "2 networks: geometric mean **3.00** (2.40), least 1.50 (a)." in text
     assert "ncnn 7.00 (least 7.00, b)" in text
     assert "### x86-64-v3, 1 thread" in text
@@ -207,6 +208,7 @@ def test_a_small_network_beside_a_peer_that_runs_and_one_that_does_not(
     monkeypatch.setattr(networks, "Oracle", None)
     ran, left_out = networks.time_peers(network, 1, ["host", "x86-64-v3"], ["ncnn", "onnxruntime"], 1)
     assert (ran["peer"], ran["failure"], left_out["peer"], left_out["failure"]) == ("onnxruntime", "", "ncnn", "conversion failed: why")
+    assert (ran["input"], ran["macs"]) == ([1, 8, 16, 16], left_out["macs"])
     assert set(ran["ours"]) == {"host", "x86-64-v3"}
     for ours_ran in ran["ours"].values():
         assert ours_ran["minimum_speedup"] == ran["minimum_us"] / ours_ran["minimum_us"]
