@@ -134,7 +134,7 @@ class Report:
     def write_page(self) -> None:
         """Makes page and plot."""
         with new_file(self.path.with_suffix(".md")) as partial:
-            partial.write_text(write_page(self.data, self.path.name))
+            partial.write_text(write_page(self.data, self.path.stem))
         draw_plot(self.data, self.path.with_suffix(".svg"))
 
 

@@ -81,9 +81,11 @@ NETWORKS: Final[Mapping[str, tuple[int, ...] | None]] = {
 
 TARGETS: Final = ("host", "x86-64-v3")
 
-LIMITED: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {"openvino-avx2": ("openvino", {"ONEDNN_MAX_CPU_ISA": "AVX2"})}
-"""Peers that an option of theirs keeps to narrower units, for a fair look at a target that does without them: the peer and the
-option. Of OpenVINO it reaches the convolutions and products, which oneDNN computes, and not all of the rest."""
+LIMITED: Final[Mapping[str, tuple[str, str, Mapping[str, str]]]] = {
+    "openvino-avx2": ("openvino", "x86-64-v3", {"ONEDNN_MAX_CPU_ISA": "AVX2"})
+}
+"""Peers that an option of theirs keeps to the units of a target, with which alone they are compared: the peer, the target, the
+option. Of OpenVINO it reaches what oneDNN computes, convolutions and products, and not all of the rest."""
 
 MEMORY_RUNS: Final = 3
 IMPORT_RUNS: Final = 9
@@ -255,7 +257,7 @@ def _check(worker: Worker, reference: Reference) -> None:
 
 
 def _open_peer(stack: ExitStack, peer: str, job: Job) -> Worker:
-    runtime, environment = LIMITED.get(peer, (peer, {}))
+    runtime, _, environment = LIMITED.get(peer, (peer, "", {}))
     return stack.enter_context(Worker(replace(job, runtime=runtime), environment=environment))
 
 
@@ -309,6 +311,7 @@ def time_peers(
                 "minimum_speedup": summary.minimum_us / mine.minimum_us,
             }
             for target, (mine, mine_us) in ours.items()
+            if peer not in LIMITED or target == LIMITED[peer][1]
         }
         rows.append({**common, **asdict(summary), "peer": peer, "ours": beside, "failure": ""})
     return rows + [{**common, "peer": peer, "ours": {}, "failure": reason} for peer, reason in failures.items()]
@@ -362,6 +365,8 @@ def measure_memory(network: Network, peers: Sequence[str]) -> list[Row]:
                 _check(worker, network.reference("host", 1))
                 row |= {"version": worker.version, **worker.measure_memory(MEMORY_RUNS)}
         except SepwiseError as error:
+            if runtime == OURS:
+                raise
             row["failure"] = " ".join(str(error).split())
         rows.append(row)
     rows[0] |= {

@@ -72,10 +72,14 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def _range(values: Iterable[Any]) -> str:
+    """The only value, or the least and the largest."""
+    known = sorted(set(values))
+    return " to ".join(map(str, dict.fromkeys((known[0], known[-1]))))
+
+
 def _dates(rows: Sequence[Row]) -> str:
-    """The day of the rows, or the first and the last."""
-    days = sorted({row["date"] for row in rows})
-    return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    return _range(row["date"] for row in rows)
 
 
 def _names(rows: Iterable[Row], field: str) -> list[Any]:
@@ -100,12 +104,11 @@ def _write_peers(rows: Sequence[Row], *, cold: bool) -> str:
     failed = [row for row in rows if row["failure"]]
     failures = [f"- {row['network']}, {row['threads']} thread(s), {row['peer']}: {row['failure']}" for row in failed]
     left_out = "\n\nNot timed:\n\n" + "\n".join(failures) if failures else ""
-    rounds = sorted(set(_names(rows, "rounds")))
     return f"""{COLD if cold else WARM}
 
-float32, batch 1, {" to ".join(map(str, dict.fromkeys((rounds[0], rounds[-1]))))} rounds, {_dates(rows)}. Cells: the peer's time
-over ours, by the median over rounds of the ratio of medians, and in brackets by the fastest runs; above 1 ours is faster.
-Versions: {said}.
+float32, batch 1, {_range(row["rounds"] for row in rows)} rounds, {_dates(rows)}. Cells: the peer's time
+over ours, by the median over rounds of the ratio of medians, and in brackets by the fastest runs; above 1 ours is faster. The
+last column is by the better one of ONNX Runtime and OpenVINO. Versions: {said}.
 
 {(chr(10) * 2).join(parts)}{left_out}"""
 
@@ -120,36 +123,30 @@ def _write_target(rows: Sequence[Row], target: str, threads: int) -> str:
         ours = next((row["ours"][target] for row in found.values() if target in row["ours"]), None)
         if ours is None:
             continue
-        cells = [_speedup(found.get(peer, {}).get("ours", {}).get(target)) for peer in peers]
-        over = "-" if network not in best else f"{best[network][0]:.2f} ({best[network][1]:.2f})"
+        measured = [found[peer]["ours"].get(target, {}) if peer in found else {} for peer in peers]
+        cells = [_pair([each[by] for by in ("speedup", "minimum_speedup") if each]) for each in measured]
         shape = " x ".join(map(str, next(iter(found.values()))["input"]))
-        lines.append([network, shape, number(ours["median_us"] / 1e3), number(ours["minimum_us"] / 1e3), *cells, f"**{over}**"])
-    table = _table(["network", "input", "ours, ms", "fastest, ms", *peers, "the better of two"], lines)
-    summary = ""
-    if best:
-        medians, minima = ([pair[index] for pair in best.values()] for index in (0, 1))
-        worst = min(best, key=lambda network: best[network][0])
-        summary = (
-            f"\n\nOver the better of ONNX Runtime and OpenVINO, {len(best)} networks: geometric mean "
-            f"**{geometric_mean(medians):.2f}** ({geometric_mean(minima):.2f}), least {best[worst][0]:.2f} ({worst})."
-        )
-    summary += _beside_all(rows, target, peers)
-    return f"### {target}, {threads} thread{'s' if threads > 1 else ''}\n\n{table}{summary}"
+        took = [number(ours[by] / 1e3) for by in ("median_us", "minimum_us")]
+        lines.append([network, shape, *took, *cells, f"**{_pair(best.get(network, ()))}**"])
+    over_each = [_over_all(rows, peer, target) for peer in peers]
+    means, least = zip(*over_each, strict=True)
+    lines.append(["geometric mean", "", "", "", *means, f"**{_pair(map(geometric_mean, zip(*best.values(), strict=True)))}**"])
+    lines.append(["least", "", "", "", *least, f"**{_pair(map(min, zip(*best.values(), strict=True)))}**"])
+    columns = ["network", "input", "ours, ms", "fastest, ms", *peers, "the better of two"]
+    return f"### {target}, {threads} thread{'s' if threads > 1 else ''}\n\n{_table(columns, lines)}"
 
 
-def _speedup(ours: Row | None) -> str:
-    return "-" if ours is None else f"{ours['speedup']:.2f} ({ours['minimum_speedup']:.2f})"
+def _pair(numbers: Iterable[float]) -> str:
+    """By medians, and in brackets by the fastest runs; a dash where there is nothing."""
+    found = list(numbers)
+    return f"{found[0]:.2f} ({found[1]:.2f})" if found else "-"
 
 
-def _beside_all(rows: Sequence[Row], target: str, peers: Sequence[str]) -> str:
-    """Geometric mean and least speedup over each peer."""
-    said = []
-    for peer in peers:
-        found = {row["network"]: row["ours"][target]["speedup"] for row in rows if row["peer"] == peer and target in row["ours"]}
-        if found:
-            worst = min(found, key=found.__getitem__)
-            said.append(f"{peer} {geometric_mean(found.values()):.2f} (least {found[worst]:.2f}, {worst})")
-    return f"\n\nGeometric means over each: {', '.join(said)}."
+def _over_all(rows: Sequence[Row], peer: str, target: str) -> tuple[str, str]:
+    """Geometric mean and least of the speedups over one peer."""
+    found = [row["ours"][target] for row in rows if row["peer"] == peer and target in row["ours"]]
+    pairs = [(ours["speedup"], ours["minimum_speedup"]) for ours in found]
+    return _pair(map(geometric_mean, zip(*pairs, strict=True))), _pair(map(min, zip(*pairs, strict=True)))
 
 
 def _write_memory(rows: Sequence[Row]) -> str:
@@ -255,12 +252,12 @@ The worst:
 {_table(["workload", "ratio", "pick, us", "pick", "fastest"], listed)}"""
 
 
-def write_page(report: Row, source: str) -> str:
+def write_page(report: Row, stem: str) -> str:
     """Writes the page of a report.
 
     Args:
         report: The content of the JSON file; sections may be missing.
-        source: The file's name.
+        stem: The name of the files, without `.json` and `.svg`.
 
     Returns:
         Markdown.
@@ -271,12 +268,12 @@ def write_page(report: Row, source: str) -> str:
         f"""# On x86, beside other runtimes
 
 Untuned, on {machine["processor"]} ({machine["cpu"]}, {machine["cpus"]} cpus, {caches}), made by `scripts/benchmarks/x86.sh`,
-which says how; every number is in [{source}]({source}). The target `x86-64-v3` runs on the same machine and leaves its wider
-units unused. Of the peers only OpenVINO can be told to do so, and not in all it does (`openvino-avx2`); the others use what
-the machine has."""
+which says how; every number is in [{stem}.json]({stem}.json). The target `x86-64-v3` runs on the same machine and leaves its
+wider units unused. Of the peers only OpenVINO can be told to do so, and not in all it does (`openvino-avx2`); the others use
+what the machine has."""
     ]
     if networks := report.get("networks"):
-        plot = "\n\n![The peer's time over ours](x86.svg)" if best_speedups(networks, "host", 1) else ""
+        plot = f"\n\n![The peer's time over ours]({stem}.svg)" if best_speedups(networks, "host", 1) else ""
         parts.append(f"## Networks{plot}\n\n{_write_peers(networks, cold=False)}")
     if cold := report.get("cold"):
         parts.append(f"## With cold caches\n\n{_write_peers(cold, cold=True)}")

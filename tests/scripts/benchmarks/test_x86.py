@@ -73,12 +73,12 @@ def test_the_better_peer_counts_where_both_ran(page: ModuleType) -> None:
 
 
 def test_the_table_of_networks(page: ModuleType) -> None:
-    text = page.write_page({"machine": MACHINE, "networks": NETWORKS}, "x86.json")
+    text = page.write_page({"machine": MACHINE, "networks": NETWORKS}, "x86")
     assert "| network | input | ours, ms | fastest, ms | onnxruntime | openvino | ncnn | the better of two |" in text
     assert "| a | 1 x 3 x 8 x 8 | 2 | 1.5 | 1.50 (1.40) | 2.00 (1.20) | - | **1.50 (1.20)** |" in text
     assert "| c | 1 x 3 x 8 x 8 | 2 | 1.5 | 1.00 (1.00) | - | - | **-** |" in text
-    assert "2 networks: geometric mean **3.00** (2.40), least 1.50 (a)." in text
-    assert "ncnn 7.00 (least 7.00, b)" in text
+    assert "| geometric mean |  |  |  | 2.08 (1.91) | 3.46 (2.40) | 7.00 (7.00) | **3.00 (2.40)** |" in text
+    assert "| least |  |  |  | 1.00 (1.00) | 2.00 (1.20) | 7.00 (7.00) | **1.50 (1.20)** |" in text
     assert "### x86-64-v3, 1 thread" in text
     assert "- a, 1 thread(s), ncnn: conversion failed: why" in text
     assert "32 KiB L1D, 1,024 KiB L2, 0 KiB L3" in text
@@ -86,7 +86,7 @@ def test_the_table_of_networks(page: ModuleType) -> None:
 
 
 def test_sections_that_are_missing_are_left_out(page: ModuleType) -> None:
-    text = page.write_page({"machine": MACHINE}, "x86.json")
+    text = page.write_page({"machine": MACHINE}, "x86")
     assert text.startswith("# On x86")
     assert "##" not in text
 
@@ -99,7 +99,7 @@ def test_memory_is_told_without_the_interpreter(page: ModuleType) -> None:
         {**common, "runtime": "onnxruntime", "loading": 50_000_000, "running": 40_000_000},
         {"network": "a", "runtime": "ncnn", "failure": "why", **DAY},
     ]
-    text = page.write_page({"machine": MACHINE, "memory": rows}, "x86.json")
+    text = page.write_page({"machine": MACHINE, "memory": rows}, "x86")
     assert "| network | weights | arena | lower bound | arena / bound | ours | onnxruntime | ncnn |" in text
     assert "| a | 4.0 | 1.1 | 1.0 | 1.050 | 6.0 / 8.0 | 30.0 / 40.0 | - |" in text
 
@@ -122,7 +122,7 @@ def test_compilation_peak_ragged_shapes_and_choice(page: ModuleType) -> None:
             {**choice, "workload": "conv/3", "kind": "dense", "ratio": 1.0},
         ],
     }
-    text = page.write_page(report, "x86.json")
+    text = page.write_page(report, "x86")
     assert "| a | 4.2 | 2.5 | 7 |" in text
     assert "| import sepwise | 0.020 | 0.012 |" in text
     assert "| a | 1 | 4 | 75 | 100 | 90 | 75 % | 83 % |" in text
@@ -203,13 +203,16 @@ def test_a_small_network_beside_a_peer_that_runs_and_one_that_does_not(
         return worker
 
     monkeypatch.setattr(networks, "_open_peer", open_peer)
+    monkeypatch.setattr(networks, "LIMITED", {"onnxruntime-avx2": ("onnxruntime", "x86-64-v3", {"OMP_NUM_THREADS": "1"})})
     network.prepare(["host", "x86-64-v3"], [1])
     monkeypatch.setattr(networks, "compile", None)
     monkeypatch.setattr(networks, "Oracle", None)
-    ran, left_out = networks.time_peers(network, 1, ["host", "x86-64-v3"], ["ncnn", "onnxruntime"], 1)
+    peers = ["ncnn", "onnxruntime", "onnxruntime-avx2"]
+    ran, limited, left_out = networks.time_peers(network, 1, ["host", "x86-64-v3"], peers, 1)
     assert (ran["peer"], ran["failure"], left_out["peer"], left_out["failure"]) == ("onnxruntime", "", "ncnn", "conversion failed: why")
     assert (ran["input"], ran["macs"]) == ([1, 8, 16, 16], left_out["macs"])
     assert set(ran["ours"]) == {"host", "x86-64-v3"}
+    assert (limited["name"], limited["peer"], set(limited["ours"])) == ("onnxruntime", "onnxruntime-avx2", {"x86-64-v3"})
     for ours_ran in ran["ours"].values():
         assert ours_ran["minimum_speedup"] == ran["minimum_us"] / ours_ran["minimum_us"]
         assert ours_ran["speedup"] == pytest.approx(ran["median_us"] / ours_ran["median_us"])  # of the only round
