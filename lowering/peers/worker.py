@@ -41,12 +41,12 @@ class Worker:
     Use as a context manager: the process ends with the block.
     """
 
-    def __init__(self, job: Job, *, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, job: Job, *, environment: Mapping[str, str | None] | None = None) -> None:
         """Starts the process on the first `threads` cpus and loads the network.
 
         Args:
             job: What to load.
-            environment: Variables of the process beside those of this one.
+            environment: Variables of the process beside those of this one, or None for those that it is not to have.
 
         Raises:
             InputError: A peer cannot load this network.
@@ -55,12 +55,13 @@ class Worker:
         self.name = job.runtime
         cpus = sorted(os.sched_getaffinity(0))[: job.threads]
         count = str(job.threads)
-        variables = {"OMP_NUM_THREADS": count, "TVM_NUM_THREADS": count, **(environment or {})}
+        own = {"OMP_NUM_THREADS": count, "TVM_NUM_THREADS": count, **(environment or {})}
+        variables: dict[str, str | None] = {**os.environ, **own}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "sepwise.lowering.peers", *map(str, cpus)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | variables,
+            env={name: value for name, value in variables.items() if value is not None},
         )
         try:
             self.version: str = self._ask(job)

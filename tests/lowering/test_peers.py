@@ -106,6 +106,22 @@ def test_a_worker_runs_cold_and_says_what_it_takes(job: Job) -> None:
         assert found["loading"] >= found["running"] > found["start"] > 0
 
 
+def test_variables_of_the_process(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, str]] = []
+
+    def popen(*_: object, env: dict[str, str], **__: object) -> None:
+        given.append(env)
+        raise OSError
+
+    monkeypatch.setattr("subprocess.Popen", popen)
+    monkeypatch.setenv("SEPWISE_A", "here")
+    monkeypatch.setenv("SEPWISE_B", "here")
+    with pytest.raises(OSError):  # noqa: PT011 - its own
+        Worker(job, environment={"SEPWISE_A": None, "SEPWISE_B": "there"})
+    assert "SEPWISE_A" not in given[0]
+    assert (given[0]["SEPWISE_B"], given[0]["OMP_NUM_THREADS"]) == ("there", "1")
+
+
 def test_caches_are_swept_from_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     swept: list[set[int]] = []
     cpus = os.sched_getaffinity(0)
