@@ -29,7 +29,7 @@ from x86_networks import checksum_sources
 
 from sepwise.console import say
 from sepwise.files import new_file
-from sepwise.lowering.build import build_imported
+from sepwise.lowering.build import build_program
 from sepwise.lowering.rounds import speedup
 from sepwise.lowering.runner import NativeRunner, aligned_empty
 from sepwise.lowering.selection import Pick, Selector, tile_sizes
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from x86_networks import Network
 
     from sepwise.lowering.device import Device
+    from sepwise.lowering.importer import ImportedGraph
     from sepwise.lowering.program import Program
 
     Row = dict[str, Any]
@@ -217,10 +218,18 @@ def list_workloads(network: Network, device: Device) -> list[ConvWorkload]:
     """Lists the different convolutions of a network as they are computed: cut into kernels, in their layouts."""
     kept = network.kept(f"workloads-{device.name}", checksum_sources("sepwise.lowering", "sepwise.passes"))
     if not kept.exists():
-        _, _, imported = build_imported(network.model, device, emit=lambda *_: b"")
-        workloads = [kernel.workload for kernel in imported.graph.kernels if isinstance(kernel.workload, ConvWorkload)]
+        workloads: dict[str, ConvWorkload] = {}
+
+        def note(imported: ImportedGraph, *_: object) -> bytes:
+            workloads.clear()
+            for kernel in imported.graph.kernels:
+                if isinstance(kernel.workload, ConvWorkload):
+                    workloads.setdefault(kernel.workload.key, kernel.workload)
+            return b""
+
+        build_program(network.model, device, emit=note)
         with new_file(kept) as partial:
-            partial.write_bytes(pickle.dumps(list({workload.key: workload for workload in workloads}.values())))
+            partial.write_bytes(pickle.dumps(list(workloads.values())))
     found: list[ConvWorkload] = pickle.loads(kept.read_bytes())
     return found
 

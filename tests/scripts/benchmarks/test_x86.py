@@ -181,6 +181,18 @@ def test_ragged_shape_over_its_neighbour_by_multiply_accumulate(
     assert not built
 
 
+def test_workloads_of_a_network_are_those_of_its_kernels(
+    kernels: ModuleType, networks: ModuleType, zoo_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = networks.Network(str(zoo_file("separable_block", shape=(1, 8, 16, 16))), tmp_path)
+    device = get("x86-64-v3")
+    found = kernels.list_workloads(network, device)
+    keys = [call.workload for call in network.program("x86-64-v3", 1).calls if call.workload.startswith("conv/")]
+    assert [workload.key for workload in found] == list(dict.fromkeys(keys)) != []
+    monkeypatch.setattr(kernels, "build_program", None)
+    assert kernels.list_workloads(network, device) == found
+
+
 def test_the_pick_is_timed_among_the_candidates(kernels: ModuleType, tmp_path: Path) -> None:
     device = get("x86-64-v3")
     workload = ConvWorkload(1, (6, 6), kernels.KINDS["depthwise 3x3"](16), False, None, device.lanes, device.lanes)
