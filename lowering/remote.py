@@ -11,6 +11,7 @@ Nothing waits for ever: the socket on which TVM waits for the board is given a t
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import os
 import socket
@@ -18,7 +19,8 @@ import struct
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -40,7 +42,16 @@ if TYPE_CHECKING:
     from sepwise.lowering.guarded import Access
     from sepwise.lowering.program import Program
 
-__all__ = ["TIMEOUT_SECONDS", "Board", "BoardError", "RemoteRunner", "open_board", "read_address", "server_machine"]
+__all__ = [
+    "TIMEOUT_SECONDS",
+    "Board",
+    "BoardError",
+    "RemoteRunner",
+    "list_boards",
+    "open_board",
+    "read_address",
+    "server_machine",
+]
 
 TIMEOUT_SECONDS: Final = 60.0
 """How long a board may take for one answer where the caller says nothing else."""
@@ -48,7 +59,7 @@ TIMEOUT_SECONDS: Final = 60.0
 _RETRY_SECONDS: Final = 0.2
 _PIECE_BYTES: Final = 1 << 22
 _NOWHERE: Final = -(1 << 63)
-_ENTRIES: Final = ("open", "allocate", "write", "read", "main", "run", "time", "protect", "run_alone")
+_ENTRIES: Final = ("open", "allocate", "write", "read", "main", "run", "time", "time_calls", "protect", "run_alone")
 _MACHINES: Final = ("aarch64", "x86_64")
 
 Address = tuple[str, int]
@@ -96,19 +107,51 @@ def open_board(
     Raises:
         InputError: The options contradict each other, or there is no such board.
     """
+    _check_options(rpc, tracker, key, timeout_s)
+    if tracker is not None and key is not None:
+        return _open_free_board(read_address("--tracker", tracker), key, timeout_s)
+    return None if rpc is None else Board(read_address("--rpc", rpc), key or "", timeout_s=timeout_s)
+
+
+def list_boards(
+    rpc: str | None, *, tracker: str | None = None, key: str | None = None, timeout_s: float = TIMEOUT_SECONDS
+) -> list[Callable[[], Board]]:
+    """Lists the boards that options name: one, or as many as a tracker knows of a key, free or not.
+
+    Args:
+        rpc: As for `open_board`, and so are all others.
+        tracker: Where boards are asked for.
+        key: Which.
+        timeout_s: How long to wait for each.
+
+    Returns:
+        What connects to one of them, for each; all of a tracker's are alike, and it says which is free.
+
+    Raises:
+        InputError: The options contradict each other, or the tracker knows no such board.
+    """
+    _check_options(rpc, tracker, key, timeout_s)
+    if rpc is not None:
+        return [functools.partial(Board, read_address("--rpc", rpc), key or "", timeout_s=timeout_s)]
+    if tracker is None or key is None:
+        return []
+    address = read_address("--tracker", tracker)
+    with _open_tracker(address, timeout_s) as (who, _, keys):
+        if key not in keys:
+            raise InputError(f"{who}: knows no board of key '{key}'; it knows {_spell_keys(keys)}.")
+    return [functools.partial(_open_free_board, address, key, timeout_s)] * keys.count(key)
+
+
+def _check_options(rpc: str | None, tracker: str | None, key: str | None, timeout_s: float) -> None:
+    """Refuses options that contradict each other."""
     if rpc is not None and tracker is not None:
         raise InputError(f"--rpc {rpc} and --tracker {tracker}: a board is reached by one of them. Give one.")
     if timeout_s <= 0:
         raise InputError(f"--timeout {timeout_s:g}: needed are seconds, more than 0.")
-    if tracker is not None:
-        if not key:
-            raise InputError(f"--tracker {tracker}: a tracker knows boards by their keys. Give one with --key.")
-        return Board(*_ask_tracker(read_address("--tracker", tracker), key, timeout_s), timeout_s=timeout_s)
-    if rpc is None:
-        if key is not None:
-            raise InputError(f"--key {key}: says which board. Give --tracker or --rpc with it.")
-        return None
-    return Board(read_address("--rpc", rpc), key or "", timeout_s=timeout_s)
+    if tracker is not None and not key:
+        raise InputError(f"--tracker {tracker}: a tracker knows boards by their keys. Give one with --key.")
+    if rpc is None and tracker is None and key is not None:
+        raise InputError(f"--key {key}: says which board. Give --tracker or --rpc with it.")
 
 
 class Board:
@@ -148,6 +191,11 @@ class Board:
         for side in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self._socket.setsockopt(socket.SOL_SOCKET, side, struct.pack("@ll", seconds, microseconds))
         self.machine, self.flags = self._describe()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection has ended."""
+        return self._lost
 
     def ask(self, doing: str, function: Callable[..., Any], *arguments: object) -> Any:
         """Calls something that asks the board, and says what became of it where it does not answer.
@@ -353,29 +401,41 @@ def _find_socket(peer: Address) -> socket.socket:
     raise BoardError(f"Board {peer[0]}:{peer[1]}: the connection was lost as soon as it was there.")
 
 
-def _ask_tracker(address: Address, key: str, timeout_s: float) -> tuple[Address, str]:
-    """Asks a tracker for a free board; gives its address and the key that its server waits for."""
+@contextmanager
+def _open_tracker(address: Address, timeout_s: float) -> Iterator[tuple[str, socket.socket, list[str]]]:
+    """Connects to a tracker; gives what messages call it, the connection, and the key of each board that it knows."""
     who = f"Tracker {address[0]}:{address[1]}"
-    servers: list[dict[str, str]] | None = None
     with _dial(who, address, timeout_s) as link:
         try:
             link.sendall(struct.pack("<i", base.RPC_TRACKER_MAGIC))
             if struct.unpack("<i", base.recvall(link, 4))[0] != base.RPC_TRACKER_MAGIC:
                 raise InputError(f"{who}: is no tracker. Check the port.")
             base.sendjson(link, [base.TrackerCode.SUMMARY])
-            servers = base.recvjson(link)[1]["server_info"]
+            keys = [server["key"].partition(":")[2] for server in base.recvjson(link)[1]["server_info"]]
+        except TimeoutError:
+            raise InputError(f"{who}: does not answer within {timeout_s:g} s. Check the port.") from None
+        except (OSError, ValueError, IndexError) as error:
+            raise InputError(f"{who}: is no tracker ({error}). Check the port.") from None
+        yield who, link, keys
+
+
+def _open_free_board(address: Address, key: str, timeout_s: float) -> Board:
+    """Connects to a free board of a tracker's, at the address and under the key that the tracker gives."""
+    with _open_tracker(address, timeout_s) as (who, link, keys):
+        try:
             base.sendjson(link, [base.TrackerCode.REQUEST, key, "", 1])
             host, port, match = base.recvjson(link)[1]
         except TimeoutError:
-            if servers is None:
-                raise InputError(f"{who}: does not answer within {timeout_s:g} s. Check the port.") from None
-            known = sorted({server["key"].partition(":")[2] for server in servers})
-            raise InputError(
-                f"{who}: no board of key '{key}' was free within {timeout_s:g} s; it knows {', '.join(known) or 'no key'}."
-            ) from None
+            known = _spell_keys(keys)
+            raise InputError(f"{who}: no board of key '{key}' was free within {timeout_s:g} s; it knows {known}.") from None
         except (OSError, ValueError, IndexError) as error:
-            raise InputError(f"{who}: is no tracker ({error}). Check the port.") from None
-    return (host, int(port)), match
+            raise InputError(f"{who}: does not give boards of key '{key}' ({error}). Try again.") from None
+    return Board((host, int(port)), match, timeout_s=timeout_s)
+
+
+def _spell_keys(keys: Sequence[str]) -> str:
+    """Names the kinds of boards that a tracker knows."""
+    return ", ".join(sorted(set(keys))) or "no key"
 
 
 # Running --------------------------------------------------------------------------------------------------------------
@@ -439,12 +499,27 @@ class RemoteRunner(GuestRunner):
         """
         return self._time(repeats, inputs, each=True)
 
+    def place(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Places the network's inputs for calls that are timed; see `NativeRunner.place`."""
+        arrays = self._check_inputs(inputs)
+        with self._lock:
+            self._place(self._open_guest(), arrays)
+
+    def time_calls(self, indices: Sequence[int], rounds: int) -> list[list[float]]:
+        """Times some kernel calls by themselves on the board, in C; see `NativeRunner.time_calls`."""
+        with self._lock:
+            return self._open_guest().time_calls(indices, rounds)
+
+    def _place(self, guest: _RemoteGuest, arrays: Sequence[np.ndarray]) -> None:
+        for value, array in zip(self.program.inputs, arrays, strict=True):
+            guest.write(value.buffer, array)
+
     def _time(self, repeats: int, inputs: Mapping[str, np.ndarray] | None, *, each: bool) -> list[list[float]]:
         arrays = None if inputs is None else self._check_inputs(inputs)
         with self._lock:
             guest = self._open_guest()
-            for value, array in zip(self.program.inputs, arrays or (), strict=arrays is not None):
-                guest.write(value.buffer, array)
+            if arrays is not None:
+                self._place(guest, arrays)
             return guest.time(repeats, each=each)
 
     def close(self) -> None:
@@ -497,6 +572,12 @@ class _RemoteGuest(Guest):
         found = self._enter(f"timing model '{self._program.name}'", "time", repeats, int(each), *self._operands)
         width = len(self._program.calls) if each else 1
         return np.frombuffer(found, np.float64).reshape(repeats, width).T.tolist()
+
+    def time_calls(self, indices: Sequence[int], rounds: int) -> list[list[float]]:
+        """Times calls in turn."""
+        doing = f"timing kernels {', '.join(dict.fromkeys(repr(self._program.calls[index].name) for index in indices))}"
+        found = self._enter(doing, "time_calls", rounds, bytearray(np.array(indices, np.int32)), *self._operands)
+        return np.frombuffer(found, np.float64).reshape(len(indices), rounds).tolist()
 
     def run_stage(self, index: int, offsets: Sequence[int], *, shared: bool) -> int | None:
         """Runs one call; see `StageMemory`. What is touched is opened, so that the call comes to its end."""

@@ -448,17 +448,14 @@ class NativeRunner(Runner):
         Returns:
             For each of the indices the microseconds of its run in each round.
         """
-        times_us: list[list[float]] = [[] for _ in indices]
-        us = (ctypes.c_double * 1)()
+        count = len(indices)
+        us = (ctypes.c_double * (count * rounds))()
         with self._lock:
             self._require_open()
-            for number in range(rounds):
-                order = range(len(indices)) if number % 2 == 0 else reversed(range(len(indices)))
-                for place in order:
-                    first = indices[place]
-                    self._library.sepwise_time(self._run_range, first, first + 1, *self._arguments, 1, 0, us)
-                    times_us[place].append(us[0])
-        return times_us
+            self._library.sepwise_time_calls(
+                self._run_range, (ctypes.c_int32 * count)(*indices), count, *self._arguments, rounds, us
+            )
+        return [us[place * rounds : (place + 1) * rounds] for place in range(count)]
 
     def _time(self, repeats: int, inputs: Mapping[str, np.ndarray] | None, *, each: bool) -> list[list[float]]:
         """Times runs, the kernels together or call by call, and the tail by itself where there is one."""

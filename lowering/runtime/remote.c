@@ -9,6 +9,7 @@
  *   main(inputs..., outputs...)              the whole Program
  *   run(first, last, inputs..., outputs...)  the calls from `first` to `last - 1`
  *   time(repeats, each, inputs..., outputs...) -> bytes     microseconds as float64, see `timing.c`
+ *   time_calls(rounds, calls, inputs..., outputs...) -> bytes     the same of some calls (int32) by themselves
  *   protect(access, offset, nbytes)          pages of the stage
  *   run_alone(call, shared, offsets) -> int  one call on the stage, where the scratch and the arguments lie at offsets (int64), by one
  *                                            worker or all; gives the offset that it touched and must not, `NOWHERE` if none */
@@ -23,7 +24,7 @@
 #include "sepwise.h"
 
 enum { ARENA = 0, CONSTANT = 1, STAGE = 4, REGIONS = 5 };
-enum { MAX_TENSORS = 1024, MAX_CPUS = 1024, MAX_PATH = 96, ALIGNMENT = 64, UNWRITTEN = 0xff };
+enum { MAX_TENSORS = 1024, MAX_CPUS = 1024, MAX_CALLS = 1024, MAX_PATH = 96, ALIGNMENT = 64, UNWRITTEN = 0xff };
 #define NOWHERE INT64_MIN
 
 #define ENTRY(name) int __tvm_ffi_##name(void *self, const TVMFFIAny *arguments, int32_t count, TVMFFIAny *result)
@@ -35,6 +36,9 @@ void sepwise_pool_destroy(struct pool *pool);
 void sepwise_time(sepwise_run_range run_range, int32_t first, int32_t last, const void *constants, const void *const *inputs,
                   void *const *outputs, void *arena, sepwise_parallel_for parallel_for, void *context, int32_t repeats,
                   int32_t each, double *us);
+void sepwise_time_calls(sepwise_run_range run_range, const int32_t *calls, int32_t count, const void *constants,
+                        const void *const *inputs, void *const *outputs, void *arena, sepwise_parallel_for parallel_for,
+                        void *context, int32_t rounds, double *us);
 int32_t sepwise_run_guarded(sepwise_run_range run_range, int32_t call, const void *const *operands, void *scratch,
                             sepwise_parallel_for parallel_for, void *context, void *stage, int64_t nbytes, uintptr_t *stray);
 int32_t model_run_range(int32_t first, int32_t last, const void *constants, const void *const *inputs, void *const *outputs,
@@ -172,20 +176,48 @@ ENTRY(run) {
   return run((int32_t)arguments[0].v_int64, (int32_t)arguments[1].v_int64, arguments + 2, count - 2, result);
 }
 
+/* Memory for `count` times, NULL where there is none; `give_times` gives them and frees it. */
+static double *allocate_times(size_t count) {
+  double *us = mmap(NULL, count * sizeof *us + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return us == MAP_FAILED ? NULL : us;
+}
+
+static int give_times(double *us, size_t count, TVMFFIAny *result) {
+  TVMFFIByteArray bytes = {(const char *)us, count * sizeof *us};
+  int status = TVMFFIBytesFromByteArray(&bytes, result);
+  munmap(us, count * sizeof *us + 1);
+  return status;
+}
+
 ENTRY(time) {
   (void)self;
   void *tensors[MAX_TENSORS];
   if (count < 2 || !find_tensors(arguments + 2, count - 2, tensors)) return fail("time: needed are repeats, each and the tensors");
   int32_t repeats = (int32_t)arguments[0].v_int64, each = arguments[1].v_int64 != 0;
-  size_t nbytes = (size_t)repeats * (size_t)(each ? call_count : 1) * sizeof(double);
-  double *us = mmap(NULL, nbytes + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (us == MAP_FAILED) return fail("time: no memory for so many times");
+  size_t times = (size_t)repeats * (size_t)(each ? call_count : 1);
+  double *us = allocate_times(times);
+  if (!us) return fail("time: no memory for so many times");
   sepwise_time(model_run_range, 0, call_count, regions[CONSTANT].start, (const void *const *)tensors, tensors + input_count,
                regions[ARENA].start, parallel_for(), pool, repeats, each, us);
-  TVMFFIByteArray bytes = {(const char *)us, nbytes};
-  int status = TVMFFIBytesFromByteArray(&bytes, result);
-  munmap(us, nbytes + 1);
-  return status;
+  return give_times(us, times, result);
+}
+
+ENTRY(time_calls) {
+  (void)self;
+  void *tensors[MAX_TENSORS];
+  if (count < 2 || !find_tensors(arguments + 2, count - 2, tensors)) return fail("time_calls: needed are rounds, calls and the tensors");
+  TVMFFIByteArray places = read_bytes(&arguments[1]);
+  int32_t rounds = (int32_t)arguments[0].v_int64, number = (int32_t)(places.size / sizeof(int32_t)), calls[MAX_CALLS];
+  if (number > MAX_CALLS) return fail("time_calls: too many calls");
+  if (number) memcpy(calls, places.data, (size_t)number * sizeof *calls);
+  for (int32_t place = 0; place < number; ++place)
+    if (calls[place] < 0 || calls[place] >= call_count) return fail("time_calls: there is no such call");
+  size_t times = (size_t)rounds * (size_t)number;
+  double *us = allocate_times(times);
+  if (!us) return fail("time_calls: no memory for so many times");
+  sepwise_time_calls(model_run_range, calls, number, regions[CONSTANT].start, (const void *const *)tensors, tensors + input_count,
+                     regions[ARENA].start, parallel_for(), pool, rounds, us);
+  return give_times(us, times, result);
 }
 
 ENTRY(protect) {

@@ -18,7 +18,7 @@ from onnx import parser
 from sepwise.lowering import device
 from sepwise.lowering.guarded import StrayAccessError
 from sepwise.lowering.program import Program, Tail
-from sepwise.lowering.remote import Board, BoardError, RemoteRunner, open_board, read_address
+from sepwise.lowering.remote import Board, BoardError, RemoteRunner, list_boards, open_board, read_address
 from sepwise.passes.errors import InputError, SepwiseError, UnsupportedError
 
 Tensors = dict[str, np.ndarray]
@@ -103,6 +103,10 @@ def test_times_are_taken_on_the_board(runner: RemoteRunner, c_program_tensors: T
     kernels_us = runner.time_kernels(2)
     assert [len(times_us) for times_us in kernels_us] == [2, 2]
     assert all(time_us > 0 for times_us in kernels_us for time_us in times_us)
+    runner.place(inputs_of(c_program_tensors))
+    calls_us = runner.time_calls([1, 0, 1], 5)
+    assert [len(times_us) for times_us in calls_us] == [5, 5, 5]
+    assert all(time_us > 0 for times_us in calls_us for time_us in times_us)
     np.testing.assert_array_equal(runner.run(inputs_of(c_program_tensors))["z"], c_program_tensors["z"])
 
 
@@ -285,6 +289,9 @@ def test_options_that_name_no_board() -> None:
         open_board(None, tracker="b:2")
     with pytest.raises(InputError, match="--timeout 0: needed are seconds"):
         open_board("a:1", timeout_s=0)
+    with pytest.raises(InputError, match="--key k: says which board"):
+        list_boards(None, key="k")
+    assert list_boards(None) == []
     for text in ("pi", ":9090", "pi:", "pi:0", "pi:65536", "pi:²"):
         with pytest.raises(InputError, match=r"--rpc .*: needed is HOST:PORT"):
             open_board(text)
@@ -314,6 +321,18 @@ def tracker() -> Iterator[str]:
             process.kill()
 
 
+def wait_for_boards(tracker: str, count: int) -> list[Callable[[], Board]]:
+    """Lists a tracker's boards of key `desk`, once so many have registered."""
+    until = time.monotonic() + 30
+    while True:
+        with suppress(InputError):
+            found = list_boards(None, tracker=tracker, key="desk", timeout_s=30)
+            if len(found) == count or time.monotonic() > until:
+                assert len(found) == count
+                return found
+        time.sleep(0.05)
+
+
 def test_boards_of_a_tracker(
     tracker: str, board_server: Callable[..., object], c_program: Callable[..., Program], c_program_tensors: Tensors
 ) -> None:
@@ -326,3 +345,16 @@ def test_boards_of_a_tracker(
                 np.testing.assert_array_equal(runner.run(inputs_of(c_program_tensors))["z"], c_program_tensors["z"])
                 with pytest.raises(InputError, match=r"no board of key 'desk' was free within 0.5 s; it knows desk\."):
                     open_board(None, tracker=tracker, key="desk", timeout_s=0.5)
+
+
+def test_as_many_boards_as_a_tracker_knows(tracker: str, board_server: Callable[..., object]) -> None:
+    options = ("--tracker", tracker, "--key", "desk")
+    with board_server("host", *options) as first, board_server("host", *options) as second:
+        connects = wait_for_boards(tracker, 2)
+        with connects[0]() as one, connects[1]() as other:
+            assert {one.name.rpartition(":")[2], other.name.rpartition(":")[2]} == {str(first.port), str(second.port)}
+            one.close()
+            assert one.lost
+            assert not other.lost
+    with pytest.raises(InputError, match="knows no board of key 'shelf'; it knows "):
+        list_boards(None, tracker=tracker, key="shelf")
