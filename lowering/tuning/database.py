@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.device import Device
     from sepwise.lowering.selection import Records
-    from sepwise.lowering.tuning.timing import Method
+    from sepwise.lowering.tuning.timing import Method, Place
 
 __all__ = ["Conditions", "Database", "Evidence", "Findings", "Verdict", "find_conditions", "read_records"]
 
@@ -54,7 +54,7 @@ WORKLOADS, RECORDS, EVIDENCE, DEVICE, LOCK = (
 )
 
 ANNOTATION = "sepwise."
-"""What the keys of annotations begin with; behind it `strategy`, `method`, or `tile.` and a field of the tile."""
+"""What the keys of annotations begin with; behind it `strategy`, `method`, `runner`, or `tile.` and a field of the tile."""
 
 _NO_MATTER = ("name", "cores", "clock_hz", "emulator", "emulator_cpu", "zig_target", "zig_cpu", "flash_bytes", "ram_bytes")
 """Facts of a device that change neither code nor what it takes."""
@@ -107,6 +107,7 @@ class Evidence:
         interval: Its time over the default's.
         rounds: Samples of each.
         worst_ratio: Largest error over its bound, from the check of the kernel.
+        place: Where it ran: `native`, `remote` or `emulated`.
     """
 
     pick: Pick
@@ -116,6 +117,7 @@ class Evidence:
     interval: Interval
     rounds: int
     worst_ratio: float
+    place: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,19 +248,21 @@ class Database:
 
     # Writing ----------------------------------------------------------------------------------------------------------
 
-    def add_tried(self, conditions: Conditions, workload: str, tried: Mapping[Pick, float | str]) -> None:
-        """Notes candidates that were timed, or refused.
+    def add_tried(self, conditions: Conditions, workload: str, pick: Pick, ratio: float | None, refused: str | None) -> None:
+        """Notes a candidate that was timed, or refused.
 
         Args:
             conditions: Under what.
             workload: Key of the workload.
-            tried: For each its time over that of the best until then, or why it was refused.
+            pick: The candidate.
+            ratio: Its time over that of the best until then, None where it could not be timed.
+            refused: Why it was refused, None where it was not.
 
         Raises:
             InputError: The file cannot be written.
         """
-        candidates = [{**_spell(pick), "ratio" if isinstance(said, float) else "refused": said} for pick, said in tried.items()]
-        self._add(conditions, {"kind": "tried", "workload": workload, "candidates": candidates})
+        said = {"ratio": ratio} if refused is None else {"refused": refused}
+        self._add(conditions, {"kind": "tried", "workload": workload, **_spell(pick), **said})
 
     def add_record(
         self, conditions: Conditions, workload: str, lines: tuple[str, Sequence[object]], evidence: Evidence
@@ -513,7 +517,7 @@ def _take(findings: Findings, line: Mapping[str, Any], traces: Sequence[Pick | N
     """Adds a line of evidence to what was found."""
     workload = line["workload"]
     if line["kind"] == "tried":
-        findings.tried.setdefault(workload, set()).update(map(_pick, line["candidates"]))
+        findings.tried.setdefault(workload, set()).add(_pick(line))
         return
     pick = _pick(line)
     if traces[line["record"]] != pick:
@@ -524,14 +528,14 @@ def _take(findings: Findings, line: Mapping[str, Any], traces: Sequence[Pick | N
         **{name: line[name] for name in ("record", "median", "default_median", "rounds")},
     }
     if line["kind"] == "record":
-        findings.records.setdefault(workload, {})[pick] = Evidence(**common, worst_ratio=line["worst_ratio"])
+        findings.records.setdefault(workload, {})[pick] = Evidence(**common, worst_ratio=line["worst_ratio"], place=line["place"])
     elif line["kind"] == "verdict":
         findings.verdicts[workload] = Verdict(**common, tuned=line["tuned"], finished=line["finished"])
 
 
 def _evidence_to_json(evidence: Evidence | Verdict) -> dict[str, Any]:
     """Writes what records and verdicts have in common."""
-    known = {"worst_ratio": evidence.worst_ratio} if isinstance(evidence, Evidence) else {}
+    known = {"worst_ratio": evidence.worst_ratio, "place": evidence.place} if isinstance(evidence, Evidence) else {}
     return {
         **_spell(evidence.pick),
         **asdict(evidence.interval),

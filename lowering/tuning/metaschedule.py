@@ -1,7 +1,8 @@
 """Lines of MetaSchedule's database: a workload as its plain PrimFunc, a record as the trace of what was chosen for it.
 
 The PrimFunc is the compute without a tile: whole domain, one block of weights after the other. The trace annotates it with the
-strategy, the sizes of its tile and how times came about. So it replays on the PrimFunc, and says all that `schedule` needs.
+strategy, the sizes of its tile, how times came about and where. So it replays on the PrimFunc, and says all that `schedule`
+needs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.device import Device
     from sepwise.lowering.selection import Pick
-    from sepwise.lowering.tuning.timing import Method
+    from sepwise.lowering.tuning.timing import Method, Place
     from sepwise.lowering.workload import LinearWorkload
 
 __all__ = ["plain_function", "spell_record"]
@@ -52,7 +53,7 @@ def plain_function(workload: ConvWorkload | LinearWorkload) -> tirx.PrimFunc:
 
 
 def spell_record(
-    workload: ConvWorkload | LinearWorkload, pick: Pick, median: float, device: Device, method: Method
+    workload: ConvWorkload | LinearWorkload, pick: Pick, median: float, device: Device, method: Method, place: Place
 ) -> tuple[str, list[object]]:
     """Writes a record as MetaSchedule does.
 
@@ -62,6 +63,7 @@ def spell_record(
         median: Its time, in microseconds, or in cycles where it was estimated.
         device: Where.
         method: How the time came about.
+        place: Where it ran.
 
     Returns:
         The line of the workload, and what is behind the workload's index in the line of the record.
@@ -69,7 +71,8 @@ def spell_record(
     function = plain_function(workload)
     schedule = s_tir.Schedule(function)
     root = schedule.get_sblock("root")
-    for key, value in (("strategy", pick.strategy), ("method", method), *((f"tile.{name}", size) for name, size in pick.sizes)):
+    said = (("strategy", pick.strategy), ("method", method), ("runner", place))
+    for key, value in (*said, *((f"tile.{name}", size) for name, size in pick.sizes)):
         schedule.annotate(root, f"{ANNOTATION}{key}", value)
     seconds = median / 1e6 if method == "measured" else median / (device.clock_hz or UNKNOWN_CLOCK_HZ)
     found = Workload(tvm.IRModule({"main": function}))

@@ -1,9 +1,11 @@
 """Which candidates of which kernel are tried next, and what is kept of them.
 
-A kernel's candidates come in batches, in the order of `space.order`. A batch is timed together with the default and the best
-until then: a few rounds for all, then double for the better half, and so on (successive halving) until two are left. These
-go on until their intervals tell, or `MOST_ROUNDS`. The fastest that beats the best until then beyond the noise is verified; then
-it has a record and is the best. A candidate that is wrong is reported, and the next one takes its place.
+A kernel's candidates come in batches, in the order of `space.order`. A batch is compiled together; its candidates race one
+after the other, each in turn with the default and the best until then: a few rounds, then twice as many, and so on, for as long
+as one looks faster, up to `MOST_ROUNDS`. It has won when it is faster beyond the noise in all rounds, and again in the later
+half of them by itself: who looks often enough sees what is not there. Then it is verified, and settled as the best, with a
+record. One that has not won, or is wrong, or during which a board is lost, is settled at once. So whoever writes down what is
+settled has it as soon as it is known, and loses one candidate where the process ends.
 
 Batches go to the kernel that can still save most: its time in the network, halved for each batch that has brought nothing. After
 `PATIENCE` such batches in a row, or when there is nothing left to try, a kernel is done.
@@ -12,38 +14,40 @@ Batches go to the kernel that can still save most: its time in the network, halv
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
+from sepwise.lowering.remote import BoardError
 from sepwise.lowering.tuning.database import Evidence
-from sepwise.lowering.tuning.intervals import compare
+from sepwise.lowering.tuning.intervals import LEAST_GAIN, compare
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from sepwise.lowering.selection import Pick
     from sepwise.lowering.tuning.intervals import Interval
     from sepwise.lowering.tuning.space import Candidate
+    from sepwise.lowering.tuning.timing import Place
     from sepwise.lowering.tuning.trial import Tuned
     from sepwise.passes.equivalence import Check
 
-__all__ = ["Bench", "Outcome", "Search", "Wrong"]
+__all__ = ["Bench", "Search", "Settled", "Wrong"]
 
 BATCH = 8
-"""Candidates that are timed together, and are lost together where the process is killed."""
+"""Candidates that are compiled together."""
 
 PATIENCE = 3
 """Batches without any gain after which a kernel is done."""
 
 FIRST_ROUNDS = 12
-"""Samples of each candidate of a batch; fewer tell nothing with the doubt of `intervals`."""
+"""Samples of each candidate at first; fewer tell nothing with the doubt of `intervals`."""
 
 MOST_ROUNDS = 400
-"""Samples of the last two at most."""
+"""Samples of one that looks faster, at most."""
 
-LONGEST_US = 3e6
-"""Time of all samples of a batch, beyond which no more are taken."""
+LONGEST_US = 1e6
+"""Time of all samples of a race, beyond which no more are taken."""
 
 
 class TrialLike(Protocol):
@@ -59,6 +63,9 @@ class TrialLike(Protocol):
     def check(self, pick: Pick) -> Check:
         """The verifier's check of one."""
 
+    def reload(self) -> None:
+        """Loads all again, after the board was lost."""
+
 
 class Bench(Protocol):
     """Makes trials (see `trial.Workbench`)."""
@@ -67,8 +74,14 @@ class Bench(Protocol):
     def exact(self) -> bool:
         """Whether times are the same each time."""
 
-    def open(self, kernel: Tuned, candidates: Sequence[Candidate]) -> AbstractContextManager[TrialLike]:
-        """Compiles and loads candidates."""
+    @property
+    def place(self) -> Place:
+        """Where candidates run."""
+
+    def open(
+        self, kernel: Tuned, known: Sequence[Candidate], candidates: Sequence[Candidate]
+    ) -> AbstractContextManager[TrialLike]:
+        """Compiles and loads candidates: those that have run before, and others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +100,20 @@ class Wrong:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a batch has shown.
+class Settled:
+    """What is known of a candidate.
 
     Attributes:
-        tried: For each candidate its time over that of the best until then, or why it was refused.
-        verified: Those that were verified, the default among them the first time; the last is the new best.
-        timed: Candidates that were timed.
+        pick: The candidate; the default comes first of all.
+        ratio: Its time over that of the best until then, None where it could not be timed.
+        refused: Why it was refused, None where it was not.
+        evidence: What it took, where it was verified: then it is the new best, or the default.
     """
 
-    tried: dict[Pick, float | str]
-    verified: list[Evidence]
-    timed: int
+    pick: Pick
+    ratio: float | None
+    refused: str | None = None
+    evidence: Evidence | None = None
 
 
 @dataclass(slots=True)
@@ -160,7 +175,7 @@ class Search:
         faster = [pick for pick in self.verified if pick != self.default.pick]
         return sorted(faster, key=lambda pick: self.verified[pick].ratio)[:count]
 
-    def step(self, bench: Bench, candidates: Mapping[Pick, Candidate], most: int = BATCH) -> Outcome:
+    def step(self, bench: Bench, candidates: Mapping[Pick, Candidate], most: int = BATCH) -> Iterator[Settled]:
         """Tries the next batch.
 
         Args:
@@ -168,86 +183,70 @@ class Search:
             candidates: All of the kernel's by name.
             most: Candidates that may be tried.
 
-        Returns:
-            What it has shown.
+        Yields:
+            What is known of each as soon as it is, and before all others of the default where that was not verified yet.
+
+        Raises:
+            BoardError: A board was lost during what has run before, or could not be reached again; what is not settled stays
+                in the queue.
         """
-        batch, self.queue = self.queue[: min(BATCH, most)], self.queue[min(BATCH, most) :]
-        known = dict.fromkeys([self.default.pick, self.best])
-        with bench.open(self.kernel, [*(candidates[pick] for pick in known), *batch]) as trial:
-            tried: dict[Pick, float | str] = {}
-            verified: list[Evidence] = []
+        batch = self.queue[: min(BATCH, most)]
+        known = [candidates[pick] for pick in dict.fromkeys([self.default.pick, self.best])]
+        gained = False
+        with bench.open(self.kernel, known, batch) as trial:
             if not self.verified:
                 check = trial.check(self.default.pick)
                 if check.status != "passed":
                     self.unverified = check.reason or check.status
-                    return Outcome({}, [], 0)
-            race = _Race(trial, self.default.pick, self.best, exact=bench.exact)
-            ranking = race.run([each.pick for each in batch if each.pick not in trial.refused])
-            if not self.verified:
-                verified.append(race.evidence(self.default.pick, check))
-                self.verified[self.default.pick] = verified[0].interval
-            tried |= {pick: interval.ratio for pick, interval in ranking.items()}
-            tried |= {pick: trial.refused[pick] for each in batch if (pick := each.pick) in trial.refused}
-            for pick, interval in ranking.items():
-                if not interval.faster:
-                    break
-                check = trial.check(pick)
-                if check.status == "passed":
-                    verified.append(race.evidence(pick, check))
-                    self.verified[pick] = verified[-1].interval
-                    break
-                tried[pick] = f"wrong: {check.reason or check.status}"
-        gained = any(each.pick != self.default.pick for each in verified)
+                    return
+                samples = {self.default.pick: trial.time([self.default.pick], FIRST_ROUNDS)[0]}
+                yield self._verify(Settled(self.default.pick, 1.0), samples, check, bench)
+            for candidate in batch:
+                settled = self._settle(candidate.pick, trial, bench)
+                gained |= settled.evidence is not None
+                self.queue.pop(0)
+                yield settled
         self.fruitless = 0 if gained else self.fruitless + 1
-        return Outcome(tried, verified, len(ranking))
 
+    def _settle(self, pick: Pick, trial: TrialLike, bench: Bench) -> Settled:
+        """Times a candidate, and verifies it where it is faster."""
+        if pick in trial.refused:
+            return Settled(pick, None, trial.refused[pick])
+        try:
+            won, ratio, samples = self._race(pick, trial, exact=bench.exact)
+            if not won:
+                return Settled(pick, ratio)
+            check = trial.check(pick)
+        except BoardError as error:
+            trial.reload()
+            return Settled(pick, None, str(error))
+        if check.status != "passed":
+            return Settled(pick, ratio, f"wrong: {check.reason or check.status}")
+        return self._verify(Settled(pick, ratio), samples, check, bench)
 
-class _Race:
-    """Successive halving of some candidates, timed against the best until then."""
+    def _race(self, pick: Pick, trial: TrialLike, *, exact: bool) -> tuple[bool, float, dict[Pick, list[float]]]:
+        """Times a candidate against the best until then, and with both the default.
 
-    def __init__(self, trial: TrialLike, default: Pick, best: Pick, *, exact: bool) -> None:
-        self._trial = trial
-        self._default = default
-        self._best = best
-        self._exact = exact
-        self._samples: dict[Pick, list[float]] = {}
+        Returns:
+            Whether it has won, its time over that of the best, and all samples.
+        """
+        samples: dict[Pick, list[float]] = {each: [] for each in (self.default.pick, self.best, pick)}
+        rounds, confirmed = FIRST_ROUNDS, exact
+        while True:
+            for each, more in zip(samples, trial.time(list(samples), rounds), strict=True):
+                samples[each] += more
+            whole, late = (compare(samples[pick][start:], samples[self.best][start:], exact=exact) for start in (0, -rounds))
+            won = confirmed and whole.faster and late.faster
+            rounds, confirmed = len(samples[pick]), True
+            hopeful = whole.low < 1 - LEAST_GAIN and whole.ratio < 1 - LEAST_GAIN and not exact
+            if won or not hopeful or rounds >= MOST_ROUNDS or sum(map(sum, samples.values())) >= LONGEST_US:
+                return won, whole.ratio, samples
 
-    def run(self, picks: Sequence[Pick]) -> dict[Pick, Interval]:
-        """Times candidates, and gives their intervals against the best until then, the fastest first."""
-        alive, rounds = list(picks), FIRST_ROUNDS
-        found: dict[Pick, Interval] = {}
-        self._time(alive, rounds)
-        found |= self._compare(alive)
-        while not self._exact and len(alive) > 2:
-            alive = sorted(alive, key=lambda pick: found[pick].ratio)[: max(2, len(alive) // 2)]
-            self._time(alive, rounds)
-            found |= self._compare(alive)
-            rounds *= 2
-        while not self._exact and self._may_go_on(rounds) and any(found[pick].undecided for pick in alive):
-            self._time(alive, rounds)
-            found |= self._compare(alive)
-            rounds *= 2
-        return dict(sorted(found.items(), key=lambda item: item[1].ratio))
-
-    def _may_go_on(self, rounds: int) -> bool:
-        """Whether so many more rounds are worth it."""
-        return rounds < MOST_ROUNDS and sum(map(sum, self._samples.values())) < LONGEST_US
-
-    def evidence(self, pick: Pick, check: Check) -> Evidence:
-        """What a candidate took beside the default, in the rounds in which both were timed last."""
-        ours = self._samples[pick]
-        theirs = self._samples[self._default][: len(ours)]
-        interval = compare(ours, theirs, exact=self._exact)
+    def _verify(self, settled: Settled, samples: Mapping[Pick, list[float]], check: Check, bench: Bench) -> Settled:
+        """Notes what a verified candidate took beside the default."""
+        ours, theirs = samples[settled.pick], samples[self.default.pick]
+        interval = compare(ours, theirs, exact=bench.exact)
+        self.verified[settled.pick] = interval
         times = statistics.median(ours), statistics.median(theirs)
-        return Evidence(pick, -1, *times, interval, len(ours), check.worst_ratio or 0.0)
-
-    def _time(self, alive: Sequence[Pick], rounds: int) -> None:
-        """Times those that are left, with the default and the best."""
-        picks = list(dict.fromkeys([self._default, self._best, *alive]))
-        for pick, samples in zip(picks, self._trial.time(picks, rounds), strict=True):
-            self._samples.setdefault(pick, []).extend(samples)
-
-    def _compare(self, alive: Sequence[Pick]) -> dict[Pick, Interval]:
-        """Intervals of those that are left: what was timed in the same rounds."""
-        theirs = self._samples[self._best]
-        return {pick: compare(self._samples[pick], theirs, exact=self._exact) for pick in alive}
+        evidence = Evidence(settled.pick, -1, *times, interval, len(ours), check.worst_ratio or 0.0, bench.place)
+        return replace(settled, evidence=evidence)

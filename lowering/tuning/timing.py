@@ -1,31 +1,55 @@
-"""Where candidates run and how long they take there: measured on this machine, or estimated for an emulated core.
+"""Where candidates run and how long they take there: measured on this machine or on a board, or estimated for an emulated core.
 
-A `Timer` is all that tuning knows of a device. One that reaches a board opens a `Runner` there and times its calls.
+A `Timer` is all that tuning knows of a device. A board may hang, reboot or drop off; whoever was asking it then gets a
+`BoardError`, and the next Program that is loaded finds the board again, or gives up after a bounded number of attempts.
 """
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from sepwise.lowering import device as devices
 from sepwise.lowering import estimate
 from sepwise.lowering.device import UNICORN
+from sepwise.lowering.remote import BoardError, RemoteRunner
 from sepwise.lowering.runner import EmulatedRunner, NativeRunner
 from sepwise.passes.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import Program
+    from sepwise.lowering.remote import Board
     from sepwise.lowering.runner import Runner
 
-__all__ = ["EstimateTimer", "Method", "NativeTimer", "Timed", "Timer", "open_timer"]
+__all__ = [
+    "BoardGoneError",
+    "BoardTimer",
+    "EstimateTimer",
+    "Method",
+    "NativeTimer",
+    "Place",
+    "Timed",
+    "Timer",
+    "open_timer",
+]
 
 Method = Literal["measured", "estimated"]
 """How times come about; records of one are never compared with records of the other."""
+
+Place = Literal["native", "remote", "emulated"]
+"""Where Programs are timed: here, on a board, or under an emulator."""
+
+WAITS_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Before each attempt to reach a board that was lost: together longer than a Raspberry Pi takes to start."""
+
+
+class BoardGoneError(BoardError):
+    """A board that was lost could not be reached again."""
 
 
 class Timed(Protocol):
@@ -69,6 +93,7 @@ class Timer(Protocol):
         device: What they are built for.
         threads: Workers.
         method: How times come about.
+        place: Where.
         unit: `us` or `cycles`.
         exact: Whether times are the same each time.
     """
@@ -76,6 +101,7 @@ class Timer(Protocol):
     device: Device
     threads: int
     method: Method
+    place: Place
     unit: str
     exact: bool
 
@@ -95,6 +121,7 @@ class NativeTimer:
     """This machine."""
 
     method: Method = "measured"
+    place: Place = "native"
     unit = "us"
     exact = False
 
@@ -105,35 +132,93 @@ class NativeTimer:
 
     def load(self, program: Program, inputs: Mapping[str, np.ndarray]) -> Timed:
         """Loads a Program in this process; see `Timer.load`."""
-        return _NativeTimed(NativeRunner(program, threads=self.threads), inputs)
+        return _MeasuredTimed(NativeRunner(program, threads=self.threads), inputs)
 
 
-class _NativeTimed:
-    """A Program in this process."""
+class BoardTimer:
+    """A board; one that was lost is connected to again.
 
-    def __init__(self, runner: NativeRunner, inputs: Mapping[str, np.ndarray]) -> None:
+    Attributes:
+        name: What messages call it.
+    """
+
+    method: Method = "measured"
+    place: Place = "remote"
+    unit = "us"
+    exact = False
+
+    def __init__(self, device: Device, threads: int, connect: Callable[[], Board]) -> None:
+        """Connects.
+
+        Args:
+            device: What the board is.
+            threads: Workers there.
+            connect: Gives a connection, each time it is called.
+
+        Raises:
+            InputError: There is no such board, or it is another device.
+        """
+        self.device = device
+        self.threads = threads
+        self._connect = connect
+        self._board = connect()
+        self.name = self._board.name
+        self._board.require(device)
+
+    def load(self, program: Program, inputs: Mapping[str, np.ndarray]) -> Timed:
+        """Uploads a Program; see `Timer.load`.
+
+        Raises:
+            BoardGoneError: The board was lost, and could not be reached again.
+        """
+        reason = ""
+        for wait_s in WAITS_S:
+            time.sleep(wait_s)
+            try:
+                if self._board.lost:
+                    self._board = self._connect()
+            except (BoardError, InputError) as error:
+                reason = str(error)
+                continue
+            try:
+                return _MeasuredTimed(RemoteRunner(program, self._board, threads=self.threads), inputs)
+            except BoardError as error:
+                reason = str(error)
+        tried = f"{len(WAITS_S)} attempts in {sum(WAITS_S):g} s"
+        raise BoardGoneError(f"{self.name}: lost, and given up after {tried}. The last: {reason}")
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._board.close()
+
+
+class _MeasuredTimed:
+    """A Program in this process, or on a board."""
+
+    def __init__(self, runner: NativeRunner | RemoteRunner, inputs: Mapping[str, np.ndarray]) -> None:
         """Places the inputs; nothing runs yet."""
         self.runner: Runner = runner
-        self._native = runner
+        self._own = runner
         runner.place(inputs)
 
     def time(self, calls: Sequence[int], rounds: int) -> list[list[float]]:
         """Times calls in C; see `Timed.time`."""
-        return self._native.time_calls(calls, rounds)
+        return self._own.time_calls(calls, rounds)
 
     def time_network(self, rounds: int) -> list[list[float]]:
         """Times whole runs in C; see `Timed.time_network`."""
-        return self._native.time_kernels(rounds)[: len(self.runner.program.calls)]
+        return self._own.time_kernels(rounds)[: len(self.runner.program.calls)]
 
     def close(self) -> None:
         """Unloads it."""
-        self._native.close()
+        self._own.close()
 
 
 class EstimateTimer:
     """An emulated core of which cycles are estimated (see `estimate`): one worker, the same number each time."""
 
     method: Method = "estimated"
+    place: Place = "emulated"
     unit = "cycles"
     exact = True
     threads = 1

@@ -3,6 +3,9 @@
 They read the tensors that the oracle computed for the network's kernel, with its weights, in its layouts, and all write the same
 output. Before anything is timed each runs once between guards: what strays from its operands is refused, as it might end
 this process. The check that a record needs is the verifier's own, of the network's nodes (`verify.KernelChecker`).
+
+A candidate during which a board is lost is refused too, whether it was its fault or not: the board is reached again, and the
+others go on.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from sepwise.lowering.build import COMPILER_ERRORS
 from sepwise.lowering.guarded import StrayAccessError
+from sepwise.lowering.remote import BoardError
 from sepwise.lowering.runner import to_memory
 from sepwise.lowering.trials import IN_MEMORY, Step, build_candidates
 from sepwise.lowering.verify import KernelChecker, onnx_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
     import onnx_ir as ir
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.program import Program, Value
     from sepwise.lowering.selection import Pick
     from sepwise.lowering.tuning.space import Candidate
-    from sepwise.lowering.tuning.timing import Timed, Timer
+    from sepwise.lowering.tuning.timing import Place, Timed, Timer
     from sepwise.lowering.workload import ConvWorkload, LinearWorkload
     from sepwise.passes.equivalence import Check
 
@@ -72,30 +76,62 @@ class Trial:
     """
 
     def __init__(
-        self, kernel: Tuned, places: Mapping[Pick, int], program: Program, timed: Timed, refused: dict[Pick, str]
+        self, kernel: Tuned, places: Mapping[Pick, int], program: Program, load: Callable[[], Timed], refused: dict[Pick, str]
     ) -> None:
-        """Runs each once between guards.
+        """Loads them.
 
         Args:
             kernel: What all compute.
             places: Call of each candidate.
             program: Holds them.
-            timed: The same, loaded.
+            load: Loads the program, again each time it is called.
             refused: Those that did not even compile.
         """
         self.refused = refused
         self._kernel = kernel
         self._places = dict(places)
         self._program = program
-        self._timed = timed
+        self._load = load
+        self._timed = load()
         self._checker: KernelChecker | None = None
-        arrays = [kernel.feed[onnx_name(program, value.name)].astype(value.type.dtype) for value in kernel.inputs]
-        for pick, place in places.items():
+
+    def run_each(self, known: Sequence[Pick]) -> None:
+        """Runs each once between guards, and refuses what strays.
+
+        Args:
+            known: Candidates that have run before, and are not to blame where the board is lost.
+
+        Raises:
+            BoardError: It was lost during one of these.
+        """
+        values = self._kernel.inputs
+        arrays = [self._kernel.feed[onnx_name(self._program, value.name)].astype(value.type.dtype) for value in values]
+        for pick, place in list(self._places.items()):
             try:
-                timed.runner.run_kernel(place, arrays)
+                self._timed.runner.run_kernel(place, arrays)
+                continue
             except StrayAccessError as error:
-                refused[pick] = str(error)
-                del self._places[pick]
+                self.refused[pick] = str(error)
+            except BoardError as error:
+                if pick in known:
+                    raise
+                self.refused[pick] = str(error)
+                self.reload()
+            del self._places[pick]
+
+    def reload(self) -> None:
+        """Loads all again, after the board was lost.
+
+        Raises:
+            BoardGoneError: It could not be reached.
+        """
+        self._checker = None
+        self._timed.close()
+        self._timed = self._load()
+
+    def close(self) -> None:
+        """Unloads them."""
+        self._timed.close()
 
     def time(self, picks: Sequence[Pick], rounds: int) -> list[list[float]]:
         """Times candidates in turn.
@@ -106,6 +142,9 @@ class Trial:
 
         Returns:
             Samples of each, those of a round beside each other in time.
+
+        Raises:
+            BoardError: The board was lost meanwhile.
         """
         return self._timed.time([self._places[pick] for pick in picks], rounds)
 
@@ -117,6 +156,9 @@ class Trial:
 
         Returns:
             The verifier's check of a kernel.
+
+        Raises:
+            BoardError: The board was lost meanwhile.
         """
         if self._checker is None:
             kernel = self._kernel
@@ -141,20 +183,26 @@ class Workbench:
         """Whether times are the same each time."""
         return self.timer.exact
 
+    @property
+    def place(self) -> Place:
+        """Where candidates run."""
+        return self.timer.place
+
     @contextmanager
-    def open(self, kernel: Tuned, candidates: Sequence[Candidate]) -> Iterator[Trial]:
+    def open(self, kernel: Tuned, known: Sequence[Candidate], candidates: Sequence[Candidate]) -> Iterator[Trial]:
         """Compiles and loads candidates.
 
         Args:
             kernel: What they compute.
-            candidates: The ways.
+            known: Those that have run before.
+            candidates: Those that have not.
 
         Yields:
             The trial; what does not compile is refused in it.
         """
         device = self.timer.device
         held = device.holding(kernel.workload.dtypes.input)
-        steps = {each.pick: Step(kernel.workload, each.strategy, each.tile, held) for each in candidates}
+        steps = {each.pick: Step(kernel.workload, each.strategy, each.tile, held) for each in (*known, *candidates)}
         refused: dict[Pick, str] = {}
         try:
             program, places = self._build(kernel, steps, device)
@@ -166,11 +214,12 @@ class Workbench:
         inputs = {
             f"{value.name}{IN_MEMORY}": to_memory(value, kernel.feed[onnx_name(program, value.name)]) for value in kernel.inputs
         }
-        timed = self.timer.load(program, inputs)
+        trial = Trial(kernel, places, program, lambda: self.timer.load(program, inputs), refused)
         try:
-            yield Trial(kernel, places, program, timed, refused)
+            trial.run_each([each.pick for each in known])
+            yield trial
         finally:
-            timed.close()
+            trial.close()
 
     def _build(self, kernel: Tuned, steps: Mapping[Pick, Step], device: Device) -> tuple[Program, dict[Pick, int]]:
         """Builds the Program. Where times are computed of one run, its first call finds the caches empty and stands for none."""

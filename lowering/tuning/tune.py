@@ -1,10 +1,17 @@
-"""Tunes the kernels of a network for a device, and keeps what it finds in a database."""
+"""Tunes the kernels of a network for a device, and keeps what it finds in a database.
+
+Where there are several boards, each searches for another kernel; profile and play-off are one board's. A board that is lost costs
+the candidate that it was running. One that stays away costs nothing more while there are others.
+"""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +20,7 @@ import onnx_ir as ir
 
 from sepwise.lowering import device as devices
 from sepwise.lowering.build import build_objects, build_program
+from sepwise.lowering.remote import BoardError
 from sepwise.lowering.selection import Pick
 from sepwise.lowering.tuning import playoff
 from sepwise.lowering.tuning.database import (
@@ -25,7 +33,7 @@ from sepwise.lowering.tuning.database import (
 from sepwise.lowering.tuning.metaschedule import spell_record
 from sepwise.lowering.tuning.search import BATCH, Search, Wrong
 from sepwise.lowering.tuning.space import list_candidates, order
-from sepwise.lowering.tuning.timing import open_timer
+from sepwise.lowering.tuning.timing import BoardGoneError, BoardTimer, open_timer
 from sepwise.lowering.tuning.trial import Tuned, Workbench
 from sepwise.lowering.verify import KernelChecker, before_grouping
 from sepwise.lowering.workload import ConvWorkload, LinearWorkload
@@ -42,8 +50,10 @@ if TYPE_CHECKING:
     from sepwise.lowering.device import Device
     from sepwise.lowering.importer import ImportedGraph
     from sepwise.lowering.program import Program
+    from sepwise.lowering.remote import Board
     from sepwise.lowering.selection import Records
     from sepwise.lowering.tuning.database import Conditions, Findings
+    from sepwise.lowering.tuning.search import Settled
     from sepwise.lowering.tuning.space import Candidate
     from sepwise.lowering.tuning.timing import Timed, Timer
 
@@ -53,6 +63,9 @@ PLAYOFF_SHARE = 0.2
 """Share of the time that is kept for the play-off."""
 
 PROFILE_ROUNDS = 5
+
+MOST_LOSSES = 3
+"""How often in a row a board may be lost during what has run before."""
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +138,7 @@ class Tuning:
         model: The network's name.
         target: The device.
         method: `measured` or `estimated`.
+        runner: `native`, `remote` or `emulated`.
         unit: `us` or `cycles`.
         threads: Workers.
         database: The folder of the device.
@@ -144,6 +158,7 @@ class Tuning:
     model: str
     target: str
     method: str
+    runner: str
     unit: str
     threads: int
     database: str
@@ -191,6 +206,7 @@ def tune(
     trials: int | None = None,
     seconds: float | None = None,
     others: Sequence[str | Path] = (),
+    boards: Sequence[Callable[[], Board]] = (),
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Tuning:
     """Tunes a network's kernels.
@@ -205,6 +221,7 @@ def tune(
         trials: Candidates at most; until nothing is left to try where None.
         seconds: Time at most, but for what it takes to load the network and to end what was begun; no limit where None.
         others: Further databases: records of the same device are taken over, those of the nearest other device are tried first.
+        boards: What connects to each board that candidates are timed on (see `remote.list_boards`); none for here.
         on_progress: Told after each batch.
 
     Returns:
@@ -213,30 +230,54 @@ def tune(
     Raises:
         InputError: The model, the target or a database cannot be used, or no time was left for a single candidate.
         CheckFailed: Candidates were tried, and none could be timed.
+        BoardError: The last board was lost, and could not be reached again; what was recorded until then is kept.
     """
     started = time.monotonic()
     device = devices.get(target)
-    timer = open_timer(device, threads)
     for other in others:
         if not Path(other).is_dir():
             raise InputError(f"{other}: is no folder, so there is no database in it.")
     own = Database(Path(database), device)
     own.create()
     merged = sum(own.merge(Database(Path(other), device)) for other in others)
-    network = _load(load_model(model, shapes=shapes), device, threads, float16=float16)
-    if not network.kernels:
-        raise InputError(f"Model '{network.program.name}': has no kernel that can be tuned.")
-    if merged:
-        network.notes.append(f"{merged} records were taken over.")
-    tuner = _Tuner(network, own, timer, roots=[Path(database), *map(Path, others)], float16=float16)
-    tuner.run(trials, None if seconds is None else started + seconds, seconds, on_progress)
-    return tuner.report(Path(model).stem, time.monotonic() - started)
+    with ExitStack() as stack:
+        timers, notes = _open_timers(device, threads, boards, stack)
+        network = _load(load_model(model, shapes=shapes), timers[0], float16=float16)
+        if not network.kernels:
+            raise InputError(f"Model '{network.program.name}': has no kernel that can be tuned.")
+        network.notes += notes
+        if merged:
+            network.notes.append(f"{merged} records were taken over.")
+        tuner = _Tuner(network, own, timers, roots=[Path(database), *map(Path, others)], float16=float16)
+        try:
+            tuner.run(trials, None if seconds is None else started + seconds, seconds, on_progress)
+        except BoardError as error:
+            kept = f"{tuner.records} records of this run are kept in {own.folder}; the same command goes on from there."
+            raise BoardError(f"{error} {kept}") from error
+        return tuner.report(Path(model).stem, time.monotonic() - started)
 
 
-def _load(model: ir.Model, device: Device, threads: int, *, float16: bool) -> _Network:
+def _open_timers(
+    device: Device, threads: int, boards: Sequence[Callable[[], Board]], stack: ExitStack
+) -> tuple[list[Timer], list[str]]:
+    """Opens what times candidates: as many boards as can be had, one at least, or this machine. Says what is missing."""
+    if not boards:
+        return [open_timer(device, threads)], []
+    timers: list[Timer] = []
+    for connect in boards:
+        try:
+            timer = BoardTimer(device, threads, connect)
+        except (InputError, BoardError) as error:
+            if not timers:
+                raise
+            return timers, [f"{len(timers)} of {len(boards)} boards are used. The next one: {error}"]
+        timers.append(stack.enter_context(closing(timer)))
+    return timers, []
+
+
+def _load(model: ir.Model, timer: Timer, *, float16: bool) -> _Network:
     """Builds the network as it is compiled without a database, and finds its kernels."""
-    from sepwise.lowering.runner import open_runner
-
+    device, threads = timer.device, timer.threads
     built: list[ImportedGraph] = []
 
     def emit(imported: ImportedGraph, compiled: Mapping[str, CompiledKernel], device: Device) -> bytes:
@@ -251,8 +292,8 @@ def _load(model: ir.Model, device: Device, threads: int, *, float16: bool) -> _N
     by_workload: dict[str, list[int]] = {}
     for index, call in enumerate(program.calls):
         by_workload.setdefault(call.workload, []).append(index)
-    with open_runner(program, threads=threads) as runner:
-        checker = KernelChecker(program, runner, graph, inputs)
+    with closing(timer.load(program, inputs)) as timed:
+        checker = KernelChecker(program, timed.runner, graph, inputs)
     own = {kernel.name: kernel.workload for kernel in imported.graph.kernels}
     for calls in by_workload.values():
         call = program.calls[calls[0]]
@@ -281,20 +322,35 @@ def _load(model: ir.Model, device: Device, threads: int, *, float16: bool) -> _N
     return network
 
 
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """When a search ends."""
+
+    trials: int | None
+    until: float | None
+    begun: float
+
+
 class _Tuner:
     """One tuning: the searches, the play-off, and what goes to the database."""
 
-    def __init__(self, network: _Network, database: Database, timer: Timer, *, roots: Sequence[Path], float16: bool) -> None:
+    def __init__(
+        self, network: _Network, database: Database, timers: Sequence[Timer], *, roots: Sequence[Path], float16: bool
+    ) -> None:
         self._network = network
         self._database = database
-        self._timer = timer
+        self._timers = list(timers)
+        self._timer = timer = timers[0]
         self._float16 = float16
         self._conditions: Conditions = find_conditions(timer.device, timer.threads, timer.method)
-        self._bench = Workbench(timer)
+        self._lock = threading.Lock()  # of all below, which several boards share
+        self._open: dict[str, int] = {}  # by workload, candidates that a board has yet to settle
+        self._failures: list[Exception] = []
+        self._ending = False
         self._elsewhere = [read_picks(neighbour) for neighbour in find_neighbours(roots, timer.device)]
         self._spaces: dict[str, dict[Pick, Candidate]] = {}
         self._searches: dict[str, Search] = {}
-        self._trials = self._records = self._timed = 0
+        self._trials = self.records = self._timed = 0
         self._wrong: list[Wrong] = []
         self._history: list[tuple[int, float]] = []
         self._result: playoff.Result | None = None
@@ -318,23 +374,31 @@ class _Tuner:
             self._network.notes.append("Nothing to do: every kernel has a record that holds here, and nothing is left to try.")
             return
         self._begin(open_kernels)
-        begun = time.monotonic()
         until = None if deadline is None or seconds is None else deadline - PLAYOFF_SHARE * seconds
-        while True:
-            most = BATCH if trials is None else trials - self._trials
-            search = max(
-                (each for each in self._searches.values() if not each.done), key=lambda each: each.promise, default=None
-            )
-            if search is None or most <= 0 or (until is not None and time.monotonic() >= until):
-                break
-            self._step(search, most)
-            on_progress(self._progress(search.kernel.name, begun, until, trials))
+        self._search(_Limits(trials, until, time.monotonic()), on_progress)
         if not self._timed and self._trials:
             raise CheckFailed(f"None of {self._trials} candidates could be timed; the first: {self._wrong[0].reason}")
         if not self._timed and not any(len(each.verified) > 1 for each in self._searches.values()):
             if any(each.queue for each in self._searches.values() if each.unverified is None):
                 raise InputError("No candidate was timed: no time or no trials were left. Give more with --seconds or --trials.")
-        self._play(deadline)
+        self._insist(lambda: self._play(deadline))
+
+    def _insist(self, ask: Callable[[], None]) -> None:
+        """Asks something of a board, again where that is lost meanwhile."""
+        for left in reversed(range(MOST_LOSSES)):
+            try:
+                return ask()
+            except BoardGoneError:
+                raise
+            except BoardError as error:
+                if not left:
+                    raise
+                self._tell(f"Tried again: {error}")
+
+    def _tell(self, what: str) -> None:
+        """Notes something, and says so at once."""
+        logger.warning("%s", what)
+        self._network.notes.append(what)
 
     def _is_settled(self, kernel: Tuned) -> bool:
         """Whether the database has the last word on a workload."""
@@ -343,46 +407,119 @@ class _Tuner:
 
     def _begin(self, kernels: Sequence[Tuned]) -> None:
         """Finds out where the network's time goes, and queues candidates."""
-        timed = self._timer.load(self._network.program, self._network.inputs)
-        try:
-            times = [sorted(samples)[len(samples) // 2] for samples in timed.time_network(PROFILE_ROUNDS)]
-        finally:
-            timed.close()
+        times: list[float] = []
+
+        def profile() -> None:
+            with closing(self._timer.load(self._network.program, self._network.inputs)) as timed:
+                times[:] = [sorted(samples)[len(samples) // 2] for samples in timed.time_network(PROFILE_ROUNDS)]
+
+        self._insist(profile)
         self._default_total = sum(times)
         for kernel in kernels:
             key = kernel.workload.key
             space = self._spaces[key]
             elsewhere = [pick for picks in self._elsewhere for pick in picks.get(key, ())]
             known = self._settled.records.get(key, {})
-            tried = self._settled.tried.get(key, set())
+            tried = self._settled.tried.get(key, set()) | set(known)
             queue = [each for each in order(list(space.values()), kernel.default, elsewhere) if each.pick not in tried]
             search = Search(kernel, space[kernel.default], queue, sum(times[call] for call in kernel.calls))
             search.verified = {pick: evidence.interval for pick, evidence in known.items() if pick in space}
             self._searches[key] = search
         self._history.append((0, self._default_total))
 
-    def _step(self, search: Search, most: int) -> None:
-        """Tries a batch, and writes down what it has shown."""
+    def _search(self, limits: _Limits, on_progress: Callable[[Progress], None]) -> None:
+        """Tries candidates until there is nothing to try or a limit is reached, on all boards at once."""
+        if len(self._timers) == 1:
+            self._work(self._timer, limits, on_progress)
+            return
+        boards = len(self._timers)
+        with ThreadPoolExecutor(boards) as pool:
+            try:
+                wait([pool.submit(self._work_beside, timer, limits, on_progress) for timer in self._timers])
+            finally:  # whoever interrupts it waits for the batches that were begun
+                self._ending = True
+        gone = [error for error in self._failures if isinstance(error, BoardError)]
+        for error in self._failures:
+            if error not in gone or len(gone) == boards:
+                raise error
+        self._timer = self._timers[0]
+
+    def _work_beside(self, timer: Timer, limits: _Limits, on_progress: Callable[[Progress], None]) -> None:
+        """Works on one of several boards; one that is gone is left out, anything else ends the work on all."""
+        try:
+            self._work(timer, limits, on_progress)
+        except Exception as error:
+            with self._lock:
+                self._failures.append(error)
+                if not isinstance(error, BoardError):
+                    self._ending = True
+                elif len(self._timers) > 1:
+                    self._timers.remove(timer)
+                    self._tell(f"The others go on: {error}")
+
+    def _work(self, timer: Timer, limits: _Limits, on_progress: Callable[[Progress], None]) -> None:
+        """Tries batch after batch of the most promising kernels."""
+        bench, losses = Workbench(timer), 0
+        while (claimed := self._claim(limits)) is not None:
+            search, most = claimed
+            try:
+                for settled in search.step(bench, self._spaces[search.kernel.workload.key], most):
+                    losses = 0
+                    with self._lock:
+                        self._write_down(search, settled)
+            except BoardGoneError:
+                raise
+            except BoardError as error:
+                losses += 1
+                if losses == MOST_LOSSES:
+                    raise
+                with self._lock:
+                    self._tell(f"Tried again: {error}")
+            finally:
+                with self._lock:
+                    self._release(search)
+            with self._lock:
+                on_progress(self._progress(search.kernel.name, limits))
+
+    def _claim(self, limits: _Limits) -> tuple[Search, int] | None:
+        """Gives the most promising kernel that no other board works on, and how many candidates may be tried; None at the end."""
+        with self._lock:
+            over = limits.until is not None and time.monotonic() >= limits.until
+            if over or self._ending:
+                return None
+            most = BATCH if limits.trials is None else min(BATCH, limits.trials - self._trials - sum(self._open.values()))
+            free = (each for key, each in self._searches.items() if not each.done and key not in self._open)
+            search = max(free, key=lambda each: each.promise, default=None)
+            if search is None or most <= 0:
+                return None
+            self._open[search.kernel.workload.key] = min(most, len(search.queue))
+            return search, most
+
+    def _write_down(self, search: Search, settled: Settled) -> None:
+        """Writes down what is known of a candidate: its record first, as only that it was tried must not stand alone."""
+        key, pick = search.kernel.workload.key, settled.pick
+        if settled.evidence is not None:
+            evidence, device = settled.evidence, self._timer.device
+            lines = spell_record(search.kernel.workload, pick, evidence.median, device, self._timer.method, evidence.place)
+            self._settled.records.setdefault(key, {})[pick] = self._database.add_record(self._conditions, key, lines, evidence)
+            self.records += 1
+        if pick == search.default.pick:
+            return
+        self._database.add_tried(self._conditions, key, pick, settled.ratio, settled.refused)
+        self._settled.tried.setdefault(key, set()).add(pick)
+        self._trials += 1
+        self._timed += settled.ratio is not None
+        self._open[key] -= 1
+        if settled.refused is not None:
+            self._wrong.append(Wrong(search.kernel.name, pick, settled.refused))
+            logger.warning("Kernel '%s', candidate '%s': %s", search.kernel.name, pick, settled.refused)
+
+    def _release(self, search: Search) -> None:
+        """Ends the work on a kernel for now."""
         key = search.kernel.workload.key
-        outcome = search.step(self._bench, self._spaces[key], most)
+        del self._open[key]
         if search.unverified is not None:
             self._network.notes.append(f"Kernel '{search.kernel.name}' keeps its default: {search.unverified}")
-        self._trials += len(outcome.tried)
-        self._timed += outcome.timed
-        for evidence in outcome.verified:
-            lines = spell_record(
-                search.kernel.workload, evidence.pick, evidence.median, self._timer.device, self._timer.method
-            )
-            added = self._database.add_record(self._conditions, key, lines, evidence)
-            self._settled.records.setdefault(key, {})[evidence.pick] = added
-            self._records += 1
-        if outcome.tried:
-            self._database.add_tried(self._conditions, key, outcome.tried)
-            self._settled.tried.setdefault(key, set()).update(outcome.tried)
-        for pick, said in outcome.tried.items():
-            if isinstance(said, str):
-                self._wrong.append(Wrong(search.kernel.name, pick, said))
-                logger.warning("Kernel '%s', candidate '%s': %s", search.kernel.name, pick, said)
         self._history.append((self._trials, self._current()))
         found = self._database.read(self._conditions).verdicts.get(key)
         if found is not None and found.finished:  # another tuner was faster
@@ -393,18 +530,17 @@ class _Tuner:
         """The time of the network with the best until now."""
         return self._default_total - sum(each.share * (1 - each.ratio) for each in self._searches.values())
 
-    def _progress(self, name: str, begun: float, until: float | None, trials: int | None) -> Progress:
+    def _progress(self, name: str, limits: _Limits) -> Progress:
         """How far it has come."""
         now = time.monotonic()
+        seconds = now - limits.begun
         left = sum(each.left for each in self._searches.values() if not each.done)
-        if trials is not None:
-            left = min(left, trials - self._trials)
-        seconds_left = left * (now - begun) / max(self._trials, 1)
-        if until is not None:
-            seconds_left = min(seconds_left, max(until - now, 0.0))
-        return Progress(
-            name, self._trials, left, now - begun, seconds_left, self._default_total, self._current(), self._timer.unit
-        )
+        if limits.trials is not None:
+            left = min(left, limits.trials - self._trials)
+        seconds_left = left * seconds / max(self._trials, 1)
+        if limits.until is not None:
+            seconds_left = min(seconds_left, max(limits.until - now, 0.0))
+        return Progress(name, self._trials, left, seconds, seconds_left, self._default_total, self._current(), self._timer.unit)
 
     def _load(self, records: Records) -> Timed:
         """Builds and loads the network with candidates."""
@@ -450,11 +586,12 @@ class _Tuner:
             model=name,
             target=self._timer.device.name,
             method=self._timer.method,
+            runner=self._timer.place,
             unit=self._timer.unit,
             threads=self._timer.threads,
             database=str(self._database.folder),
             trials=self._trials,
-            records=self._records,
+            records=self.records,
             seconds=seconds,
             default_time=None if result is None else result.default_median,
             tuned_time=None if result is None else result.median,

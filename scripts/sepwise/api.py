@@ -733,6 +733,10 @@ def tune(
     trials: int | None = None,
     seconds: float | None = None,
     others: Collection[str | Path] = (),
+    rpc: str | None = None,
+    tracker: str | None = None,
+    key: str | None = None,
+    timeout: float | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Tuning:
     """Measures other tiles and strategies than the default for a network's kernels, and keeps what is faster.
@@ -747,24 +751,31 @@ def tune(
         trials: Candidates at most; until nothing is left to try where None.
         seconds: Time at most, about; no limit where None.
         others: Further databases: records of the same device are taken over, those of the nearest one are tried first.
+        rpc: `HOST:PORT` of the RPC server of a board that is the target.
+        tracker: `HOST:PORT` of a tracker of such boards; all of its boards of `key` are used at once.
+        key: Which of a tracker's boards; with `rpc` what its server asks for.
+        timeout: Seconds that a board may take for one answer, 60 where None.
         on_progress: Told after each batch of candidates.
 
     Returns:
         What was found for each kernel.
 
     Raises:
-        InputError: The model, the target or a database cannot be used, or no time was left for a single candidate.
+        InputError: The model, the target, a board or a database cannot be used, or no time was left for a single candidate.
         CheckFailed: Candidates were tried, and none could be timed.
+        BoardError: A board was lost, and could not be reached again; what was recorded until then is kept.
 
     Example:
         >>> tune("mobilenet_v2", "records", seconds=300).to_json()["tuned_us"]  # doctest: +SKIP
         4820.5
     """
     from sepwise.lowering import device
+    from sepwise.lowering.remote import TIMEOUT_SECONDS, list_boards
     from sepwise.lowering.tuning.tune import tune as tune_model
 
     device.get(target)
     require_writable(Path(database))
+    boards = list_boards(rpc, tracker=tracker, key=key, timeout_s=TIMEOUT_SECONDS if timeout is None else timeout)
     source = resolve(model, shapes)
     return tune_model(
         source.path,
@@ -776,5 +787,6 @@ def tune(
         trials=trials,
         seconds=seconds,
         others=tuple(others),
-        **({} if on_progress is None else {"on_progress": on_progress}),
+        boards=boards,
+        on_progress=on_progress or (lambda _: None),
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sepwise.console import number, print_json, print_table, reserved_stdout
-from sepwise.options import AsJson, Float16, Model, Shape, Target, Threads, read_shapes
+from sepwise.options import AsJson, Float16, Key, Model, Rpc, Shape, Target, Threads, Timeout, Tracker, read_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,6 +35,10 @@ def tune(
     shape: Shape = None,
     threads: Threads = 1,
     float16: Float16 = False,
+    rpc: Rpc = None,
+    tracker: Tracker = None,
+    key: Key = None,
+    timeout: Timeout = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="REPORT.html", help="Write a page with plots.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -56,6 +60,10 @@ def tune(
             trials=trials,
             seconds=seconds,
             others=tuple(others or ()),
+            rpc=rpc,
+            tracker=tracker,
+            key=key,
+            timeout=timeout,
             on_progress=show,
         )
     if html is not None:
@@ -100,7 +108,7 @@ def _print(tuning: Tuning) -> None:
         ]
         for kernel in tuning.kernels
     ]
-    title = f"{tuning.model} on {tuning.target}, {tuning.threads} thread(s), {tuning.method}"
+    title = f"{tuning.model} on {tuning.target}, {tuning.threads} thread(s), {tuning.method} ({tuning.runner})"
     print_table(title, ["kernel", "calls", f"default {unit}", f"tuned {unit}", "ratio", "tried", "chosen"], rows)
     for each in tuning.wrong:
         print(f"refused: {each.kernel}, {each.pick}: {each.reason}")

@@ -21,6 +21,7 @@ __all__ = ["render_tuning"]
 _WIDTH, _HEIGHT = 960, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 90, 16, 14, 44
 _BAR, _GAP = 12, 8
+_TIMES: Final = {"native": "measured here", "remote": "measured on a board", "emulated": "estimated, not measured"}
 _UNITS: Final = {"us": "µs", "cycles": "estimated cycles"}
 _NUMERIC: Final = frozenset({"Calls", "Default", "Tuned", "Tuned / default", "Tried", "Declared"})
 
@@ -58,7 +59,7 @@ def _facts(tuning: Tuning, provenance: Provenance) -> Markup:
     facts: list[tuple[str, Child]] = [
         ("Model", tuning.model),
         ("Target", provenance.target),
-        ("Times", "measured here" if tuning.method == "measured" else "estimated, not measured"),
+        ("Times", _TIMES[tuning.runner]),
         ("Threads", tuning.threads),
         ("Candidates", f"{tuning.trials} tried in {tuning.seconds:.0f} s, {tuning.records} verified and recorded"),
         ("Database", tuning.database),

@@ -48,7 +48,7 @@ def trace(pick: Pick) -> list[object]:
 
 
 def record(into: Database, workload: str, pick: Pick) -> Evidence:
-    evidence = Evidence(pick, -1, 9.0, 10.0, RATIO, 48, 0.25)
+    evidence = Evidence(pick, -1, 9.0, 10.0, RATIO, 48, 0.25, "native")
     return into.add_record(HERE, workload, (json.dumps([f"hash of {workload}", "..."]), trace(pick)), evidence)
 
 
@@ -66,12 +66,13 @@ def own(tmp_path: Path) -> Database:
 
 
 def test_what_is_written_is_read(own: Database) -> None:
-    own.add_tried(HERE, "w", {SEVEN: 0.9, FOUR: "does not compile"})
+    own.add_tried(HERE, "w", SEVEN, 0.9, None)
+    own.add_tried(HERE, "w", FOUR, None, "does not compile")
     settle(own, "w", SEVEN)
     settle(own, "v", FOUR, finished=False)
     found = own.read(HERE)
     assert found.tried == {"w": {SEVEN, FOUR}}
-    assert found.records["w"] == {SEVEN: Evidence(SEVEN, 0, 9.0, 10.0, RATIO, 48, 0.25)}
+    assert found.records["w"] == {SEVEN: Evidence(SEVEN, 0, 9.0, 10.0, RATIO, 48, 0.25, "native")}
     assert found.verdicts["v"] == Verdict(FOUR, 1, True, 9.0, 10.0, RATIO, 64, False)
     assert found.refused == []
     assert read_records(own.root, A72, 1) == {"w": SEVEN, "v": FOUR}
@@ -185,7 +186,7 @@ def test_a_full_disk_is_told_and_nothing_is_damaged(own: Database, room: int) ->
     size = len(before[EVIDENCE])
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     with pytest.raises(InputError, match="all lines before are kept"):
-        own.add_tried(HERE, "w", {FOUR: 1.0})
+        own.add_tried(HERE, "w", FOUR, 1.0, None)
     assert {path.name: path.read_bytes() for path in own.folder.iterdir()} == before
 
 

@@ -28,15 +28,16 @@ WORKLOADS = {
 }
 
 
-@pytest.mark.parametrize("method", ["measured", "estimated"])
-def test_metaschedule_loads_the_database(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(("method", "place"), [("measured", "native"), ("measured", "remote"), ("estimated", "emulated")])
+def test_metaschedule_loads_the_database(tmp_path: Path, method: str, place: str) -> None:
     own = Database(tmp_path, A72)
     own.create()
     conditions = find_conditions(A72, 1, method)
     for workload in WORKLOADS.values():
         for candidate in list_candidates(workload, A72, 1)[:2]:
-            evidence = Evidence(candidate.pick, -1, 3000.0, 3300.0, Interval(0.9, 0.9, 0.9), 8, 0.1)
-            own.add_record(conditions, workload.key, spell_record(workload, candidate.pick, 3000.0, A72, method), evidence)
+            evidence = Evidence(candidate.pick, -1, 3000.0, 3300.0, Interval(0.9, 0.9, 0.9), 8, 0.1, place)
+            lines = spell_record(workload, candidate.pick, 3000.0, A72, method, place)
+            own.add_record(conditions, workload.key, lines, evidence)
     loaded = JSONDatabase(work_dir=str(own.folder), allow_missing=False)
     assert len(loaded) == 2 * len(WORKLOADS)
     for workload in WORKLOADS.values():
@@ -49,7 +50,7 @@ def test_metaschedule_loads_the_database(tmp_path: Path, method: str) -> None:
         schedule = s_tir.Schedule(module)
         records[0].trace.apply_to_schedule(schedule, remove_postproc=False)
         said = schedule.get(schedule.get_sblock("root")).annotations
-        assert str(said["sepwise.method"]) == method
+        assert (str(said["sepwise.method"]), str(said["sepwise.runner"])) == (method, place)
         assert str(said["sepwise.strategy"]) in {each.strategy.name for each in list_candidates(workload, A72, 1)}
 
 
@@ -60,8 +61,9 @@ def test_the_trace_says_which_candidate(tmp_path: Path) -> None:
     workload = WORKLOADS["chain"]
     candidates = list_candidates(workload, A72, 1)[:3]
     for candidate in candidates:
-        evidence = Evidence(candidate.pick, -1, 1.0, 1.0, Interval(1.0, 1.0, 1.0), 8, 0.1)
-        own.add_record(conditions, workload.key, spell_record(workload, candidate.pick, 1.0, A72, "measured"), evidence)
+        evidence = Evidence(candidate.pick, -1, 1.0, 1.0, Interval(1.0, 1.0, 1.0), 8, 0.1, "remote")
+        lines = spell_record(workload, candidate.pick, 1.0, A72, "measured", "remote")
+        own.add_record(conditions, workload.key, lines, evidence)
     assert len((own.folder / RECORDS).read_text().splitlines()) == 3
     found = own.read(conditions).records[workload.key]
     assert list(found) == [candidate.pick for candidate in candidates]

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from sepwise.lowering.remote import BoardError
 from sepwise.lowering.selection import Pick
-from sepwise.lowering.tuning.search import BATCH, PATIENCE, Search
+from sepwise.lowering.tuning.search import BATCH, MOST_ROUNDS, PATIENCE, Search, Settled
 from sepwise.lowering.tuning.space import Candidate
 from sepwise.passes.equivalence import Check
 
@@ -37,6 +38,8 @@ class Script:
     times: Mapping[int, float] = field(default_factory=dict)
     wrong: Sequence[int] = ()
     refused: Mapping[int, str] = field(default_factory=dict)
+    lost: Mapping[int, str] = field(default_factory=dict)
+    gone: bool = False
     noise: float = 0.0
     drift: float = 0.0
     exact: bool = False
@@ -45,11 +48,13 @@ class Script:
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
-        self.sampled = 0
+        self.sampled = self.reloaded = 0
+
+    place = "native"
 
     @contextmanager
-    def open(self, kernel: object, candidates: Sequence[Candidate]) -> Iterator["ScriptedTrial"]:
-        self.opened.append([each.tile.size for each in candidates])
+    def open(self, kernel: object, known: Sequence[Candidate], candidates: Sequence[Candidate]) -> Iterator["ScriptedTrial"]:
+        self.opened.append([each.tile.size for each in (*known, *candidates)])
         yield ScriptedTrial(self)
 
 
@@ -63,6 +68,7 @@ class ScriptedTrial:
 
     def time(self, picks: Sequence[Pick], rounds: int) -> list[list[float]]:
         s = self.script
+        self.lose(picks, "time")
         s.sampled += len(picks)
         rounds = 1 if s.exact else rounds
         load = np.exp(s.drift * s.rng.standard_normal(rounds))
@@ -71,7 +77,17 @@ class ScriptedTrial:
             for p in picks
         ]
 
+    def lose(self, picks: Sequence[Pick], during: str) -> None:
+        if any(self.script.lost.get(p.sizes[0][1]) == during for p in picks):
+            raise BoardError("the board is lost")
+
+    def reload(self) -> None:
+        self.script.reloaded += 1
+        if self.script.gone:
+            raise BoardError("gone")
+
     def check(self, found: Pick) -> Check:
+        self.lose([found], "check")
         size = found.sizes[0][1]
         status = "failed" if size in self.script.wrong else "passed"
         return Check("kernel", "k", (), status, 0.5, 1.0, 0.5, None, None, reason="off by 7" if status == "failed" else "")
@@ -85,8 +101,13 @@ def search(count: int = 3 * BATCH, *, share: float = 100.0) -> tuple[Search, dic
 def exhaust(script: Script, count: int = 3 * BATCH) -> Search:
     found, candidates = search(count)
     while not found.done:
-        found.step(script, candidates)
+        step(found, script, candidates)
     return found
+
+
+def step(found: Search, script: Script, candidates: dict[Pick, Candidate], **options: int) -> dict[Pick, Settled]:
+    """What is settled by a batch, in order."""
+    return {settled.pick: settled for settled in found.step(script, candidates, **options)}
 
 
 @pytest.mark.parametrize("drift", [0.0, 1.0])
@@ -110,15 +131,17 @@ def test_a_gain_too_small_to_believe_is_left() -> None:
 
 def test_a_wrong_candidate_is_told_and_the_next_one_takes_its_place() -> None:
     found, candidates = search()
-    outcome = found.step(Script({2: 40.0, 4: 70.0}, wrong=[2]), candidates)
-    assert outcome.tried[pick(2)] == "wrong: off by 7"
-    assert [each.pick for each in outcome.verified] == [DEFAULT, pick(4)]
+    settled = step(found, Script({2: 40.0, 4: 70.0}, wrong=[2]), candidates)
+    assert settled[pick(2)].refused == "wrong: off by 7"
+    assert [each.pick for each in settled.values() if each.evidence is not None] == [DEFAULT, pick(4)]
     assert pick(2) not in found.verified
 
 
 def test_what_was_verified_carries_its_times() -> None:
     found, candidates = search()
-    default, best = found.step(Script({4: 70.0}), candidates).verified
+    settled = step(found, Script({4: 70.0}), candidates)
+    assert list(settled) == list(map(pick, range(BATCH + 1)))
+    default, best = (each.evidence for each in settled.values() if each.evidence is not None)
     assert (default.median, default.interval.ratio, default.worst_ratio) == (100.0, 1.0, 0.5)
     assert (best.median, best.default_median, best.interval.ratio) == pytest.approx((70.0, 100.0, 0.7))
     assert best.rounds >= default.rounds > 1
@@ -126,9 +149,9 @@ def test_what_was_verified_carries_its_times() -> None:
 
 def test_a_refused_candidate_is_not_timed() -> None:
     found, candidates = search()
-    outcome = found.step(Script({1: 1.0}, refused={1: "does not compile"}), candidates)
-    assert outcome.tried[pick(1)] == "does not compile"
-    assert outcome.timed == BATCH - 1
+    settled = step(found, Script({1: 1.0}, refused={1: "does not compile"}), candidates)
+    assert settled[pick(1)] == Settled(pick(1), None, "does not compile")
+    assert sum(each.ratio is not None for each in settled.values()) == BATCH
     assert found.best == DEFAULT
 
 
@@ -147,28 +170,64 @@ def test_a_gain_renews_its_patience() -> None:
     assert script.opened[-1][:2] == [0, PATIENCE * BATCH - 1]
 
 
-def test_a_better_half_is_timed_more() -> None:
-    script = Script(noise=0.01)
+def test_what_is_slower_is_soon_given_up() -> None:
+    script = Script(dict.fromkeys(range(1, BATCH + 1), 120.0), noise=0.01)
     found, candidates = search(BATCH)
-    found.step(script, candidates)
-    full = BATCH + 1
-    assert script.sampled < 5 * full
+    step(found, script, candidates)
+    assert script.sampled == 1 + 2 * BATCH
+
+
+def test_what_looks_faster_is_timed_until_it_is_sure() -> None:
+    script = Script({1: 90.0}, noise=0.2)
+    found, candidates = search(1)
+    settled = step(found, script, candidates)
+    evidence = settled[pick(1)].evidence
+    assert evidence is not None
+    assert 12 < evidence.rounds <= 2 * MOST_ROUNDS
+    assert found.best == pick(1)
+
+
+def test_what_is_settled_is_known_at_once_and_the_rest_stays_in_the_queue() -> None:
+    """As where the process ends, or the disk is full, in the middle of a batch."""
+    found, candidates = search()
+    steps = found.step(Script({2: 50.0}), candidates)
+    assert [next(steps).pick for _ in range(4)] == list(map(pick, range(4)))
+    steps.close()
+    assert [each.pick for each in found.queue] == list(map(pick, range(4, 3 * BATCH + 1)))
+    assert found.best == pick(2)
+
+
+@pytest.mark.parametrize("during", ["time", "check"])
+def test_a_lost_board_costs_one_candidate(during: str) -> None:
+    found, candidates = search(BATCH)
+    script = Script({3: 50.0, 5: 60.0}, lost={3: during})
+    settled = step(found, script, candidates)
+    assert settled[pick(3)] == Settled(pick(3), None, "the board is lost")
+    assert [each.pick for each in settled.values() if each.refused is not None] == [pick(3)]
+    assert script.reloaded == 1
+    assert found.best == pick(5)
+
+
+def test_a_board_that_stays_away_leaves_the_queue() -> None:
+    found, candidates = search(BATCH)
+    with pytest.raises(BoardError, match="gone"):
+        step(found, Script({3: 50.0}, lost={3: "time"}, gone=True), candidates)
+    assert [each.pick for each in found.queue] == list(map(pick, range(3, BATCH + 1)))
+    assert found.fruitless == 0
 
 
 def test_nothing_is_compared_with_a_default_that_cannot_be_verified() -> None:
     found, candidates = search()
-    outcome = found.step(Script({1: 1.0}, wrong=[0]), candidates)
+    assert not step(found, Script({1: 1.0}, wrong=[0]), candidates)
     assert found.done
     assert found.unverified == "off by 7"
-    assert outcome.timed == 0
-    assert not outcome.verified
 
 
 def test_an_estimate_is_taken_once() -> None:
     script = Script({3: 60.0}, exact=True)
     found, candidates = search(BATCH)
-    found.step(script, candidates)
-    assert script.sampled == BATCH + 1
+    step(found, script, candidates)
+    assert script.sampled == 1 + 2 * 3 + 3 * (BATCH - 3)
     assert found.best == pick(3)
 
 
@@ -176,14 +235,14 @@ def test_what_takes_longer_comes_first_until_it_brings_nothing() -> None:
     small, candidates = search(share=60.0)
     large, _ = search(100 * BATCH, share=100.0)
     assert large.promise > small.promise
-    large.step(Script(), candidates)
+    step(large, Script(), candidates)
     assert large.promise < small.promise
-    small.step(Script({1: 90.0}), candidates)
+    step(small, Script({1: 90.0}), candidates)
     assert small.promise == pytest.approx(54.0)
 
 
 def test_no_more_candidates_than_are_allowed() -> None:
     script = Script()
     found, candidates = search()
-    assert found.step(script, candidates, most=3).timed == 3
+    assert list(step(found, script, candidates, most=3)) == list(map(pick, range(4)))
     assert script.opened == [[0, 1, 2, 3]]
