@@ -367,13 +367,13 @@ def _find_server(who: str, address: Address, timeout_s: float) -> Address:
     while True:
         with _dial(who, address, timeout_s) as link:
             try:
+                host, port, *_ = link.getpeername()
                 link.sendall(struct.pack("<2i", base.RPC_MAGIC, len(greeting)) + greeting)
                 (code,) = struct.unpack("<i", base.recvall(link, 4))
             except TimeoutError:
                 raise InputError(f"{who}: takes no client within {timeout_s:g} s; it is busy, or no RPC server.") from None
             except OSError:
                 code = None
-            host, port, *_ = link.getpeername()
         if code == base.RPC_CODE_MISMATCH:
             return host, port
         if code != base.RPC_CODE_DUPLICATE:
@@ -389,8 +389,13 @@ def _find_socket(peer: Address) -> socket.socket:
     """Finds the socket of the newest connection to a peer, which TVM keeps to itself; the copy may be closed."""
     for entry in sorted(map(int, os.listdir("/proc/self/fd")), reverse=True):
         try:
-            found = socket.socket(fileno=os.dup(entry))
-        except OSError:  # no socket, or gone since
+            copy = os.dup(entry)
+        except OSError:  # gone since
+            continue
+        try:
+            found = socket.socket(fileno=copy)
+        except OSError:  # no socket
+            os.close(copy)
             continue
         try:
             if found.getpeername()[:2] == peer:

@@ -7,9 +7,11 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,8 @@ from filelock import FileLock
 if TYPE_CHECKING:
     import onnx_ir as ir
     from onnx.backend.test.case.test_case import TestCase
+
+    from sepwise.lowering.remote import Board
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `sepwise verify` has it; read when numpy is loaded
 
@@ -177,6 +181,46 @@ def board_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Abst
             process.communicate()
 
     return run
+
+
+TRACKER = """
+import socket
+from tvm.rpc import tracker
+listening = socket.create_server(("127.0.0.1", 0))
+print(listening.getsockname()[1], flush=True)
+tracker._tracker_server(listening, "stop")
+"""
+
+
+@pytest.fixture
+def tracker() -> Iterator[str]:
+    """The address of TVM's own tracker."""
+    pytest.importorskip("tornado", reason="TVM's tracker needs tornado: pip install tornado")
+    with subprocess.Popen([sys.executable, "-c", TRACKER], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def tracked_boards() -> Callable[[str, int], list[Callable[[], Board]]]:
+    """Gives a function that lists a tracker's boards of key `desk`, once so many have registered."""
+    from sepwise.lowering.remote import list_boards
+    from sepwise.passes.errors import InputError
+
+    def find(tracker: str, count: int) -> list[Callable[[], Board]]:
+        found: list[Callable[[], Board]] = []
+        until = time.monotonic() + 30
+        while len(found) < count and time.monotonic() < until:
+            time.sleep(0.05)
+            with suppress(InputError):
+                found = list_boards(None, tracker=tracker, key="desk", timeout_s=30)
+        assert len(found) == count
+        return found
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -163,7 +163,11 @@ class BoardTimer:
         self._connect = connect
         self._board = connect()
         self.name = self._board.name
-        self._board.require(device)
+        try:
+            self._board.require(device)
+        except InputError:
+            self._board.close()
+            raise
 
     def load(self, program: Program, inputs: Mapping[str, np.ndarray]) -> Timed:
         """Uploads a Program; see `Timer.load`.

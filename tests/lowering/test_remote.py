@@ -2,8 +2,6 @@
 
 import platform
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -300,39 +298,6 @@ def test_options_that_name_no_board() -> None:
 
 # The tracker ----------------------------------------------------------------------------------------------------------
 
-TRACKER = """
-import socket
-from tvm.rpc import tracker
-listening = socket.create_server(("127.0.0.1", 0))
-print(listening.getsockname()[1], flush=True)
-tracker._tracker_server(listening, "stop")
-"""
-
-
-@pytest.fixture
-def tracker() -> Iterator[str]:
-    """TVM's own tracker."""
-    pytest.importorskip("tornado", reason="TVM's tracker needs tornado: pip install tornado")
-    with subprocess.Popen([sys.executable, "-c", TRACKER], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield f"127.0.0.1:{int(process.stdout.readline())}"
-        finally:
-            process.kill()
-
-
-def wait_for_boards(tracker: str, count: int) -> list[Callable[[], Board]]:
-    """Lists a tracker's boards of key `desk`, once so many have registered."""
-    until = time.monotonic() + 30
-    while True:
-        with suppress(InputError):
-            found = list_boards(None, tracker=tracker, key="desk", timeout_s=30)
-            if len(found) == count or time.monotonic() > until:
-                assert len(found) == count
-                return found
-        time.sleep(0.05)
-
-
 def test_boards_of_a_tracker(
     tracker: str, board_server: Callable[..., object], c_program: Callable[..., Program], c_program_tensors: Tensors
 ) -> None:
@@ -347,10 +312,12 @@ def test_boards_of_a_tracker(
                     open_board(None, tracker=tracker, key="desk", timeout_s=0.5)
 
 
-def test_as_many_boards_as_a_tracker_knows(tracker: str, board_server: Callable[..., object]) -> None:
+def test_as_many_boards_as_a_tracker_knows(
+    tracker: str, board_server: Callable[..., object], tracked_boards: Callable[[str, int], list[Callable[[], Board]]]
+) -> None:
     options = ("--tracker", tracker, "--key", "desk")
     with board_server("host", *options) as first, board_server("host", *options) as second:
-        connects = wait_for_boards(tracker, 2)
+        connects = tracked_boards(tracker, 2)
         with connects[0]() as one, connects[1]() as other:
             assert {one.name.rpartition(":")[2], other.name.rpartition(":")[2]} == {str(first.port), str(second.port)}
             one.close()

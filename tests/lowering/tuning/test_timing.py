@@ -1,6 +1,10 @@
 """Where candidates are timed: which devices can be, and what a loaded Program answers."""
 
+import os
 import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +12,11 @@ import pytest
 from sepwise.lowering import device, estimate
 from sepwise.lowering.graph import Layout, TensorType
 from sepwise.lowering.program import BufferRef, Home, Program, Value
+from sepwise.lowering.remote import BoardError, list_boards
 from sepwise.lowering.trials import IN_MEMORY, Step, build_candidates
+from sepwise.lowering.tuning import timing
 from sepwise.lowering.tuning.space import list_candidates
-from sepwise.lowering.tuning.timing import EstimateTimer, NativeTimer, open_timer
+from sepwise.lowering.tuning.timing import BoardGoneError, BoardTimer, EstimateTimer, NativeTimer, Timed, open_timer
 from sepwise.lowering.workload import ConvWorkload, Stage
 from sepwise.passes.errors import InputError
 
@@ -41,7 +47,7 @@ def inputs(target: device.Device) -> dict[str, np.ndarray]:
 def test_this_machine_measures() -> None:
     timer = open_timer(device.get("host"), 1)
     assert isinstance(timer, NativeTimer)
-    assert (timer.method, timer.unit, timer.exact) == ("measured", "us", False)
+    assert (timer.method, timer.place, timer.unit, timer.exact) == ("measured", "native", "us", False)
     timed = timer.load(candidates(timer.device), inputs(timer.device))
     try:
         assert [len(samples) for samples in timed.time([1, 0], 5)] == [5, 5]
@@ -51,12 +57,73 @@ def test_this_machine_measures() -> None:
         timed.close()
 
 
+def load(timer: BoardTimer) -> Timed:
+    return timer.load(candidates(timer.device), inputs(timer.device))
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "WAITS_S", (0.0, 0.1, 0.2))
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_board_measures_and_is_found_again(board_server: Callable[..., object]) -> None:
+    with board_server() as server:
+        (connect,) = list_boards(server.address)
+        timer = BoardTimer(device.get("host"), 1, connect)
+        assert (timer.method, timer.place, timer.unit, timer.exact) == ("measured", "remote", "us", False)
+        timed = load(timer)
+        assert [len(samples) for samples in timed.time([1, 0, 1], 5)] == [5, 5, 5]
+        assert [len(samples) for samples in timed.time_network(3)] == [3, 3]
+        assert min(map(min, timed.time_network(3))) > 0
+        server.process.kill()
+        server.process.wait()
+        with pytest.raises(BoardError, match="the connection was lost, timing kernels 'k0'"):
+            timed.time([0], 1)
+        timed.close()
+        with pytest.raises(BoardGoneError, match=r"lost, and given up after 3 attempts in 0\.3 s\. The last: .*nobody listens there"):
+            load(timer)
+    with board_server("host", "--port", str(server.port)):
+        timed = load(timer)
+        assert len(timed.time([0], 4)[0]) == 4
+        timed.close()
+        timer.close()
+
+
+def children(process: int) -> Iterator[int]:
+    yield from map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())
+
+
+def test_a_board_that_hangs_is_found_again(board_server: Callable[..., object]) -> None:
+    with board_server() as server:
+        (connect,) = list_boards(server.address, timeout_s=3)
+        timer = BoardTimer(device.get("host"), 1, connect)
+        timed = load(timer)
+        for child in children(server.process.pid):
+            os.kill(child, signal.SIGSTOP)
+        with pytest.raises(BoardError, match="no answer within 3 s, timing kernels 'k0'"):
+            timed.time([0], 1)
+        timed.close()
+        timed = load(timer)  # once the server has killed what hangs
+        assert len(timed.time([0], 4)[0]) == 4
+        timed.close()
+        timer.close()
+
+
+def test_a_board_that_is_another_device_is_refused(board_server: Callable[..., object]) -> None:
+    other = device.get("x86-64-v2" if device.get("host").isa == device.get("cortex-a72").isa else "cortex-a72")
+    with board_server() as server:
+        (connect,) = list_boards(server.address)
+        with pytest.raises(InputError, match=f"which code for the target '{other.name}' needs"):
+            BoardTimer(other, 1, connect)
+
+
 @needs_emulated_a72
 @pytest.mark.emulated
 def test_an_emulated_core_is_estimated() -> None:
     timer = open_timer(device.get("cortex-a72"), 1)
     assert isinstance(timer, EstimateTimer)
-    assert (timer.method, timer.unit, timer.exact) == ("estimated", "cycles", True)
+    assert (timer.method, timer.place, timer.unit, timer.exact) == ("estimated", "emulated", "cycles", True)
     timed = timer.load(candidates(timer.device, warm=True), inputs(timer.device))
     try:
         (best,), (worst,) = timed.time([1, 2], 7)

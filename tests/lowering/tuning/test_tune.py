@@ -1,8 +1,12 @@
 """Tuning a small network from its file to a database that compilations use, with times that a script gives."""
 
+import itertools
 import json
 import logging
+import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +20,12 @@ from tvm.s_tir.meta_schedule.database import JSONDatabase
 from sepwise.lowering import device, strategies
 from sepwise.lowering.build import build_program
 from sepwise.lowering.importer import ImportedGraph
+from sepwise.lowering.remote import Board, BoardError, RemoteRunner, list_boards
 from sepwise.lowering.runner import NativeRunner
 from sepwise.lowering.strategies.base import Implementation
 from sepwise.lowering.strategies.pointwise import PointwiseStrategy
 from sepwise.lowering.trials import Step
-from sepwise.lowering.tuning import trial
+from sepwise.lowering.tuning import timing, trial
 from sepwise.lowering.tuning import tune as tuning
 from sepwise.lowering.tuning.database import EVIDENCE, RECORDS, Database, Verdict, find_conditions, read_records
 from sepwise.lowering.tuning.intervals import Interval
@@ -303,3 +308,124 @@ def test_records_of_the_same_device_are_taken_over(
     assert taken.chosen == kernel.chosen != kernel.default
     assert BATCH <= taken.tried <= BATCH + 1
     assert second.notes[0] == f"{first.records} records were taken over."
+
+
+# On boards --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "WAITS_S", (0.0, 0.1, 0.2))
+
+
+@pytest.fixture
+def before_timing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, int], None]], None]:
+    """Gives a function that has another one told the board and the number of each timing of candidates there, before it begins."""
+
+    def install(tell: Callable[[str, int], None]) -> None:
+        time_calls, numbers = RemoteRunner.time_calls, itertools.count(1)
+
+        def told(runner: RemoteRunner, indices: Sequence[int], rounds: int) -> list[list[float]]:
+            tell(runner._board.name, next(numbers))
+            return time_calls(runner, indices, rounds)
+
+        monkeypatch.setattr(RemoteRunner, "time_calls", told)
+
+    return install
+
+
+def kill(server: Any) -> None:
+    server.process.kill()
+    server.process.wait()
+
+
+def once(connect: Callable[[], Board]) -> Callable[[], Board]:
+    """Connects the first time; then no board is free, as a tracker says after its timeout."""
+    connects = iter([connect])
+
+    def connect_once() -> Board:
+        for each in connects:
+            return each()
+        raise InputError("no board is free")
+
+    return connect_once
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_server_that_is_killed_twice_costs_two_candidates(
+    board_server: Callable[..., Any], before_timing: Callable[..., None], file: Path, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(board_server())]
+
+        def kill_twice(_: str, number: int) -> None:
+            if number in (3, 6):  # the first is the default's
+                kill(servers[-1])
+                servers.append(stack.enter_context(board_server("host", "--port", str(servers[0].port))))
+
+        before_timing(kill_twice)
+        result = tune(file, tmp_path / "db", trials=BATCH + 2, boards=list_boards(servers[0].address))
+    assert len(servers) == 3
+    assert (result.trials, result.method, result.runner) == (BATCH + 2, "measured", "remote")
+    assert len(result.wrong) == 2
+    assert all("the connection was lost, timing kernels" in each.reason for each in result.wrong)
+    tried = evidence(result, "tried")
+    assert len({(line["workload"], line["strategy"], str(line["sizes"])) for line in tried}) == len(tried) == BATCH + 2
+    assert sum("refused" in line for line in tried) == 2
+    records = evidence(result, "record")
+    assert len(records) == result.records >= 1
+    assert {line["place"] for line in records} == {"remote"}
+    assert all('"sepwise.runner"' in line and '\\"remote\\"' in line for line in (Path(result.database) / RECORDS).read_text().splitlines())
+    assert len(JSONDatabase(work_dir=result.database, allow_missing=False)) == result.records
+    assert verify_model(load_model(file), HOST, records=read_records(tmp_path / "db", HOST, 1)).passed
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_board_that_is_gone_ends_the_run_and_another_one_goes_on(
+    board_server: Callable[..., Any], before_timing: Callable[..., None], file: Path, tmp_path: Path
+) -> None:
+    with board_server() as server:
+        before_timing(lambda _, number: kill(server) if number == 4 else None)
+        with pytest.raises(BoardError, match=r"lost, and given up after 3 .* \d records of this run are kept in .*; the same command"):
+            tune(file, tmp_path / "db", trials=BATCH, boards=list_boards(server.address))
+    (folder,) = (tmp_path / "db").iterdir()
+    before = (folder / EVIDENCE).read_bytes()
+    settled = [line["kind"] for line in map(json.loads, before.splitlines())].count("tried")
+    assert settled <= 2
+    with board_server() as server:
+        before_timing(lambda *_: None)
+        result = tune(file, tmp_path / "db", trials=BATCH, boards=list_boards(server.address))
+    assert (folder / EVIDENCE).read_bytes().startswith(before)
+    tried = evidence(result, "tried")
+    assert len({(line["workload"], line["strategy"], str(line["sizes"])) for line in tried}) == len(tried) == settled + BATCH
+
+
+@pytest.mark.usefixtures("quickly")
+def test_the_boards_of_a_tracker_work_at_once_and_one_may_go(
+    tracker: str,
+    tracked_boards: Callable[..., Any],
+    board_server: Callable[..., Any],
+    before_timing: Callable[..., None],
+    file: Path,
+    tmp_path: Path,
+) -> None:
+    options = ("--tracker", tracker, "--key", "desk")
+    met, seen = threading.Barrier(2), set()
+    with board_server("host", *options) as first, board_server("host", *options):
+        boards = tracked_boards(tracker, 2)
+
+        def meet(name: str, number: int) -> None:
+            if name not in seen:
+                seen.add(name)
+                met.wait(60)  # both have begun to time
+                if name.endswith(f":{first.port}"):
+                    kill(first)
+
+        before_timing(meet)
+        result = tune(file, tmp_path / "db", trials=3 * BATCH, boards=list(map(once, boards)))
+    assert len(seen) == 2
+    assert result.trials == 3 * BATCH
+    assert any(re.match(rf"The others go on: Board .*:{first.port}: lost, and given up", note) for note in result.notes)
+    assert result.tuned_time is not None
+    tried = evidence(result, "tried")
+    assert len({(line["workload"], line["strategy"], str(line["sizes"])) for line in tried}) == len(tried) == 3 * BATCH
