@@ -3,8 +3,8 @@
     tune     a network's kernels, those first that can still save most
       space      what may be tried: the tiles that strategies declare, in the order of their prediction
       search     which of them are tried, and what is kept of them
-      bench      builds some candidates of a kernel into one Program, and times and checks them there
-      timing     where that runs: on this machine, or as an estimate for an emulated core
+      trial      builds some candidates of a kernel into one Program, and times and checks them there
+      timing     where that runs: on this machine, on a board, or as an estimate for an emulated core
       intervals  what timings tell and what they do not
       playoff    the kept ones against the default, each in the whole network
       database   one folder for each device, in MetaSchedule's format with the evidence beside

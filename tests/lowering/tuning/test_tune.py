@@ -3,8 +3,15 @@
 import itertools
 import json
 import logging
+import os
 import re
+import resource
+import signal
+import subprocess
+import sys
 import threading
+import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,6 +29,7 @@ from sepwise.lowering.build import build_program
 from sepwise.lowering.importer import ImportedGraph
 from sepwise.lowering.remote import Board, BoardError, RemoteRunner, list_boards
 from sepwise.lowering.runner import NativeRunner
+from sepwise.lowering.selection import Pick
 from sepwise.lowering.strategies.base import Implementation
 from sepwise.lowering.strategies.pointwise import PointwiseStrategy
 from sepwise.lowering.trials import Step
@@ -29,7 +37,7 @@ from sepwise.lowering.tuning import timing, trial
 from sepwise.lowering.tuning import tune as tuning
 from sepwise.lowering.tuning.database import EVIDENCE, RECORDS, Database, Verdict, find_conditions, read_records
 from sepwise.lowering.tuning.intervals import Interval
-from sepwise.lowering.tuning.search import BATCH
+from sepwise.lowering.tuning.search import BATCH, Search
 from sepwise.lowering.tuning.space import list_candidates
 from sepwise.lowering.tuning.timing import Method, Place, Timed
 from sepwise.lowering.tuning.tune import Progress, Tuning, tune
@@ -429,3 +437,153 @@ def test_the_boards_of_a_tracker_work_at_once_and_one_may_go(
     assert result.tuned_time is not None
     tried = evidence(result, "tried")
     assert len({(line["workload"], line["strategy"], str(line["sizes"])) for line in tried}) == len(tried) == 3 * BATCH
+
+
+# Runs that end before their time ----------------------------------------------------------------------------------------
+
+FORKS = """
+import json, os, sys
+sys.path.insert(0, {folder!r})
+from test_tune import run_child
+for line in sys.stdin:
+    children = []
+    for arguments in json.loads(line):
+        children.append(os.fork())
+        if not children[-1]:
+            run_child(*arguments)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+os._exit(0)
+"""
+"""Runs tuners in processes of their own, which begin with all that takes long to import."""
+
+
+def run_child(file: str, root: str, end: str, number: int, log: str) -> None:
+    """Tunes in this process, which then ends: by itself, or at the given line that it writes: killed, or with the disk full."""
+    append, settle, numbers = Database._append, Search._settle, itertools.count(1)
+
+    def ending(database: Database, name: str, line: str) -> None:
+        if end == "full" and next(numbers) >= number:
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            path = database.folder / name
+            resource.setrlimit(resource.RLIMIT_FSIZE, ((path.stat().st_size if path.exists() else 0) + 9, limits[1]))
+            try:
+                append(database, name, line)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        if end in ("before", "half", "after") and next(numbers) == number:
+            if end != "before":
+                with (database.folder / name).open("a") as file:
+                    file.write(f"{line}\n" if end == "after" else line[: len(line) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        append(database, name, line)
+
+    def noting(search: Search, pick: Pick, *others: Any) -> Any:
+        with Path(log).open("a") as file:
+            file.write(f"{(search.kernel.workload.key, pick)}\n")
+        return settle(search, pick, *others)
+
+    def draw(strategy: str, tile: str) -> float:
+        return 60.0 + zlib.crc32(f"{strategy} {tile}".encode()) % 40
+
+    Database._append = ending  # type: ignore[method-assign]
+    Search._settle = noting  # type: ignore[method-assign]
+    tuning.open_timer = lambda *_: ScriptedTimer(draw)  # type: ignore[assignment, misc]
+    try:
+        tune(file, root, trials=3)
+    except InputError as error:
+        Path(f"{log}.error").write_text(str(error))
+        os._exit(error.exit_status)
+    os._exit(0)
+
+
+@pytest.fixture
+def forks(file: Path, tmp_path: Path) -> Iterator[Callable[..., list[int]]]:
+    """Gives a function that runs tuners at once: `forks(("half", 3, "log"))`; gives their exit codes."""
+    command = [sys.executable, "-c", FORKS.format(folder=str(Path(__file__).parent))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def run(*ends: tuple[str, int, Path]) -> list[int]:
+            arguments = [(str(file), str(tmp_path / "db"), end, number, str(log)) for end, number, log in ends]
+            print(json.dumps(arguments), file=process.stdin, flush=True)
+            return list(json.loads(process.stdout.readline()))
+
+        yield run
+        process.stdin.close()
+
+
+def lines_of(folder: Path) -> dict[str, list[str]]:
+    """The whole lines of a database's files."""
+    return {name: (folder / name).read_text().split("\n")[:-1] for name in (EVIDENCE, RECORDS) if (folder / name).exists()}
+
+
+def require_whole(folder: Path) -> list[dict[str, Any]]:
+    """Asserts that a database is in order; gives the lines of evidence."""
+    records = lines_of(folder)[RECORDS]
+    assert len(JSONDatabase(work_dir=str(folder), allow_missing=False)) == len(records)
+    found = [json.loads(line) for line in lines_of(folder)[EVIDENCE]]
+    for line in found:
+        if line["kind"] == "record":
+            assert line["strategy"] in records[line["record"]]
+            assert all(f"sepwise.tile.{name}" in records[line["record"]] for name in line["sizes"])
+    return found
+
+
+def names_of(lines: list[dict[str, Any]], kind: str) -> list[str]:
+    """The candidates that lines of a kind are about, as a Program names them."""
+    return [str((line["workload"], Pick(line["strategy"], tuple(line["sizes"].items())))) for line in lines if line["kind"] == kind]
+
+
+def test_whoever_is_killed_or_finds_the_disk_full_loses_the_candidate_in_flight(
+    forks: Callable[..., list[int]], tmp_path: Path
+) -> None:
+    before: dict[str, list[str]] = {}
+    folder = Database(tmp_path / "db", HOST).folder
+    for number, (end, line) in enumerate([("half", 2), ("full", 3), ("after", 2), ("before", 1)]):
+        log = tmp_path / f"log{number}"
+        assert forks((end, line, log)) == [InputError.exit_status if end == "full" else -signal.SIGKILL]
+        if end == "full":
+            said = Path(f"{log}.error").read_text()
+            assert re.fullmatch(r".*\.jsonl?: .*; all lines before are kept\. Free some space\.", said)
+        after = lines_of(folder)
+        assert all(after.get(name, [])[: len(lines)] == lines for name, lines in before.items())
+        known = [json.loads(each) for each in after.get(EVIDENCE, [])]
+        begun = log.read_text().splitlines() if log.exists() else []
+        assert len(set(begun) - set(names_of(known, "tried"))) <= 1
+        before = after
+    assert forks(("by itself", 0, tmp_path / "last")) == [0]
+    lines = require_whole(folder)
+    assert all(lines_of(folder)[name][: len(each)] == each for name, each in before.items())
+    tried = names_of(lines, "tried")
+    assert len(set(tried)) == len(tried) >= 3
+    assert set(names_of(lines, "verdict")) <= set(names_of(lines, "record"))
+
+
+def test_two_tuners_share_a_database(forks: Callable[..., list[int]], tmp_path: Path) -> None:
+    assert forks(*(("by itself", 0, tmp_path / f"log{number}") for number in range(2))) == [0, 0]
+    lines = require_whole(Database(tmp_path / "db", HOST).folder)
+    assert len(names_of(lines, "tried")) == 2 * 3
+    assert set(names_of(lines, "verdict")) <= set(names_of(lines, "record"))
+
+
+@pytest.mark.nightly
+def test_ten_kills_at_random(file: Path, tmp_path: Path) -> None:
+    """The command as it is, with real times."""
+    folder = Database(tmp_path / "db", HOST).folder
+    command = [sys.executable, "-c", "from sepwise.cli import main; main()", "tune", str(file), "--database", str(tmp_path / "db")]
+    began = time.monotonic()
+    subprocess.run([*command[:-1], str(tmp_path / "other"), "--trials", str(3 * BATCH)], check=True)
+    takes_s = time.monotonic() - began
+    random = np.random.default_rng()
+    before: dict[str, list[str]] = {}
+    for _ in range(10):
+        with subprocess.Popen([*command, "--trials", str(3 * BATCH)]) as process:
+            time.sleep(random.uniform(0.2, 1.0) * takes_s)
+            process.kill()
+        after = lines_of(folder) if folder.exists() else {}
+        assert all(after.get(name, [])[: len(lines)] == lines for name, lines in before.items())
+        before = after
+    subprocess.run([*command, "--trials", str(BATCH)], check=True)
+    tried = names_of(require_whole(folder), "tried")
+    assert len(set(tried)) == len(tried)

@@ -1,6 +1,7 @@
 """`sepwise tune`: what it asks for, what it prints, and a run from end to end."""
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,3 +95,14 @@ def test_from_a_model_to_an_artifact(command: Callable[..., Any], network: Path,
     assert found["trials"] == 2
     compiled = command("compile", network, *words, "-o", tmp_path / "d", "--database", tmp_path / "db", "--json")
     assert json.loads(compiled.out)["records_used"] == len(found["kernels"]) == 1
+
+
+def test_a_board_that_is_not_there_is_told(command: Callable[..., Any], network: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    answer = command("tune", network, "--database", tmp_path / "db", "--shape", "1,3,6,6", "--rpc", address)
+    assert answer.status == 2
+    assert f"Board {address}: nobody listens there" in answer.err
+    answer = command("tune", network, "--database", tmp_path / "db", "--tracker", address)
+    assert answer.status == 2
+    assert "Give one with --key" in answer.err
