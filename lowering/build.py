@@ -290,10 +290,10 @@ def _build(
     """Compiles a fused model to static kernels."""
     imported = import_graph(model, device, selector, value_names=value_names)
     graph = imported.graph
-    assign_layouts(graph, imported.views, selector)
+    views = imported.views | assign_layouts(graph, imported.views, selector)
     compiled, choices = _compile_kernels(graph, imported.weights, device, selector)
     objects = emit(imported, compiled, device)
-    return _assemble(graph, imported, device, compiled, choices, objects), imported
+    return _assemble(graph, replace(imported, views=views), device, compiled, choices, objects), imported
 
 
 def _compile_kernels(

@@ -35,6 +35,10 @@ class Layout:
         """Whether channels are blocked."""
         return self.lanes > 0
 
+    def moves_nothing(self, other: Layout) -> bool:
+        """Whether a tensor's elements lie in the same order in another layout: blocks of one channel are the plain order."""
+        return max(self.lanes, 1) == max(other.lanes, 1)
+
     def physical_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Gives the shape in memory of a tensor of the logical `shape`.
 

@@ -1,7 +1,8 @@
 """Layout assignment: in which layout each value lies, so that the predicted cycles of the whole network are least.
 
 A value is held in the layout in which its producer writes it, and possibly in the other one too, as a conversion
-makes it. Products, views and the network's inputs and outputs are plain. Open is
+makes it; where that moves no element, on a core without vectors, the other one is a view. Products, views and the network's
+inputs and outputs are plain. Open is
 
 - for a value that a generic kernel writes: its layout;
 - for every value: whether the other layout is made as well;
@@ -63,17 +64,20 @@ Held = tuple[Layout, ...]
 """The layouts in which a value is held; first the one in which it is written."""
 
 
-def assign_layouts(graph: KernelGraph, views: Mapping[str, str], selector: Selector) -> None:
+def assign_layouts(graph: KernelGraph, views: Mapping[str, str], selector: Selector) -> dict[str, str]:
     """Gives every value a layout, every convolution the lanes of its input, and inserts conversions.
 
     Args:
         graph: Changed in place; its values are plain before.
         views: Values that are views of others, which must be plain.
         selector: Predicts the cycles of convolutions, and knows the device.
+
+    Returns:
+        Further views: values in a layout that differs in no element's place from that of what they view.
     """
     assignment = _Assignment(graph, views, selector)
     assignment.solve()
-    assignment.apply()
+    return assignment.apply()
 
 
 class _GenericCycles:
@@ -210,7 +214,7 @@ class _Assignment:
         return Table((name,), np.array(costs))
 
     def _conversion_cycles(self, value: TensorType, held: Held) -> float:
-        if len(held) == 1:
+        if len(held) == 1 or held[0].moves_nothing(held[1]):
             return 0.0
         cycles = self._cycles_of(conversion(value, held[1])).predict(0, held)
         return CALL_CYCLES + cycles + sum(self._stream_cycles(value, layout) for layout in held)
@@ -315,10 +319,15 @@ class _Assignment:
 
     # --- what follows ---------------------------------------------------------------------------------------
 
-    def apply(self) -> None:
-        """Renames what is held twice, and puts each conversion before the first kernel that reads what it makes."""
+    def apply(self) -> dict[str, str]:
+        """Renames what is held twice, and puts each conversion before the first kernel that reads what it makes.
+
+        Returns:
+            What needs none, as it moves no element: values by the name of the same one in its other layout.
+        """
         graph = self._graph
         kernels: list[Kernel] = []
+        views: dict[str, str] = {}
         converted: set[str] = set()
         types = dict(graph.values)
         for name in types:
@@ -329,6 +338,9 @@ class _Assignment:
                 return
             source, target = (self._name(name, layout) for layout in self._held[name])
             self._declare(name, self._held[name][1], types[name])
+            if graph.values[source].layout.moves_nothing(graph.values[target].layout):
+                views[target] = source
+                return
             number = len(graph.kernels) + len(converted)
             converted.add(name)
             label = "".join(c if c.isalnum() else "_" for c in name)
@@ -349,6 +361,7 @@ class _Assignment:
                 if name in self._plain_names and self._held[name][0].packed:
                     convert(name)  # at once: the network's output, or a view of it, is next
         graph.kernels[:] = kernels
+        return views
 
     def _fix(self, kernel: Kernel, reads: Sequence[Layout]) -> None:
         """Notes the layouts in the kernel's workload."""

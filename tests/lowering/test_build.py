@@ -14,7 +14,7 @@ import pytest
 
 from sepwise.lowering import artifact, build, device, memory_plan
 from sepwise.lowering.build import build_program
-from sepwise.lowering.program import Home, Program
+from sepwise.lowering.program import BufferRef, Home, Program
 from sepwise.lowering.runner import open_runner
 from sepwise.passes.equivalence import Oracle, compare_execution, execution_sigma, sample_inputs
 from sepwise.passes.errors import InputError, SepwiseError, UnsupportedError
@@ -93,6 +93,25 @@ def test_the_program_computes_the_network(
     with open_runner(program, threads=threads) as runner:
         outputs = [runner.run(feed) for feed in feeds]
     check = compare_execution(outputs, [oracle.run(f) for f in feeds], [execution_sigma(oracle, f) for f in feeds])
+    assert check.passed, check
+
+
+def test_without_vectors_no_tensor_is_copied(network: Callable[..., ir.Model]) -> None:
+    model = network(HEAD + """
+    separable (float[1,9,9,9] x) => (float[1,9,9,9] y) <float[9,1,3,3] w, float[9,9,1,1] v>
+    {
+      a = Conv <group = 9, pads = [1,1,1,1]> (x, w)
+      y = Conv (a, v)
+    }
+    """)
+    program, _ = build_program(model, device.get("cortex-m7"))
+    assert [call.strategy for call in program.calls].count(build.GENERIC) == 0
+    homes = {value.name: value.buffer for value in program.values}
+    assert homes["x.NCHW1c"] == BufferRef(Home.INPUT, 0)
+    assert homes["y.NCHW1c"] == BufferRef(Home.OUTPUT, 0)
+    oracle, feed = Oracle(model), sample_inputs(model, 0)
+    with open_runner(program) as runner:
+        check = compare_execution([runner.run(feed)], [oracle.run(feed)], [execution_sigma(oracle, feed)])
     assert check.passed, check
 
 

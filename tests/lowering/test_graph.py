@@ -31,6 +31,17 @@ def test_packed_channels_fill_whole_blocks(shape: tuple[int, ...], lanes: int, p
     assert packed.nbytes == 4 * int(np.prod(physical))
 
 
+@given(shape=SHAPES, lanes=st.sampled_from([1, 4]), other=st.sampled_from([0, 1, 4]))
+def test_between_which_layouts_nothing_moves(shape: tuple[int, int, list[int]], lanes: int, other: int) -> None:
+    n, channels, spatial = shape
+    array = np.arange(1, n * channels * int(np.prod(spatial)) + 1, dtype=np.float32).reshape(n, channels, *spatial)
+    alike = [array.ravel() if not each else pack(array, each).ravel() for each in (lanes, other)]
+    moves = not Layout(lanes).moves_nothing(Layout(other))
+    assert moves == (max(lanes, 1) != max(other, 1))
+    assert moves or np.array_equal(*alike)
+    assert Layout(other).moves_nothing(Layout(lanes)) == (not moves)
+
+
 @given(shape=SHAPES, lanes=st.sampled_from([1, 4, 8, 16]))
 def test_pack_puts_every_channel_in_its_lane(shape: tuple[int, int, list[int]], lanes: int) -> None:
     n, channels, spatial = shape

@@ -108,6 +108,31 @@ def test_between_convolutions_nothing_is_converted(target: device.Device, networ
     assert [copy for _, copy in conversions(graph)] == ["y"]
 
 
+def test_what_moves_no_element_is_a_view(network: Callable[..., ir.Model]) -> None:
+    model = canonicalize(network(HEAD + """
+    chain (float[1,9,9,9] x) => (float[1,9,9,9] y) <float[9,1,3,3] w, float[9,9,1,1] v>
+    {
+      a = Conv <group = 9, pads = [1, 1, 1, 1]> (x, w)
+      b = Relu (a)
+      y = Conv (b, v)
+    }
+    """))
+    selector = Selector(device.get("cortex-m7"), 1)
+    found = import_graph(fuse(model).model, selector.device, selector, value_names={})
+    views = assign_layouts(found.graph, found.views, selector)
+    assert views == {"x.NCHW1c": "x", "y": "y.NCHW1c"}
+    assert not conversions(found.graph)
+    for one, other in views.items():
+        assert found.graph.values[one].nbytes == found.graph.values[other].nbytes
+    read = {name for kernel in found.graph.kernels for name in kernel.inputs}
+    written = {name for kernel in found.graph.kernels for name in kernel.outputs}
+    assert "x.NCHW1c" in read
+    assert "y.NCHW1c" in written
+    four_lanes = Selector(device.get("cortex-a72"), 1)
+    packed = import_graph(fuse(model).model, four_lanes.device, four_lanes, value_names={})
+    assert not assign_layouts(packed.graph, packed.views, four_lanes)
+
+
 def test_an_input_of_many_channels_is_packed_once(target: device.Device, network: Callable[..., ir.Model]) -> None:
     graph, views = assigned(network(HEAD + """
     wide (float[1,9,5,5] x) => (float[1,9,5,5] y) <float[9,9,1,1] w, float[9,9,1,1] v>
