@@ -276,7 +276,7 @@ def bench(
     Args:
         model: An ONNX file.
         target: Name of a device; peers run natively only.
-        threads: Worker threads of every runtime.
+        threads: Worker threads of every runtime; one where the target is emulated.
         against: Peers out of `peers.names()`.
         shapes: Shapes of inputs that the file leaves open, by name.
         rounds: Rounds of alternating blocks; more for a quieter answer.
@@ -301,6 +301,8 @@ def bench(
         if against:
             raise InputError(f"{board.name}: measures ours alone, peers run natively only; leave --against out.")
     emulated = device.emulated and board is None
+    if emulated and threads > 1:
+        raise InputError(f"Target '{target}': is emulated here, where one thread is counted; leave --threads {threads} out.")
     if emulated and against:
         raise InputError(f"Target '{target}': is emulated here, and peers run natively only; leave --against out.")
     for peer in against:

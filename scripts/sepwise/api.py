@@ -687,7 +687,7 @@ def bench(
     Args:
         model: An ONNX file or a zoo name.
         target: Where it runs; peers run natively only.
-        threads: Worker threads of every runtime.
+        threads: Worker threads of every runtime; one where the target is emulated.
         against: Peers out of `sepwise.lowering.peers.names()`.
         shapes: Shapes of inputs that the file leaves open.
         cores: Devices beside an emulated target whose cycles are estimated for the same code.

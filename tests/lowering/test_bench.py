@@ -129,6 +129,11 @@ def test_scalable_vectors_have_instructions_alone(zoo_file: Callable[..., Path])
     )
 
 
+def test_one_thread_is_counted(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Target 'cortex-a72': is emulated here, where one thread is counted; leave --threads 2 out"):
+        bench(tmp_path / "m.onnx", target="cortex-a72", threads=2)
+
+
 def test_cores_beside_a_native_target_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Target 'host': runs here and is measured"):
         bench(tmp_path / "m.onnx", cores=("cortex-a72",))
