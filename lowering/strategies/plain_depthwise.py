@@ -1,4 +1,4 @@
-"""Depthwise convolution on plain tensors: lanes are neighbours along the width, for channels that fill no block.
+"""Depthwise convolution on plain tensors: lanes are neighbours along the width.
 
 # for n, oc, [od] task; oh_o task by grain: accumulators: oh_i rows * ow_i vectors, 16 of 32 for 4 x 4
 #   for ow_o:                               tiles at the border apart from inner ones (see `borders`)
@@ -6,8 +6,9 @@
 #     unrolled oh_i, ow_i: epilogue, store  [n, oc, oh, ow]
 
 A tap reads a vector from its own, unaligned, place, which serves all rows of the tile: a 3 x 3 kernel on 4 rows loads 18 vectors
-for 36 multiply-adds, whatever the channels. With a stride it reads neighbouring vectors and takes every second lane; at the
-border a vector is what lies inside, and zeros (see `width_loads`).
+for 36 multiply-adds, whatever the channels: few that would fill no block, or many, where packing what is plain on either side
+would take longer. With a stride it reads neighbouring vectors and takes every second lane; at the border a vector is what lies
+inside, and zeros (see `width_loads`).
 
 It is for ARM, whose loads that take lanes a stride apart and multiply-adds by lane it counts on.
 """
