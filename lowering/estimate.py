@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.counts import BlockRun, CallCounts, Counts
     from sepwise.lowering.device import Device
 
-__all__ = ["CoreModel", "cache_geometry", "core_model", "estimate_cycles", "llvm_version", "missing"]
+__all__ = ["CoreModel", "cache_geometry", "core_model", "estimate_cycles", "install", "llvm_version", "missing"]
 
 WINDOW = 128
 """Instructions before a block that llvm-mca runs through first: what a reorder buffer of the modelled cores holds, or more."""
@@ -191,6 +191,21 @@ def llvm_version() -> int | None:
     return tools.version if tools is not None else None
 
 
+def install(device: Device) -> str | None:
+    """Says how what an estimate takes is installed.
+
+    Args:
+        device: Any device.
+
+    Returns:
+        The command that installs an llvm-mca which models its core, or None where there is one, or no estimate whatever is there.
+    """
+    model, tools = core_model(device), _find_tools()
+    if model is None or _machine(device) not in _SENTINELS or (tools is not None and tools.version >= model.llvm):
+        return None
+    return "apt-get install llvm" if tools is None else f"apt-get install llvm-{_NEWEST}"
+
+
 def missing(device: Device) -> str | None:
     """Says why there is no estimate for a device.
 
@@ -203,15 +218,16 @@ def missing(device: Device) -> str | None:
     model = core_model(device)
     if model is None or _machine(device) not in _SENTINELS:
         return f"Target '{device.name}': no estimate, the cycles of {device.cpu} are not modelled."
-    tools = _find_tools()
-    if tools is None:
-        return "No estimate: llvm-mca is missing. Install it with `apt-get install llvm`."
-    if tools.version < model.llvm:
-        return (
-            f"Target '{device.name}': no estimate, llvm-mca {tools.version} has no model of {model.model}; {model.llvm} has. "
-            f"Install it with `apt-get install llvm-{_NEWEST}`."
-        )
-    return None
+    command = install(device)
+    if command is None:
+        return None
+    found = llvm_version()
+    if found is None:
+        return f"No estimate: llvm-mca is missing. Install it with `{command}`."
+    return (
+        f"Target '{device.name}': no estimate, llvm-mca {found} has no model of {model.model}; {model.llvm} has. "
+        f"Install it with `{command}`."
+    )
 
 
 def _run(command: Sequence[str], text: str) -> str:

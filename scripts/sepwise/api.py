@@ -61,6 +61,8 @@ class TargetFacts:
         emulator_cpu: What its `-cpu` takes: the target's cpu, or a relative that it knows, with the length of scalable vectors.
         missing: What this machine lacks to run them: programs to install, extensions of the processor, or another machine.
         install: The command that installs what is missing, None where nothing is or no command does.
+        estimate_install: The command that installs the llvm-mca which estimates of its cycles lack, None where they lack none
+            or there are none for it.
         triple: LLVM's target triple.
         cpu: LLVM's name of the cpu.
         features: LLVM's features that are added to the cpu's, or taken from them.
@@ -85,6 +87,7 @@ class TargetFacts:
     emulator_cpu: str | None
     missing: tuple[str, ...]
     install: str | None
+    estimate_install: str | None
     triple: str
     cpu: str
     features: tuple[str, ...]
@@ -101,6 +104,11 @@ class TargetFacts:
     flash_bytes: int | None
     ram_bytes: int | None
     sources: dict[str, str]
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether the emulator knows the core only by a relative."""
+        return self.emulator_cpu is not None and self.emulator_cpu.split(",")[0] != self.cpu
 
     def to_json(self) -> dict[str, object]:
         """Gives the fields as a JSON object."""
@@ -160,7 +168,7 @@ def targets() -> list[TargetFacts]:
     Returns:
         Facts of each, in the order of `devices.toml`.
     """
-    from sepwise.lowering import device
+    from sepwise.lowering import device, estimate
 
     found = []
     for name in device.names():
@@ -169,7 +177,9 @@ def targets() -> list[TargetFacts]:
         same = {field.name: getattr(facts, field.name) for field in fields(TargetFacts) if hasattr(facts, field.name)}
         memory = {"flash_bytes": facts.flash_bytes or None, "ram_bytes": facts.ram_bytes or None}
         own = {"emulator_cpu": facts.emulator_option, "sources": dict(facts.sources), **memory}
-        found.append(TargetFacts(**same | asdict(reach) | own))
+        estimated = reach.method == "emulated" and not facts.scalable_bytes
+        lacking = {"estimate_install": estimate.install(facts) if estimated else None}
+        found.append(TargetFacts(**same | asdict(reach) | own | lacking))
     return found
 
 

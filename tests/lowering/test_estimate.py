@@ -166,8 +166,11 @@ def test_a_core_without_model_says_so() -> None:
     assert estimate.cache_geometry(unknown) is None
 
 
-def test_missing_tools_say_what_to_install(tmp_path: Path) -> None:
+def test_missing_tools_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert estimate._find_tools(str(tmp_path)) is None
+    monkeypatch.setattr(estimate, "_find_tools", lambda: None)
+    assert estimate.install(devices.get("cortex-a72")) == "apt-get install llvm"
+    assert estimate.install(devices.get("cortex-m7")) is None  # has no estimate in any case
 
 
 def test_tools_that_are_too_old_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +180,7 @@ def test_tools_that_are_too_old_say_what_to_install(monkeypatch: pytest.MonkeyPa
     assert "llvm-mca 14 has no model of neoverse-n1; 16 has" in reason
     assert "apt-get install llvm-22" in reason
     assert estimate.missing(devices.get("cortex-a72")) is None
+    assert estimate.install(devices.get("cortex-a72")) is None
 
 
 def test_a_machine_whose_code_is_not_told_apart_has_no_estimate() -> None:

@@ -23,13 +23,16 @@ def targets(as_json: AsJson = False) -> None:
         print_json({"targets": [target.to_json() for target in found]})
         return
     print_table("Targets", list(_COLUMNS), [[spell(target) for spell in _COLUMNS.values()] for target in found])
-    lacking: dict[tuple[str, str | None], list[str]] = {}
+    lacking: dict[tuple[str, str, str | None], list[str]] = {}
     for target in found:
         if target.missing:
-            lacking.setdefault((", ".join(target.missing), target.install), []).append(target.name)
-    for (missing, install), names in lacking.items():
+            lacking.setdefault(("", ", ".join(target.missing), target.install), []).append(target.name)
+    for target in found:
+        if target.estimate_install:
+            lacking.setdefault(("estimated cycles of ", "llvm-mca", target.estimate_install), []).append(target.name)
+    for (use, missing, install), names in lacking.items():
         remedy = f"install it with `{install}`" if install else "nothing installs it"
-        print(f"Missing here for {', '.join(names)}: {missing}; {remedy}.")
+        print(f"Missing here for {use}{', '.join(names)}: {missing}; {remedy}.")
 
 
 def _vectors(target: TargetFacts) -> str:
@@ -47,7 +50,9 @@ def _runs(target: TargetFacts) -> str:
     """How programs for a target run on this machine, under its emulator with the cpu that this knows."""
     if target.missing:
         return "not here"
-    return f"{target.emulator} -cpu {target.emulator_cpu}" if target.method == "emulated" else "native"
+    if target.method == "native":
+        return "native"
+    return f"{target.emulator} -cpu {target.emulator_cpu}{' (a relative)' if target.stands_in else ''}"
 
 
 _COLUMNS: Final[dict[str, Callable[[TargetFacts], str]]] = {
