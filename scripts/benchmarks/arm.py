@@ -586,19 +586,23 @@ def make_table(results: dict[str, Any]) -> str:
         f"| core | network | input | {' | '.join(names)} | over the best |",
         f"|---|---|---|{'---|' * len(names)}---|",
     ]
-    ratios: dict[str, list[tuple[float | None, float | None]]] = {}
+    ratios: dict[str, dict[str, tuple[float | None, float | None]]] = {}
     for network in results["networks"]:
         found = {count["runtime"]: count for count in network["runtimes"]}
         over = _over_best(found, "instructions_per_mac"), _over_best(found, "estimated_cycles")
-        ratios.setdefault(network["core"], []).append(over)
+        ratios.setdefault(network["core"], {})[network["network"]] = over
         facts = [found.get(name, {}) for name in names]
         cells = [_cell(fact.get("instructions_per_mac"), fact.get("estimated_cycles"), 1e-6) for fact in facts]
         shape = " x ".join(map(str, network["input"]))
         lines.append(f"| {network['core']} | {network['network']} | {shape} | {' | '.join(cells)} | {_cell(*over)} |")
     lines.append("")
-    for core, pairs in ratios.items():
-        exact, estimated = (_geometric_mean([each for each in column if each]) for column in zip(*pairs, strict=True))
-        lines.append(f"Geometric means of the last column, {core}: {_cell(exact, estimated)}.")
+    for core, overs in ratios.items():
+        whole = [over for name, over in overs.items() if name != BLOCK]
+        if len(whole) < 2:
+            continue
+        exact, estimated = (_geometric_mean([each for each in column if each]) for column in zip(*whole, strict=True))
+        without = f", {BLOCK} left out" if BLOCK in overs else ""
+        lines.append(f"Geometric means of the last column, {core}, {len(whole)} networks{without}: {_cell(exact, estimated)}.")
     releases = [f"{name} {number}" for name, number in versions.items()]
     lines += ["", f"Versions: {', '.join(releases)}; estimated with LLVM {', '.join(estimators)}.", ""]
     for network in results["networks"]:
@@ -622,7 +626,8 @@ def _cell(exact: float | None, estimated: float | None, unit: float = 1.0) -> st
 
 
 def _geometric_mean(values: Sequence[float]) -> float | None:
-    return math.exp(sum(map(math.log, values)) / len(values)) if values else None
+    """The mean of several values; one has none."""
+    return math.exp(sum(map(math.log, values)) / len(values)) if len(values) > 1 else None
 
 
 def main() -> None:
