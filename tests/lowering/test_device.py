@@ -34,7 +34,7 @@ def describe(machine: str, cpus: list[dict[str, str]], folder: Path) -> devices.
 
 
 FACTS_FILE = Path(devices.__file__).with_name("devices.toml")
-ARM64 = ("cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-v1", "a64fx")
+ARM64 = ("cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-v1", "neoverse-v2", "a64fx")
 
 
 @pytest.mark.parametrize("name", devices.names()[1:])
@@ -77,7 +77,8 @@ def test_which_devices_multiply_by_lane() -> None:
 
 def test_which_devices_have_scalable_vectors() -> None:
     found = {name: devices.get(name).scalable_bytes for name in devices.names()[1:]}
-    assert {name: nbytes for name, nbytes in found.items() if nbytes} == {"neoverse-v1": 32, "graviton3": 32, "a64fx": 64}
+    lengths = {"neoverse-v1": 32, "graviton3": 32, "neoverse-v2": 16, "graviton4": 16, "a64fx": 64}
+    assert {name: nbytes for name, nbytes in found.items() if nbytes} == lengths
     assert all("sve" in devices.get(name).flags for name, nbytes in found.items() if nbytes)
 
 
@@ -96,6 +97,7 @@ def test_which_devices_fuse_multiply_and_add() -> None:
         ("rpi5", "cortex-a76", set()),
         ("graviton2", "neoverse-n1", set()),
         ("graviton3", "neoverse-v1", set()),
+        ("graviton4", "neoverse-v2", set()),
     ],
 )
 def test_a_board_has_the_facts_of_its_core(board: str, core: str, differs: set[str]) -> None:

@@ -40,7 +40,7 @@ IN_CI = ("ds_cnn", "grouped", "mobilenet_v2", "mobilenet_v3_small", "separable_b
 EMULATED_IN_CI = ("grouped", "mobilenet_v2", "separable_block")
 FLOAT16_IN_CI = ("grouped", "separable_block")
 OTHERS_IN_CI = ("separable_block",)
-OTHER_CORES = ("cortex-a53", "cortex-a55", "cortex-a76", "neoverse-n1", "neoverse-v1", "a64fx", "cortex-a7", "cortex-m7")
+OTHER_CORES = ("cortex-a53", "cortex-a55", "cortex-a76", "neoverse-n1", "neoverse-v1", "neoverse-v2", "a64fx", "cortex-a7", "cortex-m7")
 
 TRAINED = {CLASSIFIER: (1, 3, 48, 192), DETECTOR: (1, 3, 96, 96), RECOGNISER: (1, 3, 48, 96)}
 

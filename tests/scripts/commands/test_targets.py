@@ -23,7 +23,7 @@ def test_targets(command: Callable[..., Any]) -> None:
             assert target.method == "native" or f"{target.emulator} -cpu {target.emulator_cpu}" in row
         assert ("(a relative)" in row) == (not target.missing and target.method == "emulated" and target.stands_in)
     relatives = {target.name for target in facts if target.isa == "arm" and target.stands_in}
-    assert relatives == {"cortex-a55", "neoverse-v1", "graviton3"}
+    assert relatives == {"cortex-a55", "neoverse-v1", "graviton3", "neoverse-v2", "graviton4"}
     (v1,) = (target for target in facts if target.name == "neoverse-v1")
     assert v1.scalable_bytes == 32
     assert str(v1.emulator_cpu).endswith(",sve-default-vector-length=32")
