@@ -227,9 +227,13 @@ def _take_task_loops(body: tirx.Stmt) -> tuple[tirx.Stmt, int, Var]:
     """
     task = Var("task", PrimType("int32"))
     loops: list[tirx.For] = []
-    tvm_ffi.structural_walk(
-        body, (tirx.For, lambda loop: loops.append(loop) if TASK_LOOP in loop.annotations else None), order="pre"
-    )
+
+    def on_task_loop(loop: tirx.For) -> None:
+        """Notes a loop once, also where the branches of a condition around it have a copy each."""
+        if TASK_LOOP in loop.annotations and not _among(loop.loop_var, [other.loop_var for other in loops]):
+            loops.append(loop)
+
+    tvm_ffi.structural_walk(body, (tirx.For, on_task_loop), order="pre")
     shares = {id(loop): _ceil_div(int(loop.extent), int(loop.annotations[TASK_LOOP])) for loop in loops}
     fastest_first = sorted(reversed(loops), key=lambda loop: int(loop.annotations[TASK_LOOP]) > 1)
     starts: list[tuple[tirx.For, Any]] = []

@@ -209,6 +209,23 @@ def test_tasks_share_out_the_loops(
 # Scratch ---------------------------------------------------------------------------------------------------------------
 
 
+def test_tasks_are_counted_once_where_borders_have_loops_of_their_own() -> None:
+    """Planes at the borders of a volume have branches of their own, each with its copy of the loop over rows."""
+    channels = 6
+    depthwise = Stage(channels, channels, channels, (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+    pointwise = Stage(channels, channels, 1, (1, 1, 1), (1, 1, 1), (0, 0, 0), (0, 0, 0), (1, 1, 1))
+    target = device.get("cortex-a55")
+    workload = ConvWorkload(1, (4, 10, 12), (depthwise, pointwise), True, None, target.lanes, target.lanes)
+    found = 0
+    for strategy in strategies_for(workload):
+        if strategy.applies(workload, target) is None:
+            for tile in strategy.tiles(workload, target, 1)[:8]:
+                function = strategy.schedule(workload, target, tile).function
+                assert codegen.lower_kernel(function, "kernel", target).tasks <= 4 * 10, tile
+                found += 1
+    assert found > 1
+
+
 def staged(rows: int, width: int, count: int = 1) -> tirx.PrimFunc:
     """Sums of shifted copies, each of which is staged row by row in a buffer of its own."""
     a = te.placeholder((rows, width + count), name="a")
