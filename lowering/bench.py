@@ -38,9 +38,6 @@ __all__ = ["Benchmark", "KernelCount", "KernelTime", "RuntimeCount", "RuntimeTim
 
 _KERNEL_REPEATS: Final = 20
 
-UNSEEN = "Target '{}': no estimate, qemu does not show what scalable vectors load and store; instructions are counted."
-"""Why an emulated target has no estimate although its core is modelled."""
-
 
 @dataclass(frozen=True, slots=True)
 class RuntimeCount:
@@ -214,11 +211,11 @@ def _count(
     program: Program, inputs: Mapping[str, np.ndarray], cores: Sequence[Device]
 ) -> tuple[RuntimeCount, tuple[KernelCount, ...], tuple[str, ...]]:
     """Counts one run and estimates its cycles on cores, the program's own device first; and says what was missing for it."""
-    seen = not cores[0].scalable_bytes
-    modelled = [(core, geometry) for core in cores if seen and (geometry := estimate.cache_geometry(core)) is not None]
+    unseen = estimate.unseen(cores[0])
+    modelled = [(core, geometry) for core in cores if not unseen and (geometry := estimate.cache_geometry(core)) is not None]
     with EmulatedRunner(program) as runner:
         counts = runner.count(inputs, caches=[geometry for _, geometry in modelled])
-    notes = {core.name: estimate.missing(core) if seen else UNSEEN.format(cores[0].name) for core in cores}
+    notes = {core.name: unseen or estimate.missing(core) for core in cores}
     cycles = {
         core.name: estimate.estimate_cycles(counts, cores[0], core, core=index)
         for index, (core, _) in enumerate(modelled)

@@ -1,8 +1,9 @@
 """Checks of a bundle where it will run: linked into its example, it is run and compared with the float64 oracle of its model.
 
 The library is the file that is handed over. Its example reads inputs and writes outputs as raw elements, natively or under
-qemu-user, one process a run. A bare core has no files: there the library is linked alone, and its public function is called in
-unicorn as C would call it, on structs of pointers. Neither needs a C library of the target.
+qemu-user, one process a run. A bare core, which unicorn also takes for others where qemu-user is missing, has no files: there the
+library is linked alone, and its public function is called in unicorn as C would call it, on structs of pointers. Neither needs a
+C library of the target.
 
 The manifest knows the model by its checksum; the file itself is no part of a bundle, as it is as large as the weights and of no
 use to the library's users.
@@ -26,7 +27,7 @@ import numpy as np
 
 from sepwise.lowering.artifact import check_cpu, device_from_json
 from sepwise.lowering.bundle import checksum_model, save_manifest
-from sepwise.lowering.device import UNICORN
+from sepwise.lowering.device import UNICORN, emulated_here
 from sepwise.lowering.link import link_example
 from sepwise.lowering.runner import find_emulator
 from sepwise.lowering.verify import CONVERSION, check_model, transformed_values
@@ -127,8 +128,8 @@ class BundleRunner:
 
         inputs = [place(array) for array in arrays]
         outputs = [core.allocate(each["bytes"]) for each in manifest["outputs"]]
-        structs = [place(np.array(pointers, np.uint32)) for pointers in (inputs, outputs)]
-        error, _ = core.call((*structs, core.allocate(manifest["arena_bytes"])))
+        structs = [place(np.array(pointers, core.address)) for pointers in (inputs, outputs)]
+        error = core.call((*structs, core.allocate(manifest["arena_bytes"])))
         if error:
             name = self.bundle.name
             raise SepwiseError(f"Bundle '{name}': {self.method}, returned {error}; {name}.h says what it is.")
@@ -151,6 +152,7 @@ def open_bundle(bundle: Bundle) -> Iterator[BundleRunner]:
     """
     device = device_from_json(bundle.manifest["device"])
     if device.emulated:
+        device = emulated_here(device)
         find_emulator(device)
     else:
         check_cpu(bundle.folder, device, emulated=False)

@@ -151,16 +151,20 @@ class CallCounts:
     runs: dict[int, BlockRun]
 
     @classmethod
-    def of_instructions(cls, instructions: int) -> CallCounts:
-        """Gives the counts of a call of which no more than its instructions is known.
+    def of_totals(cls, *, instructions: int, loads: int, stores: int, load_bytes: int, store_bytes: int) -> CallCounts:
+        """Gives the counts of a call whose blocks are not known.
 
         Args:
             instructions: How many it executed.
+            loads: Those that loaded.
+            stores: Those that stored.
+            load_bytes: Bytes loaded.
+            store_bytes: Bytes stored.
 
         Returns:
-            Counts without loads and stores.
+            Counts of one block without code.
         """
-        return cls({0: BlockRun(Block(0, instructions, None, None, b""), 1, 0, 0, (), {})})
+        return cls({0: BlockRun(Block(0, instructions, loads, stores, b""), 1, load_bytes, store_bytes, (), {})})
 
     @property
     def instructions(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from sepwise.passes.errors import InputError
 
-__all__ = ["Device", "Reach", "detect", "get", "host_flags", "load", "missing_flags", "names", "reach"]
+__all__ = ["Device", "Reach", "detect", "emulated_here", "get", "host_flags", "load", "missing_flags", "names", "reach"]
 
 HOST = "host"
 Isa = Literal["x86", "arm"]
@@ -64,6 +64,7 @@ class Device:
         scalable_ports: Multiply-adds of scalable vectors, and loads of them, that can start in one cycle.
         flash_bytes: What a core without an operating system has for code and constants, 0 where there is one or it is not known.
         ram_bytes: What such a core has for variables.
+        unicorn_cpu: What unicorn calls the cpu, or a relative of it; None where it stands in for no missing program.
         sources: Where each fact comes from, as pairs of fact and source.
         lane_bytes: Bytes of one lane.
     """
@@ -96,6 +97,7 @@ class Device:
     scalable_ports: int = 0
     flash_bytes: int = 0
     ram_bytes: int = 0
+    unicorn_cpu: str | None = None
     sources: tuple[tuple[str, str], ...] = ()
     lane_bytes: int = 4
 
@@ -148,6 +150,7 @@ _CORE_FACTS = (
 )
 _SCALABLE_FACTS = ("scalable_bytes", "scalable_ports")
 _MEMORY_FACTS = ("flash_bytes", "ram_bytes")
+_OPTIONAL_FACTS = {*_SCALABLE_FACTS, *_MEMORY_FACTS, "unicorn_cpu"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +257,7 @@ def _read_device(file: str, name: str, facts: dict[str, Any]) -> Device:
     unknown = sorted(set(facts) - _FACTS)
     if unknown:
         raise InputError(f"{where}: unknown fact '{unknown[0]}'; known are {', '.join(sorted(_FACTS))}.")
-    missing = sorted(_FACTS - set(facts) - {*_SCALABLE_FACTS, *_MEMORY_FACTS})
+    missing = sorted(_FACTS - set(facts) - _OPTIONAL_FACTS)
     if missing:
         raise InputError(f"{where}: fact '{missing[0]}' is missing; give it as {{ value, source }}.")
     for fact, entry in facts.items():
@@ -303,11 +306,29 @@ def reach(device: Device) -> Reach:
     missing = tuple(missing_flags(device))
     if not missing or device.emulator is None:
         return Reach("native", missing)
-    if device.emulator == UNICORN:
-        found, install = importlib.util.find_spec(UNICORN) is not None, "pip install unicorn"
-    else:
-        found, install = shutil.which(device.emulator) is not None, "apt-get install qemu-user"
-    return Reach("emulated") if found else Reach("emulated", (device.emulator,), install)
+    emulator = str(emulated_here(device).emulator)
+    if _is_installed(emulator):
+        return Reach("emulated")
+    return Reach("emulated", (emulator,), "pip install unicorn" if emulator == UNICORN else "apt-get install qemu-user")
+
+
+def emulated_here(device: Device) -> Device:
+    """Gives a device with the emulator that runs its programs on this machine.
+
+    Args:
+        device: Any device.
+
+    Returns:
+        The same, in unicorn with the cpu that this knows where its own emulator is missing and unicorn can stand in.
+    """
+    if device.emulator is None or device.unicorn_cpu is None or _is_installed(device.emulator) or not _is_installed(UNICORN):
+        return device
+    return replace(device, emulator=UNICORN, emulator_cpu=device.unicorn_cpu)
+
+
+def _is_installed(emulator: str) -> bool:
+    """Whether an emulator is there."""
+    return (importlib.util.find_spec(UNICORN) if emulator == UNICORN else shutil.which(emulator)) is not None
 
 
 @cache

@@ -48,6 +48,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sepwise.lowering.counts import CacheGeometry
+from sepwise.lowering.device import emulated_here
 from sepwise.passes.errors import InputError, SepwiseError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.counts import BlockRun, CallCounts, Counts
     from sepwise.lowering.device import Device
 
-__all__ = ["CoreModel", "cache_geometry", "core_model", "estimate_cycles", "install", "llvm_version", "missing"]
+__all__ = ["CoreModel", "cache_geometry", "core_model", "estimate_cycles", "install", "llvm_version", "missing", "unseen"]
 
 WINDOW = 128
 """Instructions before a block that llvm-mca runs through first: what a reorder buffer of the modelled cores holds, or more."""
@@ -204,6 +205,25 @@ def install(device: Device) -> str | None:
     if model is None or _machine(device) not in _SENTINELS or (tools is not None and tools.version >= model.llvm):
         return None
     return "apt-get install llvm" if tools is None else f"apt-get install llvm-{_NEWEST}"
+
+
+def unseen(device: Device) -> str | None:
+    """Says why nothing can be estimated of what a device executes under its emulator here.
+
+    Args:
+        device: Any device that is emulated.
+
+    Returns:
+        One line, or None where its emulator shows all that an estimate needs.
+    """
+    if device.scalable_bytes:
+        return f"Target '{device.name}': no estimate, qemu does not show what scalable vectors load and store."
+    if emulated_here(device).emulator != device.emulator:
+        return (
+            f"Target '{device.name}': no estimate, {device.emulator} is missing and unicorn models no caches. "
+            "Install it with `apt-get install qemu-user`."
+        )
+    return None
 
 
 def missing(device: Device) -> str | None:

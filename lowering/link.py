@@ -35,6 +35,7 @@ __all__ = [
     "link_server",
     "link_shared",
     "run_zig",
+    "tally_library",
 ]
 
 RUNTIME = Path(__file__).parent / "runtime"
@@ -282,7 +283,25 @@ def count_plugin(qemu_major: int) -> Path:
         SepwiseError: It does not build.
     """
     interface = 1 if qemu_major < 9 else 2
-    built = _runtime_object("count", _host_target(), (f"-DQEMU_PLUGIN_VERSION={interface}", "-fvisibility=hidden"))
+    return _host_library("count", (f"-DQEMU_PLUGIN_VERSION={interface}", "-fvisibility=hidden"))
+
+
+def tally_library() -> Path:
+    """Builds the hooks that count what a core in unicorn executes, once.
+
+    Returns:
+        The shared object.
+
+    Raises:
+        InputError: zig is not installed.
+        SepwiseError: It does not build.
+    """
+    return _host_library("tally", ())
+
+
+def _host_library(name: str, flags: Sequence[str]) -> Path:
+    """Builds a shared object for this machine of a file of the runtime, once."""
+    built = _runtime_object(name, _host_target(), flags)
     output = built.with_suffix(".so")
     if not output.exists():
         with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:

@@ -760,8 +760,9 @@ _TOUCHED = 1
 class EmulatedRunner(GuestRunner):
     """Runs a Program under qemu-user, or on a bare core that unicorn emulates in this process, with one thread.
 
-    One guest lives from the first run until `close` and serves everything but counts. Numbers and
-    instruction counts are exact; time under an emulator says nothing, so there is none.
+    Unicorn serves cores without a system, and stands in where qemu-user is missing. One guest lives from the first run until
+    `close` and serves everything but counts. Numbers and counts of instructions, loads and stores are exact; time under an
+    emulator says nothing, so there is none.
     """
 
     def __init__(self, program: Program, device: Device | None = None, *, executable: Path | None = None) -> None:
@@ -776,7 +777,7 @@ class EmulatedRunner(GuestRunner):
             InputError: The device has no emulator, or it is not installed.
             SepwiseError: The program does not link.
         """
-        super().__init__(program, device or devices.get(program.device))
+        super().__init__(program, devices.emulated_here(device or devices.get(program.device)))
         self._emulator = find_emulator(self.device)
         self._guest: Guest | None = None
         self._closed = False
@@ -803,16 +804,17 @@ class EmulatedRunner(GuestRunner):
             not show what such vectors load and store.
 
         Raises:
-            InputError: As for `run`, or this qemu loads no plugins.
+            InputError: As for `run`, this qemu loads no plugins, or caches are to be modelled and the emulator is unicorn.
         """
         arrays = self._check_inputs(inputs)
         if self.device.emulator == devices.UNICORN:
+            if caches:
+                raise InputError(f"Target '{self.device.name}': is emulated in unicorn here, under which no caches are modelled.")
             with self._lock, closing(_BareGuest(self.program, self._executable, self.device, count=True)) as bare:
                 for value, array in zip(self.program.inputs, arrays, strict=True):
                     bare.write(value.buffer, array)
-                for index in range(len(self.program.calls)):
-                    bare.run(index)
-                return Counts(tuple(map(CallCounts.of_instructions, bare.instructions)))
+                bare.run_range(0, len(self.program.calls))
+                return Counts(tuple(bare.counts))
         tensors = (*self.program.inputs, *self.program.outputs)
         footprint = self.program.constants.nbytes + self.program.arena_bytes + sum(value.type.nbytes for value in tensors)
         warm = footprint <= max((cache.l2_bytes for cache in caches), default=0)
@@ -961,22 +963,22 @@ class _BareGuest(Guest):
     """A core in this process that calls the generated C by itself.
 
     Attributes:
-        instructions: Of each call that was run, where they are counted.
+        counts: Of each call that was run; zeros where nothing is counted.
     """
 
     def __init__(self, program: Program, image: Path, device: Device, *, count: bool = False) -> None:
-        """Loads the image and gives the program its memory; `count` has instructions counted."""
-        from sepwise.lowering.bare_metal import Core  # it loads unicorn, which no other device needs
+        """Loads the image and gives the program its memory; `count` has what calls execute counted."""
+        from sepwise.lowering.bare_metal import Core  # it loads unicorn, which other guests do without
 
-        self._core = Core(image, str(device.emulator_cpu))
-        self._count = count
+        self._core = Core(image, str(device.emulator_cpu), count=count)
         self._addresses: dict[tuple[Region, int], int] = {}
         self._failed = False
-        self.instructions: list[int] = []
+        self.counts: list[CallCounts] = []
         super().__init__(program, device.name)
         tensors = [(Region.INPUT, len(program.inputs)), (Region.OUTPUT, len(program.outputs))]
         self._tables = [self._table(region, number) for region, number in tensors]
-        self._operands = self._core.allocate(4 * max((len(call.arguments) for call in program.calls), default=0))
+        operands = max((len(call.arguments) for call in program.calls), default=0)
+        self._operands = self._core.allocate(np.dtype(self._core.address).itemsize * operands)
 
     @property
     def alive(self) -> bool:
@@ -987,13 +989,14 @@ class _BareGuest(Guest):
         """Runs one kernel call to its end."""
         constants, arena = (self._addresses[_REGIONS[home], 0] for home in (Home.CONSTANT, Home.ARENA))
         no_pool = (0, 0)
-        self.instructions.append(self._enter(index, (index, index + 1, constants, *self._tables, arena, *no_pool)))
+        self._enter(index, (index, index + 1, constants, *self._tables, arena, *no_pool))
+        self.counts.append(self._core.take_counts())
 
     def run_stage(self, index: int, offsets: Sequence[int], *, shared: bool) -> int | None:
         """Runs one call; see `StageMemory`."""
         start = self._addresses[Region.STAGE, 0]
         scratch, *operands = (start + offset for offset in offsets)
-        self._core.write(self._operands, np.array(operands, np.uint32))
+        self._core.write(self._operands, np.array(operands, self._core.address))
         call = len(self._program.calls) + index
         try:
             self._enter(index, (call, call + 1, 0, self._operands, 0, scratch, 0, 0))
@@ -1007,17 +1010,16 @@ class _BareGuest(Guest):
         """Changes what may be done with whole pages; see `StageMemory`."""
         self._core.protect(self._addresses[Region.STAGE, 0] + offset, nbytes, access)
 
-    def _enter(self, index: int, arguments: Sequence[int]) -> int:
-        """Calls the generated C for a call of the Program; gives the instructions, where they are counted."""
+    def _enter(self, index: int, arguments: Sequence[int]) -> None:
+        """Calls the generated C for a call of the Program."""
         where = f"Model '{self._program.name}' on emulated {self._device}: kernel '{self._program.calls[index].name}'"
         try:
-            status, instructions = self._core.call(arguments, count=self._count)
+            status = self._core.call(arguments)
         except SepwiseError as error:
             self._failed = True
             raise SepwiseError(f"{where} was ended: {error}.") from error
         if status:
             raise SepwiseError(f"{where} ended with {status}.")
-        return instructions
 
     def close(self) -> None:
         """Leaves the core to the garbage collector."""
@@ -1040,7 +1042,7 @@ class _BareGuest(Guest):
 
     def _table(self, region: Region, number: int) -> int:
         """Writes the C array of the addresses of inputs or outputs."""
-        table = np.array([self._addresses[region, index] for index in range(number)], np.uint32)
+        table = np.array([self._addresses[region, index] for index in range(number)], self._core.address)
         address = self._core.allocate(table.nbytes)
         self._core.write(address, table)
         return address
@@ -1078,9 +1080,9 @@ def find_emulator(device: Device) -> str:
         raise InputError(f"Target '{device.name}': has no emulator; it only runs on a machine of its kind.")
     lacking = devices.reach(device)
     if lacking.install is not None:
-        raise InputError(
-            f"Target '{device.name}': needs {device.emulator}, which is not installed. Install it with `{lacking.install}`."
-        )
+        alone = ", and unicorn has no scalable vectors" if device.scalable_bytes else ""
+        needed = f"needs {device.emulator}, which is not installed{alone}"
+        raise InputError(f"Target '{device.name}': {needed}. Install it with `{lacking.install}`.")
     return shutil.which(device.emulator) or device.emulator
 
 

@@ -56,7 +56,18 @@ WORKLOADS, RECORDS, EVIDENCE, DEVICE, LOCK = (
 ANNOTATION = "sepwise."
 """What the keys of annotations begin with; behind it `strategy`, `method`, `runner`, or `tile.` and a field of the tile."""
 
-_NO_MATTER = ("name", "cores", "clock_hz", "emulator", "emulator_cpu", "zig_target", "zig_cpu", "flash_bytes", "ram_bytes")
+_NO_MATTER = (
+    "name",
+    "cores",
+    "clock_hz",
+    "emulator",
+    "emulator_cpu",
+    "unicorn_cpu",
+    "zig_target",
+    "zig_cpu",
+    "flash_bytes",
+    "ram_bytes",
+)
 """Facts of a device that change neither code nor what it takes."""
 
 _COMPARED = (

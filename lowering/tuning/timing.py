@@ -233,9 +233,7 @@ class EstimateTimer:
         Raises:
             InputError: Its cycles cannot be estimated here.
         """
-        reason = estimate.missing(device)
-        if device.scalable_bytes:
-            reason = f"Target '{device.name}': no estimate, qemu does not show what scalable vectors load and store."
+        reason = estimate.unseen(device) or estimate.missing(device)
         if reason is not None:
             raise InputError(f"{reason} Without it there is nothing to tune by.")
         self.device = device

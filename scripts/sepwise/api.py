@@ -57,7 +57,7 @@ class TargetFacts:
     Attributes:
         name: What `--target` takes.
         method: How programs for it run here: `native` or `emulated`.
-        emulator: The emulator's program, None where there is none.
+        emulator: The emulator's program, or `unicorn`, also where that stands in for a missing one; None where there is none.
         emulator_cpu: What its `-cpu` takes: the target's cpu, or a relative that it knows, with the length of scalable vectors.
         missing: What this machine lacks to run them: programs to install, extensions of the processor, or another machine.
         install: The command that installs what is missing, None where nothing is or no command does.
@@ -172,7 +172,7 @@ def targets() -> list[TargetFacts]:
 
     found = []
     for name in device.names():
-        facts = device.get(name)
+        facts = device.emulated_here(device.get(name))
         reach = device.reach(facts)
         same = {field.name: getattr(facts, field.name) for field in fields(TargetFacts) if hasattr(facts, field.name)}
         memory = {"flash_bytes": facts.flash_bytes or None, "ram_bytes": facts.ram_bytes or None}

@@ -122,6 +122,21 @@ def test_a_folder_that_cannot_be_written_is_verified_all_the_same(
     assert verdict.notes[-1].endswith("its manifest was left as it is: Permission denied.")
 
 
+@pytest.mark.parametrize("target", ["cortex-a72", "cortex-a7"])
+def test_without_qemu_the_library_runs_in_unicorn(
+    target: str, c_program: Callable[..., Program], c_program_tensors: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not device.get(target).emulated:
+        pytest.skip("this machine may run the target itself; nothing installs another one")
+    made = write_bundle(c_program(target), device.get(target), tmp_path / "net", name="net", model=MODEL, weights="separate")
+    monkeypatch.setenv("PATH", "")
+    with open_bundle(made) as runner:
+        assert runner.method == f"the library, in unicorn as {target}"
+        found = runner.run({name: c_program_tensors[name] for name in ("x", "shift")})
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, c_program_tensors[name])
+
+
 CAMERA = ImageFormat(layout="NHWC", element_type="uint8", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 

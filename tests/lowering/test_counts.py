@@ -45,9 +45,10 @@ def test_a_geometry_spells_the_plugins_option() -> None:
     assert str(CacheGeometry(32768, 2, 1 << 20, 16, 64, 8)) == "32768:2:1048576:16:64:8"
 
 
-def test_what_is_not_counted_is_not_zero() -> None:
-    call = CallCounts.of_instructions(1234)
-    assert (call.instructions, call.loads, call.stores, call.load_bytes, call.store_bytes) == (1234, None, None, None, None)
+def test_totals_of_a_call() -> None:
+    totals = {"instructions": 1234, "loads": 5, "stores": 4, "load_bytes": 60, "store_bytes": 30}
+    call = CallCounts.of_totals(**totals)
+    assert {name: getattr(call, name) for name in totals} == totals
 
 
 def test_memory_that_was_not_seen_whole_is_not_counted() -> None:

@@ -45,6 +45,8 @@ def test_every_fact_of_a_device_has_a_source(name: str) -> None:
         facts -= {"scalable_bytes", "scalable_ports"}
     if not device.ram_bytes:
         facts -= {"flash_bytes", "ram_bytes"}
+    if device.unicorn_cpu is None:
+        facts -= {"unicorn_cpu"}
     assert {fact for fact, source in device.sources if source} == facts
 
 
@@ -110,7 +112,8 @@ def test_how_a_device_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.reach(devices.get("host")) == devices.Reach("native")
     strange = dataclasses.replace(devices.get("x86-64-v4"), flags=frozenset({"no such flag"}), triple=devices.get("host").triple)
     assert devices.reach(strange) == devices.Reach("native", ("no such flag",))
-    foreign = dataclasses.replace(devices.get("cortex-a72"), triple="riscv64-unknown-linux-gnu", emulator="qemu-riscv64")
+    riscv = {"triple": "riscv64-unknown-linux-gnu", "emulator": "qemu-riscv64"}
+    foreign = dataclasses.replace(devices.get("cortex-a72"), **riscv, unicorn_cpu=None)
     monkeypatch.setenv("PATH", "")
     assert devices.reach(foreign) == devices.Reach("emulated", ("qemu-riscv64",), "apt-get install qemu-user")
     assert devices.reach(dataclasses.replace(foreign, emulator=None)) == devices.Reach("native", ("riscv64",))
@@ -121,6 +124,29 @@ def test_how_a_device_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(devices.shutil, "which", lambda program: f"/usr/bin/{program}")
     assert devices.reach(foreign) == devices.Reach("emulated")
+
+
+def test_unicorn_stands_in_for_a_missing_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "missing_flags", lambda device: ["aarch64"])
+    a55, v1, m7 = map(devices.get, ("cortex-a55", "neoverse-v1", "cortex-m7"))
+    monkeypatch.setattr(devices.shutil, "which", lambda program: f"/usr/bin/{program}")
+    assert all(devices.emulated_here(device) is device for device in (a55, v1, m7))
+    monkeypatch.setattr(devices.shutil, "which", lambda program: None)
+    assert devices.emulated_here(a55) == dataclasses.replace(a55, emulator="unicorn", emulator_cpu="max")
+    assert devices.reach(a55) == devices.Reach("emulated")
+    assert devices.emulated_here(m7) is m7
+    assert devices.emulated_here(v1) is v1
+    missing = devices.Reach("emulated", ("qemu-aarch64",), "apt-get install qemu-user")
+    assert devices.reach(v1) == missing
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
+    assert devices.reach(a55) == missing
+
+
+def test_scalable_vectors_alone_are_beyond_unicorn() -> None:
+    arm = [device for device in map(devices.get, devices.names()[1:]) if device.isa == "arm"]
+    assert {device.name for device in arm if device.unicorn_cpu is None and device.emulator != devices.UNICORN} == {
+        device.name for device in arm if device.scalable_bytes
+    }
 
 
 def test_an_unknown_target_names_the_closest() -> None:

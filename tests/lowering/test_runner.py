@@ -7,11 +7,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sepwise.lowering import device, link
+from sepwise.lowering.build import compile
 from sepwise.lowering.counts import CacheGeometry
 from sepwise.lowering.graph import Layout, TensorType
 from sepwise.lowering.guarded import StrayAccessError
@@ -92,17 +94,31 @@ void add_and_sum(const float *y, const float *x, float *s, float *z, void *scrat
 """
 
 
-EMULATED_KINDS = {"emulated": "cortex-a72", "emulated with 32 bits": "cortex-a7", "emulated bare": "cortex-m7"}
+EMULATED_KINDS = {
+    "emulated": "cortex-a72",
+    "emulated with 32 bits": "cortex-a7",
+    "emulated bare": "cortex-m7",
+    "in unicorn": "cortex-a72",
+    "in unicorn with 32 bits": "cortex-a7",
+}
 KINDS = ["one thread", "two threads", "five threads", *EMULATED_KINDS]
 
 
 def open_kind(kind: str, c_program: Callable[..., Program]) -> Runner:
     if kind not in EMULATED_KINDS:
         return NativeRunner(c_program(), threads={"one": 1, "two": 2, "five": 5}[kind.split()[0]])
-    reach = device.reach(device.get(EMULATED_KINDS[kind]))
-    if reach.missing:
-        pytest.skip(f"{reach.missing[0]} is missing: {reach.install}")
-    return EmulatedRunner(c_program(EMULATED_KINDS[kind]))
+    emulated = device.get(EMULATED_KINDS[kind])
+    if kind.startswith("in unicorn"):
+        emulated = in_unicorn(emulated)
+    elif kind != "emulated bare" and shutil.which(str(emulated.emulator)) is None:
+        pytest.skip(f"{emulated.emulator} is missing: apt-get install qemu-user")
+    return EmulatedRunner(c_program(EMULATED_KINDS[kind]), emulated)
+
+
+def in_unicorn(found: device.Device) -> device.Device:
+    """A device as it is emulated where its own emulator is missing."""
+    assert found.unicorn_cpu is not None
+    return replace(found, emulator=device.UNICORN, emulator_cpu=found.unicorn_cpu)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -164,7 +180,7 @@ def test_a_kernel_alone_keeps_to_its_operands(
             assert (run(0, -1)["y"] == 1).all()  # what it does next is not changed by it
 
 
-@pytest.mark.parametrize("kind", ["one thread", "emulated"])
+@pytest.mark.parametrize("kind", ["one thread", "emulated", "in unicorn"])
 def test_a_kernel_alone_leaves_nothing_behind(kind: str, c_program: Callable[..., Program], c_program_tensors: Tensors) -> None:
     """A run in which the first kernel writes nothing finds neither its tensors nor its results."""
     with open_kind(kind, lambda *target: c_program(*target, kernels=IDLE_KERNELS)) as runner:
@@ -472,6 +488,70 @@ def test_instructions_of_newer_cores_trap(c_program: Callable[..., Program], c_p
         runner.run(inputs_of(c_program_tensors))
 
 
+@pytest.mark.parametrize(
+    ("instruction", "flags"), [("sdot v0.4s, v1.16b, v2.16b", ("-mcpu=cortex_a76",)), ("udf #0", ()), ("brk #1", ())]
+)
+def test_instructions_that_unicorns_cpu_lacks_end_the_call(
+    c_program: Callable[..., Program], c_program_tensors: Tensors, instruction: str, flags: tuple[str, ...]
+) -> None:
+    kernels = TRAPPING_KERNELS.replace("__builtin_trap();", f'__asm__("{instruction}");')
+    program = c_program("cortex-a72", kernels=kernels, flags=flags)
+    with EmulatedRunner(program, in_unicorn(device.get("cortex-a72"))) as runner:
+        with pytest.raises(SepwiseError, match=r"on emulated cortex-a72: kernel 'second' was ended: .*UC_ERR.* at 0x"):
+            runner.run(inputs_of(c_program_tensors))
+        first = runner.run_kernel(0, [c_program_tensors["x"], c_program_tensors["shift"]])  # It starts anew.
+        assert set(first) == {"y"}
+
+
+def fill(program: Program) -> Tensors:
+    rng = np.random.default_rng(0)
+    return {each.name: rng.standard_normal(each.type.shape).astype(each.type.dtype) for each in program.inputs}
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize(("target", "float16"), [("cortex-a72", False), ("cortex-a76", True), ("cortex-a7", False)])
+def test_both_emulators_compute_and_execute_the_same(zoo_file: Callable[..., Path], target: str, float16: bool) -> None:
+    """Bit for bit, as a network and kernel by kernel. Where qemu counts, its program's way to the call is added, the same for all.
+
+    A conditional instruction, which AArch64 does not have, may load in some runs of its block; qemu's plugin counts it in all.
+    """
+    known = device.get(target)
+    if shutil.which(str(known.emulator)) is None:
+        pytest.skip(f"{known.emulator} is missing: apt-get install qemu-user")
+    program = compile(zoo_file("separable_block", shape=(1, 8, 16, 16)), target=target, float16=float16).program
+    inputs = fill(program)
+    inner = [name for call in program.calls for name in call.outputs]
+    with EmulatedRunner(program, known) as qemu, EmulatedRunner(program, in_unicorn(known)) as unicorn:
+        wanted, found = (runner.run_keeping(inputs, inner) for runner in (qemu, unicorn))
+        assert wanted.keys() == found.keys() >= set(inner)
+        for index, call in enumerate(program.calls):
+            given = [{**inputs, **wanted}[name] for name in call.inputs]
+            alone = [runner.run_kernel(index, given) for runner in (qemu, unicorn)]
+            for name in call.outputs:
+                assert alone[0][name].tobytes() == alone[1][name].tobytes() == wanted[name].tobytes() == found[name].tobytes()
+        pairs = list(zip(qemu.count(inputs).calls, unicorn.count(inputs).calls, strict=True))
+    for kind in ("instructions", "loads", "stores", "load_bytes", "store_bytes"):
+        beyond = [getattr(hosted, kind) - getattr(bare, kind) for hosted, bare in pairs]
+        assert 0 <= min(beyond) < 64
+        assert len(set(beyond)) == 1 or (kind in ("loads", "stores") and not known.triple.startswith("aarch64"))
+
+
+def test_without_qemu_targets_run_in_unicorn(
+    c_program: Callable[..., Program], c_program_tensors: Tensors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not device.get("cortex-a7").emulated:
+        pytest.skip("this machine may run the target itself; nothing installs another one")
+    program = c_program("cortex-a7")
+    monkeypatch.setenv("PATH", "")
+    with open_runner(program) as runner:
+        assert isinstance(runner, EmulatedRunner)
+        assert (runner.device.emulator, runner.device.emulator_cpu) == ("unicorn", "cortex-a7")
+        np.testing.assert_array_equal(runner.run(inputs_of(c_program_tensors))["s"], c_program_tensors["s"])
+        small = CacheGeometry(l1d_bytes=1024, l1d_ways=2, l2_bytes=2048, l2_ways=2, line_bytes=64, streams=4)
+        with pytest.raises(InputError, match="Target 'cortex-a7': is emulated in unicorn here, under which no caches are modelled"):
+            runner.count(inputs_of(c_program_tensors), caches=[small])
+
+
 @needs_qemu
 @pytest.mark.emulated
 def test_emulated_targets_are_emulated(c_program: Callable[..., Program]) -> None:
@@ -483,8 +563,9 @@ def test_emulated_targets_are_emulated(c_program: Callable[..., Program]) -> Non
 
 def test_a_missing_emulator_says_what_to_install(c_program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(InputError, match=r"needs qemu-aarch64, which is not installed.*apt-get install qemu-user"):
-        EmulatedRunner(c_program("cortex-a72"))
+    said = r"needs qemu-aarch64, which is not installed, and unicorn has no scalable vectors\. .*apt-get install qemu-user"
+    with pytest.raises(InputError, match=said):
+        EmulatedRunner(c_program("neoverse-v1"))
 
 
 def test_a_device_without_emulator_says_so(c_program: Callable[..., Program]) -> None:

@@ -133,6 +133,14 @@ def test_an_emulated_core_is_estimated() -> None:
         timed.close()
 
 
+def test_without_qemu_nothing_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not device.get("cortex-a72").emulated:
+        pytest.skip("this machine may run the target itself; nothing installs another one")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match=r"'cortex-a72': no estimate, qemu-aarch64 is missing .*apt-get install qemu-user"):
+        open_timer(device.get("cortex-a72"), 1)
+
+
 @pytest.mark.parametrize(
     ("target", "threads", "reason"),
     [
