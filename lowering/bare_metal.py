@@ -11,7 +11,8 @@ microcontroller and a register of all others, on AArch32 together with FPEXC. Th
 
 A kernel never allocates, never launches and calls nothing, so this is all that it needs. Behind each piece of data lies a
 page of nothing, which ends a call that strays far, and so does an instruction that the cpu lacks. What a call executes is
-counted by hooks in C (`runtime/tally.c`): an instruction loads, or stores, once, whatever the number of its accesses.
+counted by hooks in C (`runtime/tally.c`): an instruction loads, or stores, once, whatever the number of its accesses. A Thumb
+instruction of an IT block whose condition fails is not counted: unicorn does not show it.
 """
 
 from __future__ import annotations
