@@ -312,7 +312,7 @@ def bench(
         raise InputError(f"Target '{target}': runs {where} and is measured; cores are estimated beside an emulated target only.")
     others = [get_device(core) for core in dict.fromkeys(cores) if core != target]
     if others and device.scalable_bytes:
-        raise InputError(f"{UNSEEN.format(target)} That holds for every core: leave --cores out.")
+        raise InputError(f"{estimate.unseen(device)} That holds for every core: leave --cores out.")
     for core in others:
         if core.triple != device.triple:
             raise InputError(f"Core '{core.name}': does not run code for {target} ({core.triple}, not {device.triple}).")
