@@ -432,10 +432,14 @@ class _Tuner:
         if len(self._timers) == 1:
             self._work(self._timer, limits, on_progress)
             return
-        boards = len(self._timers)
+        boards = working = len(self._timers)
         with ThreadPoolExecutor(boards) as pool:
             try:
-                wait([pool.submit(self._work_beside, timer, limits, on_progress) for timer in self._timers])
+                while True:
+                    wait([pool.submit(self._work_beside, timer, limits, on_progress) for timer in [*self._timers]])
+                    if self._ending or len(self._timers) == working or len(self._failures) == boards:
+                        break
+                    working = len(self._timers)  # others may have ended before, as what a lost one had claimed was no longer free
             finally:  # whoever interrupts it waits for the batches that were begun
                 self._ending = True
         gone = [error for error in self._failures if isinstance(error, BoardError)]
