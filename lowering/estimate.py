@@ -66,6 +66,8 @@ COVERED = 0.999
 """Share of a call's instructions whose blocks are timed; the rest takes as long an instruction as they do."""
 
 _NEWEST, _OLDEST = 22, 14
+_PACKAGED = 19
+"""The version that Debian 12, Debian 13 and Ubuntu 24.04 all have; it models every core of `devices.toml`."""
 _FACTS_FILE = Path(__file__).parent / "devices.toml"
 _MULTIPLY_ADD = re.compile(r"fml[as]\b|vml[as]|vfm[as]|vfn?m(?:add|sub)")
 _VECTOR_OPERAND = re.compile(r"\b(?:v\d+\.|z\d+\.|q\d+\b)|%[xyz]mm")
@@ -204,7 +206,7 @@ def install(device: Device) -> str | None:
     model, tools = core_model(device), _find_tools()
     if model is None or _machine(device) not in _SENTINELS or (tools is not None and tools.version >= model.llvm):
         return None
-    return "apt-get install llvm" if tools is None else f"apt-get install llvm-{_NEWEST}"
+    return "apt-get install llvm" if tools is None else f"apt-get install llvm-{_PACKAGED}"
 
 
 def unseen(device: Device) -> str | None:
