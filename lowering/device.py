@@ -474,14 +474,19 @@ def _recognise_x86(cpus: list[dict[str, str]]) -> _Core:
         return _unrecognised("x86-64", frozenset(), (), levels[_X86_LEVELS[-1]])
     first = cpus[0]
     model = int(first.get("model", -1))
-    for core in _cores("x86_core"):
-        ranges = zip(core["models"][::2], core["models"][1::2], strict=True)
-        if (
-            first.get("vendor_id") == core["vendor"]
-            and int(first.get("cpu family", -1)) == core["family"]
-            and any(low <= model <= high for low, high in ranges)
-            and present >= set(core["flags"])
-        ):
+    executable = [
+        core
+        for core in _cores("x86_core")
+        if first.get("vendor_id") == core["vendor"]
+        and int(first.get("cpu family", -1)) == core["family"]
+        and present >= set(core["flags"])
+    ]
+    for place, core in enumerate(executable):
+        if any(low <= model <= high for low, high in zip(core["models"][::2], core["models"][1::2], strict=True)):
+            # Some hypervisors report the model of an older core; the flags say what can be executed. The newest stand first: of
+            # this core and those before it, the oldest that has the flags of them all.
+            told = {flag for newer in executable[:place] for flag in newer["flags"]} | set(core["flags"])
+            core = next((other for other in executable[place::-1] if told - level.flags <= set(other["flags"])), core)
             return _recognised(core, level.flags | set(core["flags"]))
     return _unrecognised(level.cpu, level.flags, (), level)
 

@@ -227,7 +227,11 @@ def test_hidden_flags_fall_back_to_the_level_that_is_left(tmp_path: Path) -> Non
     ("family", "model", "flags", "cpu"),
     [
         (6, 63, HASWELL_FLAGS, "haswell"),
-        (6, 85, ZEN5_FLAGS.replace(" avx512_bf16", ""), "cascadelake"),
+        (6, 85, HASWELL_FLAGS + " avx512f avx512bw avx512cd avx512dq avx512vl avx512_vnni", "cascadelake"),
+        (6, 167, ZEN5_FLAGS.replace(" avx512_bf16", "").replace(" avx_vnni", ""), "icelake-client"),
+        (6, 167, ZEN5_FLAGS + " avx512_fp16", "sapphirerapids"),
+        (6, 173, ZEN5_FLAGS + " avx512_fp16", "graniterapids"),
+        (6, 151, HASWELL_FLAGS + " gfni vaes vpclmulqdq avx_vnni", "alderlake"),
         (6, 143, ZEN5_FLAGS + " avx512_fp16", "sapphirerapids"),
         (6, 250, ZEN5_FLAGS, "x86-64-v4"),
     ],
