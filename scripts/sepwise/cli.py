@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 
 from sepwise.commands import bench, bundle, compile, export, fuse, inspect, models, run, server, targets, tune, verify
 from sepwise.console import say
+from sepwise.startup import start_lean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    start_lean()
     try:
         status = app(args=arguments, prog_name="sepwise", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
