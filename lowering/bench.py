@@ -15,6 +15,7 @@ from sepwise.lowering.build import compile, require_float16
 from sepwise.lowering.device import get as get_device
 from sepwise.lowering.peers import OURS, PEERS, Job, Worker, missing_packages
 from sepwise.lowering.remote import RemoteRunner
+from sepwise.lowering.roofline import Limit, Roof, RoofMeter, limit_of, roof_of_facts
 from sepwise.lowering.rounds import ROUNDS, RuntimeTime, speedup, summarise, time_in_rounds
 from sepwise.lowering.runner import EmulatedRunner
 from sepwise.lowering.strategies import transformed_nodes
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 __all__ = ["Benchmark", "KernelCount", "KernelTime", "RuntimeCount", "RuntimeTime", "bench"]
 
 _KERNEL_REPEATS: Final = 20
+"""Runs in which kernels are timed; for a profile in each of its rounds."""
+
+_PROFILE_ROUNDS: Final = 5
+"""Times that kernels and, natively, what the cores can do at most are measured in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,11 @@ class KernelTime:
         strategy: How.
         median_us: Median over the runs of the whole network, caches as the network leaves them.
         macs: Multiply-accumulates.
-        roofline: Share of the core's peak rate of multiply-accumulates, None where the clock is unknown.
+        roofline: Share of the cores' peak rate of multiply-accumulates, None where that is not known.
+        operand_bytes: Inputs, weights and outputs, each once; None for the tail.
+        attainable_us: The least time that the roof allows (see `lowering.roofline`), None where it is not known.
+        bound: What takes that: `compute`, or the level of memory; None with it.
+        attained: `attainable_us` over `median_us`.
     """
 
     name: str
@@ -85,6 +94,10 @@ class KernelTime:
     median_us: float
     macs: int
     roofline: float | None
+    operand_bytes: int | None = None
+    attainable_us: float | None = None
+    bound: str | None = None
+    attained: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +117,10 @@ class KernelCount:
         l2_misses: The same of level 2.
         estimated_cycles: By core, estimates and no measurements; None where something that it takes is missing.
         macs: Multiply-accumulates.
+        operand_bytes: Inputs, weights and outputs, each once.
+        attainable_cycles: The least that the target's facts allow (see `lowering.roofline`).
+        bound: What takes that: `compute`, or the level of memory.
+        attained: `attainable_cycles` over the target's estimated cycles, an estimate like them, None where there is none.
     """
 
     name: str
@@ -118,6 +135,10 @@ class KernelCount:
     l2_misses: int | None
     estimated_cycles: dict[str, float | None]
     macs: int
+    operand_bytes: int | None = None
+    attainable_cycles: float | None = None
+    bound: str | None = None
+    attained: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +158,10 @@ class Benchmark:
         notes: What could not be told, and what to install for it.
         float16_mac_share: Share of the multiply-accumulates on our strategies in float16.
         records_used: Kernels that a tuning record decided.
+        roof: What the cores can do at most, of which kernels attain a share; None where it was not asked for and the clock is
+            not known.
+        whole_us: Of a profile the median of whole runs, in turn with those in which kernels were timed; else None.
+        kernels_us: Of these the median of what all kernels of a run took; else None.
     """
 
     model: str
@@ -151,6 +176,9 @@ class Benchmark:
     notes: tuple[str, ...] = ()
     float16_mac_share: float = 0.0
     records_used: int = 0
+    roof: Roof | None = None
+    whole_us: float | None = None
+    kernels_us: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Gives the fields that `sepwise bench --json` prints."""
@@ -184,21 +212,46 @@ def _compare(
             )
 
 
-def _peak_macs_per_us(device: Device, threads: int) -> float | None:
-    """What the cores multiply and add at most, with vectors of whichever kind do more of it."""
-    if not device.clock_hz:
-        return None
-    macs = max(device.lanes * device.fma_ports, device.scalable_bytes / device.lane_bytes * device.scalable_ports)
-    return macs * device.clock_hz * min(threads, device.cores) / 1e6
-
-
-def _kernel_times(program: Program, times_us: Sequence[Sequence[float]], peak: float | None) -> tuple[KernelTime, ...]:
+def _kernel_times(program: Program, times_us: Sequence[Sequence[float]], roof: Roof | None) -> tuple[KernelTime, ...]:
+    """Summarises each kernel's runs, beside what the roof allows."""
     kernels = []
     for step, runs in zip(program.steps, times_us, strict=True):
         median_us = statistics.median(runs)
-        roofline = step.macs / median_us / peak if peak and median_us else None
-        kernels.append(KernelTime(step.name, step.nodes, step.strategy, median_us, step.macs, roofline))
+        limit = limit_of(step, program, roof) if roof is not None else Limit()
+        peak = roof.macs_per_unit if roof is not None else None
+        kernels.append(
+            KernelTime(
+                name=step.name,
+                nodes=step.nodes,
+                strategy=step.strategy,
+                median_us=median_us,
+                macs=step.macs,
+                roofline=step.macs / median_us / peak if peak and median_us else None,
+                operand_bytes=limit.operand_bytes,
+                attainable_us=limit.least,
+                bound=limit.bound,
+                attained=limit.least / median_us if limit.least is not None and median_us else None,
+            )
+        )
     return tuple(kernels)
+
+
+def _profile(runtime: Worker | RemoteRunner, meter: RoofMeter | None) -> tuple[list[list[float]], dict[str, Any]]:
+    """Times kernels, whole runs, and what the cores can do at most, in turn: clock and other load drift.
+
+    Returns:
+        Microseconds of each kernel in each run; and the medians of whole runs and of the sums of kernels.
+    """
+    times_us: list[list[float]] = []
+    whole_us: list[float] = []
+    for _ in range(_PROFILE_ROUNDS):
+        if meter is not None:
+            meter.sample()
+        found = runtime.time_kernels(_KERNEL_REPEATS)
+        times_us = [[*before, *runs] for before, runs in zip(times_us or [[] for _ in found], found, strict=True)]
+        whole_us += runtime.time(_KERNEL_REPEATS)
+    sums_us = (sum(runs) for runs in zip(*times_us, strict=True))
+    return times_us, {"whole_us": statistics.median(whole_us), "kernels_us": statistics.median(sums_us)}
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:
@@ -208,7 +261,7 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 
 
 def _count(
-    program: Program, inputs: Mapping[str, np.ndarray], cores: Sequence[Device]
+    program: Program, inputs: Mapping[str, np.ndarray], cores: Sequence[Device], roof: Roof
 ) -> tuple[RuntimeCount, tuple[KernelCount, ...], tuple[str, ...]]:
     """Counts one run and estimates its cycles on cores, the program's own device first; and says what was missing for it."""
     unseen = estimate.unseen(cores[0])
@@ -225,6 +278,8 @@ def _count(
     kernels = []
     for index, (call, counted) in enumerate(zip(program.calls, counts.calls, strict=True)):
         misses = counted.misses() if known else None
+        limit = limit_of(call, program, roof)
+        estimated = cycles[cores[0].name][index] if cores[0].name in cycles else None
         kernels.append(
             KernelCount(
                 name=call.name,
@@ -239,6 +294,10 @@ def _count(
                 l2_misses=misses.l2 if misses else None,
                 estimated_cycles={core.name: cycles[core.name][index] if core.name in cycles else None for core in cores},
                 macs=call.macs,
+                operand_bytes=limit.operand_bytes,
+                attainable_cycles=limit.least,
+                bound=limit.bound,
+                attained=limit.least / estimated if limit.least is not None and estimated else None,
             )
         )
     ours = RuntimeCount(
@@ -265,6 +324,7 @@ def bench(
     rounds: int = ROUNDS,
     cores: Sequence[str] = (),
     float16: bool = False,
+    profile: bool = False,
     board: Board | None = None,
     records: Records | None = None,
 ) -> Benchmark:
@@ -279,6 +339,8 @@ def bench(
         rounds: Rounds of alternating blocks; more for a quieter answer.
         cores: Devices beside an emulated target whose cycles are estimated for the same code.
         float16: Whether ours computes in float16 what is float32, but for what needs more; peers compute the model as it is.
+        profile: Whether to measure on this machine what its cores can do at most, which kernels attain a share of. On a board and
+            under emulation that follows from the target's facts, asked for or not.
         board: Where to measure, None for here.
         records: What tuning has found (see `tuning.database.read_records`).
 
@@ -332,10 +394,13 @@ def bench(
         "float16_mac_share": report["float16_mac_share"],
         "records_used": report["records_used"],
     }
-    peak = _peak_macs_per_us(device.holding("float16" if float16 else "float32"), threads)
+    held = device.holding("float16" if float16 else "float32")
     if emulated:
-        ours, counts, notes = _count(program, inputs, [device, *others])
-        return Benchmark(**common, method="emulated", runtimes=(ours,), speedup={}, kernels=counts, notes=notes)
+        per_cycle = roof_of_facts(held, 1, unit="cycles")
+        ours, counts, notes = _count(program, inputs, [device, *others], per_cycle)
+        return Benchmark(**common, method="emulated", runtimes=(ours,), speedup={}, kernels=counts, notes=notes, roof=per_cycle)
+    roof = roof_of_facts(held, threads, unit="us") if device.clock_hz else None
+    totals_us: dict[str, Any] = {}
     canonical = canonicalize(loaded)
     executed = fuse(loaded, float16=True).model if float16 else loaded
     winograd = transformed_values(transformed_nodes(program.calls), canonical)
@@ -344,8 +409,12 @@ def bench(
             _compare({OURS: runner.run(inputs)}, Oracle(executed), inputs, winograd)
             there = _OnBoard(runner)
             runs = summarise(there, time_in_rounds([there], rounds)[0])
-            kernels = _kernel_times(program, runner.time_kernels(_KERNEL_REPEATS), peak)
-        return Benchmark(**common, method="remote", runtimes=(runs,), speedup={}, kernels=kernels)
+            if profile:
+                kernel_times_us, totals_us = _profile(runner, None)
+            else:
+                kernel_times_us = runner.time_kernels(_KERNEL_REPEATS)
+        kernels = _kernel_times(program, kernel_times_us, roof)
+        return Benchmark(**common, method="remote", runtimes=(runs,), speedup={}, kernels=kernels, roof=roof, **totals_us)
     with tempfile.TemporaryDirectory(prefix="sepwise-") as folder, ExitStack() as stack:
         artifact.save(Path(folder) / "artifact")
         simplified = Path(folder) / "simplified.onnx"
@@ -357,11 +426,18 @@ def bench(
         _compare({OURS: outputs.pop(OURS)}, Oracle(executed), inputs, winograd)
         _compare(outputs, Oracle(loaded), inputs, winograd)
         times_us = time_in_rounds(workers, rounds)
-        kernel_times_us = workers[0].time_kernels(_KERNEL_REPEATS)
+        if profile:
+            meter = RoofMeter(get_device("host"), threads)
+            kernel_times_us, totals_us = _profile(workers[0], meter)
+            roof = meter.roof(held)
+        else:
+            kernel_times_us = workers[0].time_kernels(_KERNEL_REPEATS)
     return Benchmark(
         **common,
         method="native",
         runtimes=tuple(map(summarise, workers, times_us)),
         speedup={worker.name: speedup(times_us[0], peer_us) for worker, peer_us in zip(workers[1:], times_us[1:], strict=True)},
-        kernels=_kernel_times(program, kernel_times_us, peak),
+        kernels=_kernel_times(program, kernel_times_us, roof),
+        roof=roof,
+        **totals_us,
     )

@@ -3,7 +3,7 @@
     fma     for steps:  for accumulators:  a = a * x + y      all in registers, no load and no store
     sgemm   C = A B, of SIDE x SIDE each, by the library of numpy
 
-A run of either is `macs()` multiply-accumulates of float32.
+A run of either is `macs()` multiply-accumulates of float32. A third loop reads memory, for `lowering.roofline`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.peers.base import Job
 
-__all__ = ["YARDSTICKS", "FmaLoop", "Sgemm", "Yardstick"]
+__all__ = ["READERS", "YARDSTICKS", "FmaLoop", "Sgemm", "Yardstick", "accumulators", "compile_loops"]
 
 SIDE: Final = 1024
 """Rows and columns of the matrices: their 12 MB are read from caches while a core multiplies."""
@@ -34,9 +34,14 @@ SIDE: Final = 1024
 STEPS: Final = 1_000_000
 """Turns of the loop: some milliseconds, beside which it costs nothing to start threads."""
 
-LOOP: Final = """
+READERS: Final = 8
+"""Vectors that the loop over memory reads in a turn, each into a sum of its own."""
+
+LOOPS: Final = """
 typedef float vector __attribute__((vector_size(BYTES)));
-float run(long steps, float x, float y) {
+typedef int words __attribute__((vector_size(BYTES)));
+
+float multiply(long steps, float x, float y) {
     vector sums[ACCUMULATORS], total = {0};
 #pragma clang loop unroll(full)
     for (int i = 0; i < ACCUMULATORS; ++i) sums[i] = total + (float)i;
@@ -47,8 +52,21 @@ float run(long steps, float x, float y) {
     for (int i = 0; i < ACCUMULATORS; ++i) total += sums[i];
     return total[0];
 }
+
+int read(const words *data, long vectors, long passes) {
+    words sums[READERS] = {0}, total = {0};
+    for (long pass = 0; pass < passes; ++pass) {
+        for (long first = 0; first < vectors; first += READERS)
+#pragma clang loop unroll(full)
+            for (int i = 0; i < READERS; ++i) sums[i] += data[first + i];
+        __asm__ volatile("" ::: "memory");
+    }
+#pragma clang loop unroll(full)
+    for (int i = 0; i < READERS; ++i) total += sums[i];
+    return total[0];
+}
 """
-"""`x` and `y` are arguments, so that the compiler cannot foresee the sums."""
+"""`x` and `y` are arguments, so that the compiler cannot foresee the sums; after each pass it has to take memory for changed."""
 
 
 class Yardstick(Runtime):
@@ -73,21 +91,14 @@ class FmaLoop(Yardstick):
         host = device.get("host")
         self.version = host.cpu
         self._threads = job.threads
-        with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
-            source, library = Path(folder) / "fma.c", Path(folder) / "fma.so"
-            source.write_text(LOOP)
-            sizes = (f"-DBYTES={host.vector_bytes}", f"-DACCUMULATORS={_accumulators(host)}")
-            flags = ("-O3", "-mcpu=native", "-ffp-contract=fast", "-fno-sanitize=undefined")
-            run_zig("cc", "-shared", *flags, *sizes, source, "-o", library)
-            self._loop = ctypes.CDLL(str(library)).run
-        self._loop.argtypes, self._loop.restype = (ctypes.c_long, ctypes.c_float, ctypes.c_float), ctypes.c_float
+        self._loop = compile_loops(host).multiply
         self._pool = ThreadPoolExecutor(job.threads)
 
     @classmethod
     def macs(cls) -> int:
         """See `Yardstick.macs`."""
         host = device.get("host")
-        return STEPS * _accumulators(host) * host.lanes
+        return STEPS * accumulators(host) * host.lanes
 
     def execute(self) -> object:
         """Runs the loop, its steps shared out to the threads."""
@@ -95,8 +106,38 @@ class FmaLoop(Yardstick):
         return list(self._pool.map(lambda _: self._loop(steps, 0.5, 1.0), range(self._threads)))
 
 
-def _accumulators(host: device.Device) -> int:
-    """Twice as many chains as hide the latency, all in registers."""
+def compile_loops(host: device.Device) -> ctypes.CDLL:
+    """Compiles the loops for this machine.
+
+    Args:
+        host: What is known of it.
+
+    Returns:
+        The library: `multiply(steps, x, y)`, and `read(data, vectors, passes)` of a whole number of `READERS` vectors.
+    """
+    with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
+        source, library = Path(folder) / "loops.c", Path(folder) / "loops.so"
+        source.write_text(LOOPS)
+        sizes = (f"-DBYTES={host.vector_bytes}", f"-DACCUMULATORS={accumulators(host)}", f"-DREADERS={READERS}")
+        flags = ["-O3", "-mcpu=native", "-ffp-contract=fast", "-fno-sanitize=undefined"]
+        if host.isa == "x86":  # of some cores clang halves vectors of 64 bytes
+            flags.append(f"-mprefer-vector-width={8 * host.vector_bytes}")
+        run_zig("cc", "-shared", *flags, *sizes, source, "-o", library)
+        loops = ctypes.CDLL(str(library))
+    loops.multiply.argtypes, loops.multiply.restype = (ctypes.c_long, ctypes.c_float, ctypes.c_float), ctypes.c_float
+    loops.read.argtypes, loops.read.restype = (ctypes.c_void_p, ctypes.c_long, ctypes.c_long), ctypes.c_int
+    return loops
+
+
+def accumulators(host: device.Device) -> int:
+    """Counts the chains of the loop of multiply-adds.
+
+    Args:
+        host: What is known of this machine.
+
+    Returns:
+        Twice as many as hide the latency, all in registers.
+    """
     return min(host.vector_registers - 4, 2 * round(host.fma_ports * host.fma_latency_cycles))
 
 

@@ -686,6 +686,7 @@ def bench(
     shapes: Shapes = None,
     cores: Collection[str] = (),
     float16: bool = False,
+    profile: bool = False,
     rpc: str | None = None,
     tracker: str | None = None,
     key: str | None = None,
@@ -702,6 +703,8 @@ def bench(
         shapes: Shapes of inputs that the file leaves open.
         cores: Devices beside an emulated target whose cycles are estimated for the same code.
         float16: Compute in float16 what does not need float32; peers compute the model as it is.
+        profile: Measure on this machine what its cores can do at most, which kernels attain a share of; elsewhere that follows
+            from the target's facts.
         rpc: `HOST:PORT` of the RPC server of a board to run on.
         tracker: `HOST:PORT` of a tracker of such boards, with `key`.
         key: Which of a tracker's boards; with `rpc` what its server asks for.
@@ -727,6 +730,7 @@ def bench(
             shapes=source.shapes,
             cores=tuple(cores),
             float16=float16,
+            profile=profile,
             board=board,
             records=_read_records(database, target, threads),
         )

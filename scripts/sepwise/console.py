@@ -96,13 +96,14 @@ def number(value: object) -> str:
     return f"{value:,.0f}"
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table on standard output, at full width where it goes to a file.
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 200) -> None:
+    """Prints a table on standard output, as wide as the terminal.
 
     Args:
         title: Its title.
         columns: Heads of the columns; the first is aligned to the left, the others to the right.
         rows: Cells, one row after the other.
+        width: Its most characters where it goes to a file.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -113,4 +114,4 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(escape(column), justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else width).print(table)

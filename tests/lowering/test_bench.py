@@ -1,7 +1,6 @@
 """Benchmarks: what is compared within a round, and the report."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +42,29 @@ def test_report_of_a_small_network(zoo_file: Callable[..., Path]) -> None:
     json = found.to_json()
     assert set(json) == {
         "model", "target", "method", "threads", "macs", "strategy_mac_share", "runtimes", "speedup", "kernels", "notes",
-        "float16_mac_share", "records_used",
+        "float16_mac_share", "records_used", "roof", "whole_us", "kernels_us",
     }  # fmt: skip
     assert {"name", "version", "median_us", "minimum_us", "p90_us", "runs"} <= set(json["runtimes"][0])
     assert {"name", "nodes", "strategy", "median_us", "macs", "roofline"} <= set(json["kernels"][0])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_profile_measures_the_roof(zoo_file: Callable[..., Path], threads: int) -> None:
+    found = bench(zoo_file("separable_block", shape=(1, 8, 16, 16)), rounds=1, threads=threads, profile=True)
+    assert found.roof is not None
+    assert found.roof.origin == "measured"
+    assert found.whole_us > 0
+    assert found.kernels_us >= max(kernel.median_us for kernel in found.kernels)
+    for kernel in found.kernels:
+        assert kernel.attained == kernel.attainable_us / kernel.median_us > 0
+        assert kernel.roofline == pytest.approx(kernel.macs / kernel.median_us / found.roof.macs_per_unit)
+        assert kernel.bound in ("compute", *(level.name for level in found.roof.levels))
+
+
+def test_without_a_profile_nothing_is_said_of_a_clock_that_varies(zoo_file: Callable[..., Path]) -> None:
+    found = bench(zoo_file("separable_block", shape=(1, 8, 16, 16)), rounds=1)
+    assert (found.roof, found.whole_us, found.kernels_us) == (None, None, None)
+    assert {kernel.attained for kernel in found.kernels} == {kernel.bound for kernel in found.kernels} == {None}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +100,12 @@ def test_report_under_emulation(zoo_file: Callable[..., Path]) -> None:
         if missing(get_device(core)) is None:
             assert ours.estimated_cycles[core] == sum(kernel.estimated_cycles[core] for kernel in found.kernels)
             assert all(kernel.estimated_cycles[core] >= kernel.macs / get_device(core).lanes for kernel in found.kernels)
+    assert found.roof is not None
+    assert (found.roof.origin, found.roof.unit) == ("facts", "cycles")
+    for kernel in found.kernels:
+        assert kernel.attainable_cycles >= kernel.macs / found.roof.macs_per_unit
+        estimated = kernel.estimated_cycles["cortex-a72"]
+        assert kernel.attained == (kernel.attainable_cycles / estimated if estimated else None)
     assert ours.estimated_cycles.keys() == {"cortex-a72", "cortex-a53"}
 
 
@@ -163,13 +187,3 @@ def test_cores_beside_scalable_vectors_are_refused(tmp_path: Path) -> None:
 def test_cores_of_another_machine_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Core 'x86-64-v3': does not run code for cortex-a72"):
         bench(tmp_path / "m.onnx", target="cortex-a72", cores=("x86-64-v3",))
-
-
-def test_the_roofline_is_that_of_the_widest_vectors() -> None:
-    v1, a72 = (replace(get_device(name), clock_hz=10**9, cores=2) for name in ("neoverse-v1", "cortex-a72"))
-    assert v1.scalable_bytes // 4 * v1.scalable_ports == v1.lanes * v1.fma_ports  # two vectors of 256 bits, or four of 128
-    assert benchmark._peak_macs_per_us(v1, 1) == 16e3
-    assert benchmark._peak_macs_per_us(replace(v1, scalable_bytes=64), 1) == 32e3
-    assert benchmark._peak_macs_per_us(replace(v1, scalable_bytes=64).holding("float16"), 4) == 128e3
-    assert benchmark._peak_macs_per_us(a72, 1) == a72.lanes * a72.fma_ports * 1e3
-    assert benchmark._peak_macs_per_us(replace(a72, clock_hz=None), 1) is None

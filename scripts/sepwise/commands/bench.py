@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sepwise.console import number, print_json, print_table, working
+from sepwise.kernel_table import print_kernels
 from sepwise.options import AsJson, Database, Float16, Key, Model, Rpc, Shape, Target, Threads, Timeout, Tracker, read_shapes
 
 __all__ = ["bench"]
@@ -30,6 +31,9 @@ def bench(
     ] = None,
     shape: Shape = None,
     float16: Float16 = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show each kernel's time or counts, and its share of what the cores allow.")
+    ] = False,
     rpc: Rpc = None,
     tracker: Tracker = None,
     key: Key = None,
@@ -51,6 +55,7 @@ def bench(
             shapes=shapes,
             cores=others,
             float16=float16,
+            profile=profile,
             rpc=rpc,
             tracker=tracker,
             key=key,
@@ -84,6 +89,8 @@ def bench(
         print_table(title, ["runtime", "median us", "minimum us", "p90 us", "runs", "times ours"], rows)
         for tail in (kernel for kernel in result["kernels"] if kernel["name"] == "tail"):
             print(f"of ours {number(tail['median_us'])} us in TVM's virtual machine: {', '.join(tail['nodes'])}")
+    if profile:
+        print_kernels(result)
     half = f", {100 * result['float16_mac_share']:.2f} % in float16" if float16 else ""
     used = f", {result['records_used']} kernels by records of {database}" if database is not None else ""
     print(f"{100 * result['strategy_mac_share']:.2f} % of {result['macs']:,} MACs on strategies{half}{used}")

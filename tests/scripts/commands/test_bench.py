@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sepwise import api
-from sepwise.lowering.bench import Benchmark, RuntimeCount, RuntimeTime
+from sepwise.lowering.bench import Benchmark, KernelTime, RuntimeCount, RuntimeTime
 
 TIMED = Benchmark(
     "net", "host", "native", 2, 1_000_000, 0.995,
@@ -37,7 +37,7 @@ def test_times_beside_a_peer(command: Callable[..., Any], monkeypatch: pytest.Mo
     assert status == 0
     assert asked == {
         "model": "net.onnx", "target": "host", "threads": 2, "against": ("onnxruntime", "stock-tvm"), "shapes": (1, 3), "cores": (),
-        "float16": False, "database": None, "rpc": None, "tracker": None, "key": None, "timeout": None,
+        "float16": False, "profile": False, "database": None, "rpc": None, "tracker": None, "key": None, "timeout": None,
     }  # fmt: skip
     ours, peer = (next(line for line in out.splitlines() if name in line) for name in ("sepwise 1.0", "onnxruntime 1.2"))
     assert [word for word in ours.split() if word[0].isdigit() or word == "-"][1:] == ["1,200", "1,100", "1,300", "50", "-"]
@@ -67,6 +67,16 @@ def test_float16_is_handed_on_and_told(command: Callable[..., Any], monkeypatch:
     status, out, _ = command("bench", "net.onnx", "--target", "cortex-a76", "--float16")
     assert (status, asked["float16"]) == (0, True)
     assert out.splitlines()[-1] == "100.00 % of 1,000,000 MACs on strategies, 75.00 % in float16"
+
+
+def test_a_profile_is_asked_for_and_shown(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = KernelTime("k0", ("stem.conv", "stem.act"), "dense", 1150.0, 1_000_000, None)
+    asked = answer_with(monkeypatch, replace(TIMED, kernels=(kernel,), whole_us=1210.0, kernels_us=1160.0))
+    status, out, _ = command("bench", "net.onnx", "--profile")
+    assert (status, asked["profile"]) == (0, True)
+    assert any("stem.{conv, act}" in line and "1,150" in line for line in out.splitlines())
+    assert "kernels of a run add up to 1,160 us, and a whole run takes 1,210 us" in out.splitlines()
+    assert "stem" not in command("bench", "net.onnx").out
 
 
 @pytest.mark.parametrize("result", [TIMED, COUNTED])
