@@ -264,10 +264,12 @@ def _count(
     program: Program, inputs: Mapping[str, np.ndarray], cores: Sequence[Device], roof: Roof
 ) -> tuple[RuntimeCount, tuple[KernelCount, ...], tuple[str, ...]]:
     """Counts one run and estimates its cycles on cores, the program's own device first; and says what was missing for it."""
-    unseen = estimate.unseen(cores[0])
+    unseen = estimate.unseen(cores[0], scalable=False)
     modelled = [(core, geometry) for core in cores if not unseen and (geometry := estimate.cache_geometry(core)) is not None]
     with EmulatedRunner(program) as runner:
         counts = runner.count(inputs, caches=[geometry for _, geometry in modelled])
+    if not counts.memory_seen:
+        unseen, modelled = estimate.unseen(cores[0], scalable=True), []
     notes = {core.name: unseen or estimate.missing(core) for core in cores}
     cycles = {
         core.name: estimate.estimate_cycles(counts, cores[0], core, core=index)
@@ -373,8 +375,6 @@ def bench(
         where = "here" if board is None else "on a board"
         raise InputError(f"Target '{target}': runs {where} and is measured; cores are estimated beside an emulated target only.")
     others = [get_device(core) for core in dict.fromkeys(cores) if core != target]
-    if others and device.scalable_bytes:
-        raise InputError(f"{estimate.unseen(device)} That holds for every core: leave --cores out.")
     for core in others:
         if core.triple != device.triple:
             raise InputError(f"Core '{core.name}': does not run code for {target} ({core.triple}, not {device.triple}).")

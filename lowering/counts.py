@@ -5,6 +5,7 @@ The file that `runtime/count.c` writes is read here; that plugin says what a blo
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Self
 
@@ -99,6 +100,12 @@ class Block:
     loads: int | None
     stores: int | None
     code: bytes
+
+    @property
+    def scalable(self) -> bool:
+        """Whether AArch64's code has an instruction of scalable vectors: bits 28 to 25 are 0010 (Arm DDI 0487, C4.1)."""
+        words = struct.unpack(f"<{len(self.code) // 4}I", self.code)
+        return any(word >> 25 & 0xF == 0b0010 for word in words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +224,16 @@ class Counts:
     def instructions(self) -> int:
         """Instructions of all calls."""
         return sum(call.instructions for call in self.calls)
+
+    @property
+    def scalable(self) -> bool:
+        """Whether an AArch64 core ran instructions of scalable vectors."""
+        return any(run.block.scalable for call in self.calls for run in call.runs.values())
+
+    @property
+    def memory_seen(self) -> bool:
+        """Whether all loads and stores were seen."""
+        return all(call.loads is not None and call.stores is not None for call in self.calls)
 
     def without_memory(self) -> Counts:
         """Gives the same where not every load and store was seen: how many they are, and what they miss, is not known."""

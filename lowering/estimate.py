@@ -209,16 +209,17 @@ def install(device: Device) -> str | None:
     return "apt-get install llvm" if tools is None else f"apt-get install llvm-{_PACKAGED}"
 
 
-def unseen(device: Device) -> str | None:
+def unseen(device: Device, *, scalable: bool) -> str | None:
     """Says why nothing can be estimated of what a device executes under its emulator here.
 
     Args:
         device: Any device that is emulated.
+        scalable: Whether it executes instructions of scalable vectors.
 
     Returns:
         One line, or None where its emulator shows all that an estimate needs.
     """
-    if device.scalable_bytes:
+    if scalable:
         return f"Target '{device.name}': no estimate, qemu does not show what scalable vectors load and store."
     if emulated_here(device).emulator != device.emulator:
         return (

@@ -800,8 +800,8 @@ class EmulatedRunner(GuestRunner):
             caches: Of the cores whose misses are wanted; all see the same run.
 
         Returns:
-            Exact counts, misses in the order of `caches`. Where the device has scalable vectors, instructions alone: qemu does
-            not show what such vectors load and store.
+            Exact counts, misses in the order of `caches`. Where scalable vectors ran, instructions alone: qemu does not show what
+            they load and store.
 
         Raises:
             InputError: As for `run`, this qemu loads no plugins, or caches are to be modelled and the emulator is unicorn.
@@ -838,7 +838,7 @@ class EmulatedRunner(GuestRunner):
                     "and qemu-user-static has not. Install it with `apt-get install qemu-user`."
                 )
             found = read_counts(counts.read_text(), calls)
-            return found.without_memory() if self.device.scalable_bytes else found
+            return found.without_memory() if self.device.scalable_bytes and found.scalable else found
 
     def close(self) -> None:
         """Ends the emulator; see `Runner.close`."""

@@ -233,7 +233,7 @@ class EstimateTimer:
         Raises:
             InputError: Its cycles cannot be estimated here.
         """
-        reason = estimate.unseen(device) or estimate.missing(device)
+        reason = estimate.unseen(device, scalable=bool(device.scalable_bytes)) or estimate.missing(device)
         if reason is not None:
             raise InputError(f"{reason} Without it there is nothing to tune by.")
         self.device = device

@@ -429,7 +429,8 @@ def count_peer(runtime: str, network: PreparedNetwork, device: Device, folder: P
     if not judged.passed:
         failure = f"computed wrongly: {judged.reason}"
         return None, Count(runtime, release, None, None, None, judged.worst_ratio, failure=failure)
-    unknown = device.scalable_bytes or estimate.missing(device)  # qemu does not show what scalable vectors load
+    hidden = bool(device.scalable_bytes) and executed.scalable  # qemu does not show what scalable vectors load
+    unknown = hidden or estimate.missing(device)
     cycles = None if unknown else sum(estimate.estimate_cycles(executed, device, device))
     return executed, Count(runtime, release, executed.instructions, None, cycles, judged.worst_ratio)
 

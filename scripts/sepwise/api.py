@@ -177,8 +177,7 @@ def targets() -> list[TargetFacts]:
         same = {field.name: getattr(facts, field.name) for field in fields(TargetFacts) if hasattr(facts, field.name)}
         memory = {"flash_bytes": facts.flash_bytes or None, "ram_bytes": facts.ram_bytes or None}
         own = {"emulator_cpu": facts.emulator_option, "sources": dict(facts.sources), **memory}
-        estimated = reach.method == "emulated" and not facts.scalable_bytes
-        lacking = {"estimate_install": estimate.install(facts) if estimated else None}
+        lacking = {"estimate_install": estimate.install(facts) if reach.method == "emulated" else None}
         found.append(TargetFacts(**same | asdict(reach) | own | lacking))
     return found
 

@@ -142,15 +142,28 @@ def test_counts_without_an_estimate(zoo_file: Callable[..., Path], monkeypatch: 
 
 @pytest.mark.emulated
 def test_scalable_vectors_have_instructions_alone(zoo_file: Callable[..., Path]) -> None:
-    found = bench(zoo_file("separable_block", shape=(1, 8, 16, 16)), target="neoverse-v1")
+    found = bench(zoo_file("separable_block", shape=(1, 8, 16, 16)), target="neoverse-v1", cores=("cortex-a72",))
     (ours,) = found.runtimes
     assert "scalable depthwise" in {kernel.strategy for kernel in found.kernels}
     assert ours.instructions == sum(kernel.instructions for kernel in found.kernels) > 0
     assert {ours.loads, ours.stores, ours.l1_misses, ours.l2_misses} == {None}
-    assert ours.estimated_cycles == {"neoverse-v1": None}
+    assert ours.estimated_cycles == {"neoverse-v1": None, "cortex-a72": None}
     assert found.notes == (
         "Target 'neoverse-v1': no estimate, qemu does not show what scalable vectors load and store.",
     )
+
+
+@pytest.mark.emulated
+def test_a_core_with_scalable_vectors_that_ran_none_is_counted_like_others(zoo_file: Callable[..., Path]) -> None:
+    found = bench(zoo_file("separable_block", shape=(1, 8, 16, 16)), target="neoverse-v2", cores=("neoverse-n1",))
+    (ours,) = found.runtimes
+    assert not any("scalable" in kernel.strategy for kernel in found.kernels)
+    for counted in ("loads", "stores", "l1_misses", "l2_misses"):
+        assert getattr(ours, counted) == sum(getattr(kernel, counted) for kernel in found.kernels)
+    assert 0 < ours.loads + ours.stores < ours.instructions
+    for core, cycles in ours.estimated_cycles.items():
+        lacking = missing(get_device(core))
+        assert (cycles is None, lacking in found.notes) == (lacking is not None, lacking is not None)
 
 
 def test_one_thread_is_counted(tmp_path: Path) -> None:
@@ -176,12 +189,6 @@ def test_what_unicorn_counts(zoo_file: Callable[..., Path], monkeypatch: pytest.
 def test_cores_beside_a_native_target_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Target 'host': runs here and is measured"):
         bench(tmp_path / "m.onnx", cores=("cortex-a72",))
-
-
-def test_cores_beside_scalable_vectors_are_refused(tmp_path: Path) -> None:
-    message = "Target 'neoverse-v1': no estimate, qemu does not show .* That holds for every core: leave --cores out"
-    with pytest.raises(InputError, match=message):
-        bench(tmp_path / "m.onnx", target="neoverse-v1", cores=("cortex-a72",))
 
 
 def test_cores_of_another_machine_are_refused(tmp_path: Path) -> None:

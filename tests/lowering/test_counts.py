@@ -1,5 +1,7 @@
 """What the counting plugin writes, read."""
 
+import pytest
+
 from sepwise.lowering.counts import Block, CacheGeometry, CallCounts, Misses, read_counts
 
 WRITTEN = """\
@@ -57,3 +59,19 @@ def test_memory_that_was_not_seen_whole_is_not_counted() -> None:
     assert (call.instructions, call.loads, call.stores, call.load_bytes) == (counts.instructions, None, None, None)
     assert call.runs[9].predecessors == counts.calls[1].runs[9].predecessors
     assert call.runs[7].misses == ()
+    assert (counts.memory_seen, counts.without_memory().memory_seen) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("code", "scalable"),
+    [
+        ("0040a0a5", True),  # ld1w { z0.s }, p0/z, [x0, x0, lsl #2]
+        ("e0e32004", True),  # cntb x0
+        ("20cc224e", False),  # fmla v0.4s, v1.4s, v2.4s
+        ("0004c03d", False),  # ldr q0, [x0, #16]
+        ("c1ffff54", False),  # b.ne
+    ],
+)
+def test_instructions_of_scalable_vectors_are_known(code: str, scalable: bool) -> None:
+    written = WRITTEN.replace("20cc224e", code)
+    assert read_counts(written, 2).scalable == scalable
