@@ -20,6 +20,7 @@ __all__ = [
     "SPARE_REGISTERS",
     "copy_cycles",
     "is_prefetched",
+    "loads_alone",
     "micro_kernel_cycles",
     "parallel_cycles",
     "register_tile_fits",
@@ -188,13 +189,14 @@ def micro_kernel_cycles(
     else:
         loads = pixels + oc_vectors
         others = loads + 1.5
+    arithmetic, memory = fmas / device.fma_ports, loads / device.load_ports
+    alone = device.multiplies_by_lane and loads_alone(device)
     step = max(
-        fmas / device.fma_ports,
-        loads / device.load_ports,
+        arithmetic + memory if alone else max(arithmetic, memory),
         (fmas + others) / device.issue_width,
         device.fma_latency_cycles,
     )
-    if device.multiplies_by_lane:
+    if device.multiplies_by_lane and not alone:
         step += LOST_SHARE * others / device.issue_width
     return reduction * step + fmas * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
 
@@ -230,17 +232,30 @@ def is_prefetched(device: Device, nbytes: float) -> bool:
     return device.multiplies_by_lane and nbytes > max(device.l2_bytes, device.l3_bytes) * CACHE_SHARE
 
 
+def loads_alone(device: Device) -> bool:
+    """Tells whether a core issues no multiply-add beside the load of a vector, so that both take their cycles one after the other.
+
+    Args:
+        device: The core. Where a vector takes more than a cycle to load, it runs in order, and does not (ncnn,
+            docs/developer-guide/arm-a53-a55-dual-issue.md).
+
+    Returns:
+        Whether it does.
+    """
+    return device.load_ports < 1
+
+
 def repeats_iterations(device: Device) -> bool:
     """Tells whether several iterations of a reduction share a counter.
 
     Args:
-        device: The core. Where a vector takes more than a cycle to load, it runs in order, and for such LLVM 22 moves loads
-            across iterations until it spills (cortex-a55, `sepwise bench`).
+        device: The core. For one that runs in order LLVM 22 moves loads across iterations until it spills (cortex-a55,
+            `sepwise bench`).
 
     Returns:
         Whether the order in which they are written stays.
     """
-    return device.multiplies_by_lane and device.load_ports >= 1
+    return device.multiplies_by_lane and not loads_alone(device)
 
 
 def stream_cycles(device: Device, nbytes: float) -> float:

@@ -114,7 +114,7 @@ class DenseStrategy:
         sch.reorder(n, *depth, oh_o, oc_t, oh_i, ow_o, oc_i, ow_i, oc_v)
         sch.compute_at(total, ow_o, preserve_unit_loops=True)
         if names.pad is not None:
-            stage_rows(sch, sch.get_sblock(names.pad), oh_o, vector=workload.input_lanes > 0)
+            stage_rows(sch, sch.get_sblock(names.pad), oh_o, workload)
         rank = len(stage.kernel)
         *loops, t_oc_v = sch.get_loops(total)[: -rank - 1]
         t_oc_i, t_ow_i = loops[-1 - rank], loops[-1]

@@ -91,7 +91,7 @@ class DepthwiseStrategy:
         sch.reorder(n, oc_o, *depth, oh_o, oh_i, ow_o, ow_i, oc_v)
         sch.compute_at(total, ow_o, preserve_unit_loops=True)
         if names.pad is not None:
-            stage_rows(sch, sch.get_sblock(names.pad), oh_o, vector=True)
+            stage_rows(sch, sch.get_sblock(names.pad), oh_o, workload)
         *_, t_ow_i, t_oc_v = sch.get_loops(total)[: -len(stage.kernel) - 1]
         taps = sch.get_loops(total)[-len(stage.kernel) - 1 :]
         accumulate_in_registers(

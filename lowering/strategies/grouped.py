@@ -133,7 +133,7 @@ class GroupedStrategy:
         sch.reorder(n, *depth, oh_o, oc_o, oh_i, ow_o, ow_i, oc_v)
         sch.compute_at(total, ow_o, preserve_unit_loops=True)
         if names.pad is not None:
-            stage_rows(sch, sch.get_sblock(names.pad), oh_o, vector=workload.input_lanes > 0)
+            stage_rows(sch, sch.get_sblock(names.pad), oh_o, workload)
         rank = len(stage.kernel)
         *_, t_ow_i, t_oc_v = sch.get_loops(total)[: -rank - 1]
         *taps, kw, ic = sch.get_loops(total)[-rank - 1 :]

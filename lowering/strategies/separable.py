@@ -183,7 +183,7 @@ class SeparableStrategy:
         if first.pad is not None and tile.rectangle:
             sch.compute_inline(sch.get_sblock(first.pad))
         elif first.pad is not None:
-            stage_rows(sch, sch.get_sblock(first.pad), d_ic_o, vector=True)
+            stage_rows(sch, sch.get_sblock(first.pad), d_ic_o, workload)
         *_, d_t_oh_i, d_t_ow_i, d_t_ic_v = sch.get_loops(dw_total)[: -rank - 1]
         taps = sch.get_loops(dw_total)[-rank - 1 :]
         d_unrolled = [d_t_oh_i, d_t_ow_i] if tile.rectangle else [d_t_ow_i]

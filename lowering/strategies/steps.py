@@ -10,6 +10,8 @@ from tvm import s_tir, tirx
 from tvm.ir import Range
 from tvm.ir.expr import TensorLoad, Var
 
+from sepwise.lowering.borders import mark_border
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.compute import StageTensors
     from sepwise.lowering.device import Device
+    from sepwise.lowering.workload import ConvWorkload
 
 __all__ = [
     "accumulate_in_registers",
@@ -165,18 +168,25 @@ def unroll_lanes(sch: s_tir.Schedule, device: Device, ic_i: LoopRV, accumulators
     sch.unroll(sch.split(ic_i, [None, steps])[-1])
 
 
-def stage_rows(sch: s_tir.Schedule, pad: SBlockRV, loop: LoopRV, *, vector: bool) -> None:
+def stage_rows(sch: s_tir.Schedule, pad: SBlockRV, loop: LoopRV, workload: ConvWorkload) -> None:
     """`loop: compute` -> `loop: copy the padded rows that it reads; compute`.
+
+    Of packed rows a vector is copied at once; of plain ones LLVM copies vectors where no element is tested, so the pads and
+    what lies behind them are apart.
 
     Args:
         sch: The schedule.
         pad: The block that stages the padded input.
         loop: The loop whose iterations read whole rows.
-        vector: Whether the last axis is one of lanes.
+        workload: The convolution, whose first stage reads them.
     """
     sch.compute_at(pad, loop, preserve_unit_loops=True)
-    if vector:
-        sch.vectorize(sch.get_loops(pad)[-1])
+    last = sch.get_loops(pad)[-1]
+    if workload.input_lanes:
+        sch.vectorize(last)
+        return
+    begin = workload.stages[0].pads_begin[-1]
+    mark_border(sch, last, begin, max(0, int(sch.get(last).extent) - begin - workload.spatial[-1]))
 
 
 def start_from_bias(function: tirx.PrimFunc) -> tirx.PrimFunc:

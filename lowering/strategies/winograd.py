@@ -209,7 +209,7 @@ class _WinogradStrategy:
         for loop in (v_a, v_b):
             sch.unroll(loop)
         sch.vectorize(v_ic_v)
-        stage_rows(sch, sch.get_sblock(built.pad), v_ic_o, vector=True)
+        stage_rows(sch, sch.get_sblock(built.pad), v_ic_o, workload)
 
         for loop in (n, s_h, s_w):
             mark_task(sch, loop)

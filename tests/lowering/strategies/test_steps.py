@@ -4,6 +4,7 @@ import pytest
 from tvm import s_tir, te, tirx
 
 from sepwise.lowering import compute
+from sepwise.lowering.borders import BORDER_LOOP
 from sepwise.lowering.strategies.steps import (
     accumulate_in_registers,
     split_reduction,
@@ -104,14 +105,17 @@ def test_flat_pixels_are_in_registers() -> None:
     assert extents(sch, f"{names.accumulator}_update")[-5:] == [2, 4, 2, 6, 4]
 
 
-@pytest.mark.parametrize("vector", [False, True])
-def test_rows_are_staged_where_they_are_read(vector: bool) -> None:
+@pytest.mark.parametrize("lanes", [0, CHANNELS])
+def test_rows_are_staged_where_they_are_read(lanes: int) -> None:
     sch = product()
     rows, _ = sch.get_loops(sch.get_sblock("output"))
     sch.compute_at(sch.get_sblock("total"), rows)
-    stage_rows(sch, sch.get_sblock("padded"), rows, vector=vector)
+    stage = Stage(1, 1, 1, (1, 3), (1, 1), (0, 1), (0, 0), (1, 1))
+    stage_rows(sch, sch.get_sblock("padded"), rows, ConvWorkload(1, (ROWS, CHANNELS - 3), (stage,), False, None, lanes, 0))
     assert extents(sch, "padded") == [ROWS, 1, CHANNELS]
-    assert kinds(sch, "padded") == ["SERIAL", "SERIAL", "VECTORIZED" if vector else "SERIAL"]
+    assert kinds(sch, "padded") == ["SERIAL", "SERIAL", "VECTORIZED" if lanes else "SERIAL"]
+    marks = dict(sch.get(sch.get_loops(sch.get_sblock("padded"))[-1]).annotations)
+    assert marks == ({} if lanes else {BORDER_LOOP: "1,2"})  # a pad before, and what only a tile's rounding reads behind
 
 
 def biased(scope: str, dtype: str = "float32") -> s_tir.Schedule:
