@@ -233,7 +233,7 @@ def is_prefetched(device: Device, nbytes: float) -> bool:
 
 
 def loads_alone(device: Device) -> bool:
-    """Tells whether a core issues no multiply-add beside the load of a vector, so that both take their cycles one after the other.
+    """Tells whether a core issues no multiply-add beside the load of a vector, so that their cycles add up.
 
     Args:
         device: The core. Where a vector takes more than a cycle to load, it runs in order, and does not (ncnn,

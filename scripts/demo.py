@@ -8,7 +8,6 @@ numbers moved against their bound, and what a run costs.
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -50,8 +49,9 @@ def available_targets() -> tuple[str, ...]:
         Names of targets.
     """
     facts = device.get(EMULATED)
-    if facts.emulated and shutil.which(str(facts.emulator)) is None:
-        console.print(f"left out: everything on {EMULATED}, for want of {facts.emulator} (sudo apt-get install qemu-user)")
+    lacking = device.reach(facts)
+    if lacking.missing:
+        console.print(f"left out: everything on {EMULATED}, for want of {', '.join(lacking.missing)} ({lacking.install})")
         return ("host",)
     return ("host", EMULATED)
 

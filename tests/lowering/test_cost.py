@@ -144,6 +144,15 @@ def test_each_fact_of_a_core_can_be_the_bound() -> None:
         assert cost.micro_kernel_cycles(slower, 3, 3, 1000) > 1.5 * cost.micro_kernel_cycles(step, 3, 3, 1000)
 
 
+def test_a_core_that_loads_alone_takes_cycles_for_each_vector() -> None:
+    """Of 20 accumulators, 10 x 2 load 10 / 4 + 2 vectors a step and 5 x 4 load 5 / 4 + 4: 0.75 fewer, at two cycles each."""
+    a55 = device.get("cortex-a55")
+    assert cost.loads_alone(a55)
+    assert not cost.loads_alone(device.get("cortex-a72"))
+    wide, tall = (cost.micro_kernel_cycles(a55, *tile, 64) for tile in ((10, 2), (5, 4)))
+    assert tall - wide == 64 * 0.75 / a55.load_ports
+
+
 def test_inputs_of_float16_by_lane_lie_in_few_registers() -> None:
     single = device.get("cortex-a76")
     half = single.holding("float16")
