@@ -11,8 +11,8 @@ microcontroller and a register of all others, on AArch32 together with FPEXC. Th
 
 A kernel never allocates, never launches and calls nothing, so this is all that it needs. Behind each piece of data lies a
 page of nothing, which ends a call that strays far, and so does an instruction that the cpu lacks. What a call executes is
-counted by hooks in C (`runtime/tally.c`): an instruction loads, or stores, once, whatever the number of its accesses. A Thumb
-instruction of an IT block whose condition fails is not counted: unicorn does not show it.
+counted by hooks in C (`runtime/tally.c`): an instruction loads, or stores, once, whatever the number of its accesses. One whose
+condition fails counts like others, and neither loads nor stores.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from elftools.elf.elffile import ELFFile
 from unicorn import (
     UC_ARCH_ARM,
     UC_ARCH_ARM64,
+    UC_HOOK_BLOCK,
     UC_HOOK_CODE,
     UC_HOOK_MEM_INVALID,
     UC_HOOK_MEM_READ,
@@ -149,7 +150,7 @@ _COUNTED = ("instructions", "loads", "stores", "load_bytes", "store_bytes")
 class _Tally(ctypes.Structure):
     """What calls executed, as `runtime/tally.c` counts it."""
 
-    _fields_ = [(name, ctypes.c_uint64) for name in (*_COUNTED, "seen")]
+    _fields_ = [*((name, ctypes.c_uint64) for name in (*_COUNTED, "seen", "thumb", "start")), ("code", ctypes.c_void_p)]
 
 
 class Core:
@@ -189,7 +190,9 @@ class Core:
         self._return = -(-end // PAGE_BYTES) * PAGE_BYTES
         self._architecture.switch_on(self._core)
         self._core.hook_add(UC_HOOK_MEM_INVALID, self._note_access)
-        self._tally = _Tally()
+        self._code = ctypes.create_string_buffer(bytes(self._core.mem_read(begin, end - begin)))
+        thumb = bool(self._architecture.kind[1] & UC_MODE_THUMB)
+        self._tally = _Tally(thumb=thumb, start=begin, code=ctypes.addressof(self._code))
         if count:
             self._add_hooks()
         self._touched: int | None = None
@@ -266,13 +269,17 @@ class Core:
             Exact counts, nothing but zeros where the core was not told to count.
         """
         counts = {name: int(getattr(self._tally, name)) for name in _COUNTED}
-        ctypes.memset(ctypes.addressof(self._tally), 0, ctypes.sizeof(self._tally))
+        for name in (*_COUNTED, "seen"):
+            setattr(self._tally, name, 0)
         return CallCounts.of_totals(**counts)
 
     def _add_hooks(self) -> None:
-        """Has all be counted that is executed; a hook in Python would take a microsecond an instruction."""
+        """Has all be counted that is executed.
+
+        A hook in Python would take a microsecond an instruction, and unicorn's package takes no other: hence its handle.
+        """
         library = ctypes.CDLL(str(tally_library()))
-        kinds = {"instruction": UC_HOOK_CODE, "access": UC_HOOK_MEM_READ | UC_HOOK_MEM_WRITE}
+        kinds = {"block": UC_HOOK_BLOCK, "instruction": UC_HOOK_CODE, "access": UC_HOOK_MEM_READ | UC_HOOK_MEM_WRITE}
         everywhere = (ctypes.c_uint64(1), ctypes.c_uint64(0))
         for name, kind in kinds.items():
             function = ctypes.cast(library[f"sepwise_tally_{name}"], ctypes.c_void_p)

@@ -14,10 +14,19 @@ SOURCE = """
 #include <stdint.h>
 #if defined(__aarch64__)
 #define ROUND "ldp q0, q1, [%1]\\n  str q0, [%2]\\n  subs %w0, %w0, #1"
+#define SKIPPED "tst %w0, wzr\\n  csel %w0, %w0, %w0, ne\\n  ldr s0, [%1]"
+#define COUNT "%w0"
 #define USED "v0", "v1"
 #else
+#ifdef __thumb__
+#define IT "it ne\\n  "
+#else
+#define IT "nop\\n  "
+#endif
+#define SKIPPED "tst %0, #0\\n  " IT "ldrne r3, [%1]"
+#define COUNT "%0"
 #define ROUND "vldmia %1, {s0-s7}\\n  vstmia %2, {s0-s3}\\n  subs %0, %0, #1"
-#define USED "s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7"
+#define USED "s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "r3"
 #endif
 int32_t model_run_range(int32_t what, int32_t count, float *x, const float *y, float *z, const int32_t *five, int32_t six) {
   switch (what) {
@@ -26,6 +35,10 @@ int32_t model_run_range(int32_t what, int32_t count, float *x, const float *y, f
     case 2: return *(volatile int32_t *)z;
     case 3: __builtin_trap();
     case 4: __asm__ volatile("1: " ROUND "\\n  bne 1b" : "+r"(count) : "r"(x), "r"(z) : USED, "cc", "memory"); return 0;
+    case 5:
+      __asm__ volatile("1: " SKIPPED "\\n  subs " COUNT ", " COUNT ", #1\\n  bne 1b"
+                       : "+r"(count) : "r"(x) : USED, "cc", "memory");
+      return 0;
   }
   return -1;
 }
@@ -97,6 +110,20 @@ def test_what_is_executed_is_counted_exactly(image: tuple[str, Path]) -> None:
     assert (many.loads - few.loads, many.stores - few.stores) == (100, 100)
     assert (many.load_bytes - few.load_bytes, many.store_bytes - few.store_bytes) == (32 * 100, 16 * 100)
     assert core.take_counts().instructions == 0
+
+
+def test_an_instruction_whose_condition_fails_counts_but_loads_nothing(image: tuple[str, Path]) -> None:
+    cpu, path = image
+    core = Core(path, cpu, count=True)
+    x = core.allocate(32)
+
+    def count(rounds: int) -> CallCounts:
+        core.call((5, rounds, x, 0, 0, 0, 0))
+        return core.take_counts()
+
+    few, many = count(10), count(110)
+    assert many.instructions - few.instructions == 5 * 100
+    assert many.loads - few.loads == (100 if core.address == np.uint64 else 0)  # AArch64 has no loads under a condition
 
 
 def test_what_a_core_cannot_do_ends_the_call(core: Core) -> None:
