@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +14,8 @@ from sepwise.lowering import estimate
 from sepwise.lowering.bench import bench
 from sepwise.lowering.device import get as get_device
 from sepwise.lowering.estimate import missing
+from sepwise.lowering.remote import Board
+from sepwise.lowering.roofline import roof_of_facts
 from sepwise.passes.errors import InputError
 
 
@@ -194,3 +197,17 @@ def test_cores_beside_a_native_target_are_refused(tmp_path: Path) -> None:
 def test_cores_of_another_machine_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Core 'x86-64-v3': does not run code for cortex-a72"):
         bench(tmp_path / "m.onnx", target="cortex-a72", cores=("x86-64-v3",))
+
+
+@pytest.mark.parametrize("target", ["host", pytest.param("rpi4", marks=pytest.mark.emulated)])
+def test_a_profile_of_a_board_has_the_roof_of_its_facts(
+    zoo_file: Callable[..., Path], board_server: Callable[..., Any], target: str
+) -> None:
+    path, device = zoo_file("separable_block", shape=(1, 8, 16, 16)), get_device(target)
+    with board_server(target) as server, Board(("127.0.0.1", server.port)) as board:
+        found = bench(path, target=target, rounds=1, threads=2, profile=True, board=board)
+    assert (found.method, found.roof) == ("remote", roof_of_facts(device, 2, unit="us") if device.clock_hz else None)
+    assert found.whole_us > 0
+    assert found.kernels_us >= max(kernel.median_us for kernel in found.kernels)
+    for kernel in found.kernels:
+        assert kernel.attained == (kernel.attainable_us / kernel.median_us if device.clock_hz else None)
