@@ -426,6 +426,7 @@ IMPORTS: Final[Mapping[str, Sequence[str]]] = {
     "import sepwise": ("-c", "import sepwise"),
     "import what runs an artifact": ("-c", "import sepwise.lowering.artifact, sepwise.lowering.runner"),
     "import what compiles": ("-c", "import sepwise.lowering.build"),
+    "the same in a subcommand": ("-c", "from sepwise.startup import start_lean; start_lean(); import sepwise.lowering.build"),
     "sepwise --help": ("-m", "sepwise", "--help"),
 }
 """Processes that are timed, the bare interpreter among them; `import sepwise` leaves the rest to the first use."""
