@@ -88,6 +88,20 @@ def test_the_object_is_for_its_machine(elf: tuple[device.Device, set[str], ELFFi
     assert file["e_machine"] == MACHINES[target.triple.split("-")[0]]
 
 
+def test_arm_objects_link_with_code_that_has_floats_in_registers(elf: tuple[device.Device, set[str], ELFFile]) -> None:
+    attributes = elf[2].get_section_by_name(".ARM.attributes")
+    if elf[2]["e_machine"] != "EM_ARM":
+        assert attributes is None
+        return
+    values = {
+        each.tag: each.value
+        for part in attributes.iter_subsections()
+        for file in part.iter_subsubsections()
+        for each in file.iter_attributes()
+    }
+    assert values["TAG_ABI_VFP_ARGS"] == 1  # GNU's linker refuses to join objects that differ here
+
+
 def test_no_symbol_is_undefined(elf: tuple[device.Device, set[str], ELFFile]) -> None:
     assert [s.name for s in symbols(elf[2]) if s["st_shndx"] == "SHN_UNDEF" and s.name] == []
 
