@@ -93,24 +93,34 @@ _C_TYPES = {
 
 _KEYWORDS = frozenset(
     """
-    alignas alignof and and_eq asm auto bitand bitor bool break case catch char char16_t char32_t class compl const const_cast
-    constexpr continue decltype default delete do double dynamic_cast else enum explicit export extern false float for friend
-    goto if inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public register
-    reinterpret_cast restrict return short signed sizeof static static_assert static_cast struct switch template this
-    thread_local throw true try typedef typeid typename typeof union unsigned using virtual void volatile wchar_t while xor
-    xor_eq
+    alignas alignof and and_eq asm auto bitand bitor bool break case catch char char16_t char32_t char8_t class co_await co_return
+    co_yield compl concept const const_cast consteval constexpr constinit continue decltype default delete do double dynamic_cast
+    else enum explicit export extern false float for friend goto if inline int long mutable namespace new noexcept not not_eq
+    nullptr operator or or_eq private protected public register reinterpret_cast requires restrict return short signed sizeof
+    static static_assert static_cast struct switch template this thread_local throw true try typedef typeid typename typeof
+    typeof_unqual union unsigned using virtual void volatile wchar_t while xor xor_eq
+    i386 linux unix
     """.split()
 )
-"""Of C11 and C++17."""
+"""Of C23 and C++20, and what compilers define as numbers where GNU's extensions are on."""
+
+_DECLARED = frozenset(
+    """
+    BUFSIZ EOF INT16_MAX INT16_MIN INT32_MAX INT32_MIN INT64_MAX INT64_MIN INT8_MAX INT8_MIN NULL Tensor UINT16_MAX UINT32_MAX
+    UINT64_MAX UINT8_MAX WCHAR_MAX WCHAR_MIN SIZE_MAX int16_t int32_t int64_t int8_t offsetof size_t stderr stdin stdout uint16_t
+    uint32_t uint64_t uint8_t
+    """.split()
+)
+"""What the headers and the example declare or include, which no member of a struct can be called."""
 
 _TAKEN = frozenset(
     """
     assert c complex ctype dl errno fcntl fenv gcc inttypes iso646 limits locale m math poll pthread rt sched semaphore
-    setjmp signal stdalign stdarg stdatomic stdbool stddef stdint stdio stdlib stdnoreturn string strings tgmath threads time
+    setjmp signal stdalign stdarg stdatomic stdbool std stddef stdint stdio stdlib stdnoreturn string strings tgmath threads time
     uchar unistd util wchar wctype
     """.split()
 )
-"""Names whose header or library would hide one of the system's."""
+"""Names whose header, library or namespace would hide one of the system's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +368,7 @@ def require_name(name: str) -> str:
     if name in _KEYWORDS:
         raise InputError(f"Name '{name}': is a word of C or C++; choose another.")
     if name in _TAKEN:
-        raise InputError(f"Name '{name}': {name}.h or lib{name}.a would hide one of the system's; choose another.")
+        raise InputError(f"Name '{name}': {name}.h, lib{name}.a or its namespace would hide one of the system's; choose another.")
     return name
 
 
@@ -368,7 +378,7 @@ def _identifier(text: str, taken: frozenset[str]) -> str:
     if word[0].isdigit():
         word = f"n{word}"
     number, found = 1, word
-    while found in _KEYWORDS or found.upper() in {each.upper() for each in taken}:
+    while found in _KEYWORDS | _DECLARED or found.upper() in {each.upper() for each in taken}:
         number += 1
         found = f"{word}_{number}"
     return found

@@ -55,8 +55,9 @@ class Network:
             ValueError: An input is missing, unknown, or of another shape or element type.
         """
         wanted = {each["name"]: each for each in self.manifest["inputs"]}
+        inputs = {name: np.asarray(array) for name, array in inputs.items()}
         if inputs.keys() != wanted.keys():
-            raise ValueError(f"inputs {', '.join(inputs)} found, {', '.join(wanted)} needed")
+            raise ValueError(f"inputs {', '.join(inputs) or 'none'} found, {', '.join(wanted)} needed")
         for name, each in wanted.items():
             shape, dtype = tuple(each["shape"]), np.dtype(each["dtype"])
             if inputs[name].shape != shape or inputs[name].dtype != dtype:

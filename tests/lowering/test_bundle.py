@@ -369,6 +369,10 @@ try:
     network.run(x=inputs["x"])
 except ValueError as error:
     assert "inputs x found, x, shift needed" in str(error), error
+try:
+    network.run(x=[1.0], shift=inputs["shift"])
+except ValueError as error:
+    assert "input x: float64(1,) found, float32(1, 6, 5, 7) needed" in str(error), error
 outputs = network.run(**inputs)
 sys.stdout.buffer.write(outputs["s"].tobytes() + outputs["z"].tobytes())
 """
@@ -432,8 +436,11 @@ def test_code_with_variables_or_of_a_library_is_a_fault(c_program: Callable[...,
         ("größe", "needed is a C identifier"),
         ("double", "is a word of C or C\\+\\+"),
         ("namespace", "is a word of C or C\\+\\+"),
-        ("m", "m.h or libm.a would hide one of the system's"),
-        ("stdio", "stdio.h or libstdio.a would hide one of the system's"),
+        ("concept", "is a word of C or C\\+\\+"),
+        ("linux", "is a word of C or C\\+\\+"),
+        ("m", "m.h, libm.a or its namespace would hide one of the system's"),
+        ("std", "std.h, libstd.a or its namespace would hide one of the system's"),
+        ("stdio", "stdio.h, libstdio.a or its namespace would hide one of the system's"),
     ],
 )
 def test_names_that_cannot_be(name: str, message: str) -> None:
@@ -456,6 +463,20 @@ def test_names_of_tensors_differ_in_capitals_too(c_program: Callable[..., Progra
     values = [Value(name, value.type, value.buffer) for name in names]
     fields = [tensor.field for tensor in bundles._name_tensors(values, "NET_INPUT", frozenset({"weights"}))]
     assert fields == ["images_1", "images_1_2", "IMAGES_1_3", "weights_2", "for_2"]
+
+
+def test_names_of_tensors_that_compilers_and_headers_know(
+    c_program: Callable[..., Program], given: bytes, expected: bytes, made: Bundle, tmp_path: Path
+) -> None:
+    program = c_program()
+    names = iter(["Tensor", "linux", "stdout", "uint8_t"])
+    inputs, outputs = ([replace(value, name=next(names)) for value in values] for values in (program.inputs, program.outputs))
+    odd = replace(program, inputs=tuple(inputs), outputs=tuple(outputs))
+    folder = write_bundle(odd, device.get("host"), tmp_path / "net", name="net", model=MODEL).folder
+    build("gcc", "-std=gnu11", *STRICT, folder / "example.c", folder / "libnet.a", "-o", tmp_path / "example")
+    assert run(tmp_path / "example", given=given[made.manifest["weight_bytes"] :]) == expected
+    (tmp_path / "main.cpp").write_text('#include "net.hpp"\nint main() { return sepwise::net::Inputs{}.Tensor_2.empty(); }\n')
+    build("g++", "-std=gnu++20", *STRICT, "-I", folder, "-c", tmp_path / "main.cpp", "-o", tmp_path / "main.o")
 
 
 def test_a_bundle_is_replaced_only_where_nothing_is_lost(
