@@ -24,7 +24,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import tempfile
 import zlib
 from dataclasses import dataclass
@@ -71,7 +70,8 @@ Weights = Literal["inside", "separate"]
 
 FORMAT = 3
 MANIFEST = "manifest.json"
-_TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATES = {path.name: path.read_text() for path in (Path(__file__).parent / "templates").iterdir() if path.is_file()}
+"""Text by name, of the same moment as this module: the two of different versions would compile to a library of wrong weights."""
 _PYTHON_CACHE = "__pycache__"
 
 _DISCARD = "SECTIONS { /DISCARD/ : { *(.debug*) *(.comment) *(.llvm_addrsig) } }\n"
@@ -385,9 +385,8 @@ def _identifier(text: str, taken: frozenset[str]) -> str:
 
 
 def _fill(template: str, words: Mapping[str, object]) -> str:
-    """Reads a template with `@word@` replaced."""
-    text = (_TEMPLATES / template).read_text()
-    return re.sub(r"@(\w+)@", lambda found: str(words[found[1]]), text)
+    """Gives a template with `@word@` replaced."""
+    return re.sub(r"@(\w+)@", lambda found: str(words[found[1]]), _TEMPLATES[template])
 
 
 @dataclass(frozen=True, slots=True)
@@ -501,7 +500,7 @@ class _Writer:
         if self.separate:
             (folder / self.weights_file).write_bytes(self._program.constants.data)
         if self.hosted:
-            shutil.copyfile(_TEMPLATES / "loader.py", folder / f"{self._name}.py")
+            (folder / f"{self._name}.py").write_text(_TEMPLATES["loader.py"])
         with tempfile.TemporaryDirectory(prefix="sepwise-") as build:
             library = self._link(Path(build), folder)
             run_zig("ar", "rcsD", folder / self.archive, library)

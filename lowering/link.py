@@ -121,15 +121,18 @@ def _host_target() -> str:
 
 def _runtime_object(name: str, target: str, flags: Sequence[str] = ()) -> Path:
     """Compiles a file of the runtime once; the object is kept in the cache under a hash of all that it depends on."""
-    source = RUNTIME / f"{name}.c"
-    headers = (header.read_bytes() for header in sorted(RUNTIME.glob("*.h")))
-    parts = [source.read_bytes(), *headers, repr((target, _FLAGS, flags, _zig())).encode()]
+    paths = (RUNTIME / f"{name}.c", *sorted(RUNTIME.glob("*.h")))
+    sources = {path.name: path.read_bytes() for path in paths}
+    parts = [*sources.values(), repr((target, _FLAGS, flags, _zig())).encode()]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
     output = cache_folder() / f"{name}-{key}.o"
     if not output.exists():
-        with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
-            built = Path(folder) / output.name
-            compile_c(source, built, target=target, flags=flags)
+        with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
+            folder = Path(temporary)
+            for file, text in sources.items():  # what is compiled is what was hashed, whatever becomes of the files meanwhile
+                (folder / file).write_bytes(text)
+            built = folder / output.name
+            compile_c(folder / f"{name}.c", built, target=target, flags=flags)
             built.replace(output)
     return output
 

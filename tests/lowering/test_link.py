@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,3 +68,22 @@ def test_the_plugin_is_built_once() -> None:
     built = link.count_plugin(7)
     assert built.stat().st_mtime_ns == link.count_plugin(7).stat().st_mtime_ns
     assert link.count_plugin(9) != built
+
+
+def test_a_kept_object_is_of_the_source_that_it_is_filed_under(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, cache = shutil.copytree(link.RUNTIME, tmp_path / "runtime"), tmp_path / "cache"
+    cache.mkdir()
+    source = (runtime / "timing.c").read_bytes()
+
+    def compile_meanwhile_changed(path: Path, output: Path, **_: object) -> None:
+        (runtime / "timing.c").write_text("other\n")
+        (runtime / "sepwise.h").unlink(missing_ok=True)
+        assert (path.parent / "sepwise.h").is_file()
+        output.write_bytes(path.read_bytes())
+
+    monkeypatch.setattr(link, "RUNTIME", runtime)
+    monkeypatch.setattr(link, "cache_folder", lambda: cache)
+    monkeypatch.setattr(link, "compile_c", compile_meanwhile_changed)
+    kept = link._runtime_object("timing", "any")
+    assert kept.read_bytes() == source
+    assert [path.name for path in cache.iterdir()] == [kept.name]
