@@ -2,6 +2,7 @@
 
     tune     a network's kernels, those first that can still save most
       space      what may be tried: the tiles that strategies declare, in the order of their prediction
+      evolution  the same in an order that MetaSchedule's evolutionary search finds out
       search     which of them are tried, and what is kept of them
       trial      builds some candidates of a kernel into one Program, and times and checks them there
       timing     where that runs: on this machine, on a board, or as an estimate for an emulated core

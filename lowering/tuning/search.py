@@ -1,11 +1,11 @@
 """Which candidates of which kernel are tried next, and what is kept of them.
 
-A kernel's candidates come in batches, in the order of `space.order`. A batch is compiled together; its candidates race one
-after the other, each in turn with the default and the best until then: a few rounds, then twice as many, and so on, for as long
-as one looks faster, up to `MOST_ROUNDS`. It has won when it is faster beyond the noise in all rounds, and again in the later
-half of them by itself: who looks often enough sees what is not there. Then it is verified, and settled as the best, with a
-record. One that has not won, or is wrong, or during which a board is lost, is settled at once. So whoever writes down what is
-settled has it as soon as it is known, and loses one candidate where the process ends.
+A kernel's candidates come in batches, in the order of `space.order` or as `evolution` proposes them. A batch is compiled
+together; its candidates race one after the other, each in turn with the default and the best until then: a few rounds, then twice
+as many, and so on, for as long as one looks faster, up to `MOST_ROUNDS`. It has won when it is faster beyond the noise in all
+rounds, and again in the later half of them by itself: who looks often enough sees what is not there. Then it is verified, and
+settled as the best, with a record. One that has not won, or is wrong, or during which a board is lost, is settled at once. So
+whoever writes down what is settled has it as soon as it is known, and loses one candidate where the process ends.
 
 Batches go to the kernel that can still save most: its time in the network, halved for each batch that has brought nothing. After
 `PATIENCE` such batches in a row, or when there is nothing left to try, a kernel is done.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.tuning.trial import Tuned
     from sepwise.passes.equivalence import Check
 
-__all__ = ["Bench", "Search", "Settled", "Wrong"]
+__all__ = ["Bench", "Proposer", "Search", "Settled", "Wrong"]
 
 BATCH = 8
 """Candidates that are compiled together."""
@@ -65,6 +65,16 @@ class TrialLike(Protocol):
 
     def reload(self) -> None:
         """Loads all again, after the board was lost."""
+
+
+class Proposer(Protocol):
+    """Says what to try next, by what was found (see `evolution.Evolution`)."""
+
+    def propose(self, queue: Sequence[Candidate], count: int) -> list[Candidate]:
+        """Takes some of what was not tried yet: `count`, or all."""
+
+    def learn(self, pick: Pick, ratio: float | None) -> None:
+        """Takes note of a candidate's time over the default's, None where it was refused."""
 
 
 class Bench(Protocol):
@@ -128,6 +138,7 @@ class Search:
         verified: Candidates that have a record, worst first; the default is the first.
         fruitless: Batches in a row that have brought nothing.
         unverified: Why the default could not be verified, so that nothing is compared with it; None where it was.
+        proposer: What chooses out of the queue; it is taken in its order where None.
     """
 
     kernel: Tuned
@@ -137,6 +148,7 @@ class Search:
     verified: dict[Pick, Interval] = field(default_factory=dict)
     fruitless: int = 0
     unverified: str | None = None
+    proposer: Proposer | None = None
 
     @property
     def done(self) -> bool:
@@ -190,7 +202,8 @@ class Search:
             BoardError: A board was lost during what has run before, or could not be reached again; what is not settled stays
                 in the queue.
         """
-        batch = self.queue[: min(BATCH, most)]
+        most = min(BATCH, most)
+        batch = self.queue[:most] if self.proposer is None else self.proposer.propose(self.queue, most)
         known = [candidates[pick] for pick in dict.fromkeys([self.default.pick, self.best])]
         gained = False
         with bench.open(self.kernel, known, batch) as trial:
@@ -202,9 +215,12 @@ class Search:
                 samples = {self.default.pick: trial.time([self.default.pick], FIRST_ROUNDS)[0]}
                 yield self._verify(Settled(self.default.pick, 1.0), samples, check, bench)
             for candidate in batch:
+                before = self.ratio
                 settled = self._settle(candidate.pick, trial, bench)
                 gained |= settled.evidence is not None
-                self.queue.pop(0)
+                self.queue.remove(candidate)
+                if self.proposer is not None:
+                    self.proposer.learn(candidate.pick, None if settled.ratio is None else settled.ratio * before)
                 yield settled
         self.fruitless = 0 if gained else self.fruitless + 1
 

@@ -67,19 +67,22 @@ def list_candidates(workload: ConvWorkload | LinearWorkload, device: Device, thr
     return sorted(found, key=lambda candidate: candidate.cycles)
 
 
-def order(candidates: list[Candidate], default: Pick, first: Iterable[Pick] = ()) -> list[Candidate]:
+def order(
+    candidates: list[Candidate], default: Pick, first: Iterable[Pick] = (), *, most_predicted: float = MOST_PREDICTED
+) -> list[Candidate]:
     """Orders what is tried beside the default.
 
     Args:
         candidates: As `list_candidates` gives them.
         default: What is measured anyway.
         first: What has proved good elsewhere: tried before all else, however it is predicted.
+        most_predicted: Predicted cycles over those of the default beyond which a candidate is left out.
 
     Returns:
-        The candidates to try: those, each strategy's best, all others within `MOST_PREDICTED` in the order of prediction.
+        The candidates to try: those, each strategy's best, all others in the order of prediction.
     """
     by_pick = {candidate.pick: candidate for candidate in candidates}
-    limit = MOST_PREDICTED * by_pick[default].cycles
+    limit = most_predicted * by_pick[default].cycles
     trusted = [candidate for candidate in candidates if candidate.cycles <= limit]
     leaders: dict[str, Candidate] = {}
     for candidate in trusted:

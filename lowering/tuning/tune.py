@@ -7,6 +7,7 @@ the candidate that it was running. One that stays away costs nothing more while 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -30,9 +31,10 @@ from sepwise.lowering.tuning.database import (
     find_neighbours,
     read_picks,
 )
+from sepwise.lowering.tuning.evolution import Evolution
 from sepwise.lowering.tuning.metaschedule import spell_record
 from sepwise.lowering.tuning.search import BATCH, Search, Wrong
-from sepwise.lowering.tuning.space import list_candidates, order
+from sepwise.lowering.tuning.space import MOST_PREDICTED, list_candidates, order
 from sepwise.lowering.tuning.timing import BoardGoneError, BoardTimer, open_timer
 from sepwise.lowering.tuning.trial import Tuned, Workbench
 from sepwise.lowering.verify import KernelChecker, before_grouping
@@ -63,6 +65,9 @@ PLAYOFF_SHARE = 0.2
 """Share of the time that is kept for the play-off."""
 
 PROFILE_ROUNDS = 5
+
+PREDICTED, EVOLUTIONARY = ORDERS = ("predicted", "evolutionary")
+"""How candidates are chosen: in the order of their prediction, or by MetaSchedule's evolutionary search (see `evolution`)."""
 
 MOST_LOSSES = 3
 """How often in a row a board may be lost during what has run before."""
@@ -138,6 +143,7 @@ class Tuning:
         model: The network's name.
         target: The device.
         method: `measured` or `estimated`.
+        search: How candidates were chosen: `predicted` or `evolutionary`.
         runner: `native`, `remote` or `emulated`.
         unit: `us` or `cycles`.
         threads: Workers.
@@ -158,6 +164,7 @@ class Tuning:
     model: str
     target: str
     method: str
+    search: str
     runner: str
     unit: str
     threads: int
@@ -203,6 +210,7 @@ def tune(
     shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int = 1,
     float16: bool = False,
+    search: str = PREDICTED,
     trials: int | None = None,
     seconds: float | None = None,
     others: Sequence[str | Path] = (),
@@ -218,6 +226,7 @@ def tune(
         shapes: Shapes of inputs that the file leaves open, by name.
         threads: Workers.
         float16: Whether what is float32 is computed in float16, but for what needs more.
+        search: How candidates are chosen, one of `ORDERS`.
         trials: Candidates at most; until nothing is left to try where None.
         seconds: Time at most, but for what it takes to load the network and to end what was begun; no limit where None.
         others: Further databases: records of the same device are taken over, those of the nearest other device are tried first.
@@ -234,6 +243,8 @@ def tune(
     """
     started = time.monotonic()
     device = devices.get(target)
+    if search not in ORDERS:
+        raise InputError(f"Search '{search}': is none of {', '.join(ORDERS)}.")
     for other in others:
         if not Path(other).is_dir():
             raise InputError(f"{other}: is no folder, so there is no database in it.")
@@ -248,7 +259,7 @@ def tune(
         network.notes += notes
         if merged:
             network.notes.append(f"{merged} records were taken over.")
-        tuner = _Tuner(network, own, timers, roots=[Path(database), *map(Path, others)], float16=float16)
+        tuner = _Tuner(network, own, timers, roots=[Path(database), *map(Path, others)], float16=float16, order=search)
         try:
             tuner.run(trials, None if seconds is None else started + seconds, seconds, on_progress)
         except BoardError as error:
@@ -335,13 +346,21 @@ class _Tuner:
     """One tuning: the searches, the play-off, and what goes to the database."""
 
     def __init__(
-        self, network: _Network, database: Database, timers: Sequence[Timer], *, roots: Sequence[Path], float16: bool
+        self,
+        network: _Network,
+        database: Database,
+        timers: Sequence[Timer],
+        *,
+        roots: Sequence[Path],
+        float16: bool,
+        order: str,
     ) -> None:
         self._network = network
         self._database = database
         self._timers = list(timers)
         self._timer = timer = timers[0]
         self._float16 = float16
+        self._order = order
         self._conditions: Conditions = find_conditions(timer.device, timer.threads, timer.method)
         self._lock = threading.Lock()  # of all below, which several boards share
         self._open: dict[str, int] = {}  # by workload, candidates that a board has yet to settle
@@ -421,9 +440,15 @@ class _Tuner:
             elsewhere = [pick for picks in self._elsewhere for pick in picks.get(key, ())]
             known = self._settled.records.get(key, {})
             tried = self._settled.tried.get(key, set()) | set(known)
-            queue = [each for each in order(list(space.values()), kernel.default, elsewhere) if each.pick not in tried]
+            candidates, evolves = list(space.values()), self._order == EVOLUTIONARY
+            ordered = order(candidates, kernel.default, elsewhere, most_predicted=math.inf if evolves else MOST_PREDICTED)
+            queue = [each for each in ordered if each.pick not in tried]
             search = Search(kernel, space[kernel.default], queue, sum(times[call] for call in kernel.calls))
             search.verified = {pick: evidence.interval for pick, evidence in known.items() if pick in space}
+            if evolves:
+                ratios = {pick: interval.ratio for pick, interval in search.verified.items()}
+                evolution = Evolution(kernel.workload, candidates, self._timer.device, batch=BATCH, first=elsewhere, known=ratios)
+                search.proposer = evolution
             self._searches[key] = search
         self._history.append((0, self._default_total))
 
@@ -590,6 +615,7 @@ class _Tuner:
             model=name,
             target=self._timer.device.name,
             method=self._timer.method,
+            search=self._order,
             runner=self._timer.place,
             unit=self._timer.unit,
             threads=self._timer.threads,

@@ -743,6 +743,7 @@ def tune(
     shapes: Shapes = None,
     threads: int = 1,
     float16: bool = False,
+    search: str = "predicted",
     trials: int | None = None,
     seconds: float | None = None,
     others: Collection[str | Path] = (),
@@ -761,6 +762,7 @@ def tune(
         shapes: Shapes of inputs that the file leaves open.
         threads: Worker threads.
         float16: Compute in float16 what does not need float32.
+        search: Chooses candidates: `predicted` in the order of their prediction, or `evolutionary`, MetaSchedule's search.
         trials: Candidates at most; until nothing is left to try where None.
         seconds: Time at most, about; no limit where None.
         others: Further databases: records of the same device are taken over, those of the nearest one are tried first.
@@ -797,6 +799,7 @@ def tune(
         shapes=source.shapes,
         threads=threads,
         float16=float16,
+        search=search,
         trials=trials,
         seconds=seconds,
         others=tuple(others),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["tune"]
 
 
+class Search(StrEnum):
+    """How candidates are chosen: in the order of their prediction, or by MetaSchedule's evolutionary search."""
+
+    PREDICTED = "predicted"
+    EVOLUTIONARY = "evolutionary"
+
+
 def tune(
     context: typer.Context,
     model: Model,
@@ -26,6 +34,7 @@ def tune(
         Path, typer.Option("--database", metavar="DB", help="Folder of the records; made if it is not there.", show_default=False)
     ],
     target: Target = "host",
+    search: Annotated[Search, typer.Option("--search", help="How candidates are chosen.")] = Search.PREDICTED,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="Candidates at most.", show_default=False)] = None,
     seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Time at most, about.", show_default=False)] = None,
     others: Annotated[
@@ -57,6 +66,7 @@ def tune(
             shapes=shapes,
             threads=threads,
             float16=float16,
+            search=search.value,
             trials=trials,
             seconds=seconds,
             others=tuple(others or ()),

@@ -61,6 +61,7 @@ def _facts(tuning: Tuning, provenance: Provenance) -> Markup:
         ("Target", provenance.target),
         ("Times", _TIMES[tuning.runner]),
         ("Threads", tuning.threads),
+        ("Search", tuning.search),
         ("Candidates", f"{tuning.trials} tried in {tuning.seconds:.0f} s, {tuning.records} verified and recorded"),
         ("Database", tuning.database),
         *(("Note", note) for note in tuning.notes),

@@ -246,3 +246,26 @@ def test_no_more_candidates_than_are_allowed() -> None:
     found, candidates = search()
     assert list(step(found, script, candidates, most=3)) == list(map(pick, range(4)))
     assert script.opened == [[0, 1, 2, 3]]
+
+
+@dataclass
+class Proposer:
+    """Takes the last ones first, and notes what it is told."""
+
+    told: list[tuple[Pick, float | None]] = field(default_factory=list)
+
+    def propose(self, queue: Sequence[Candidate], count: int) -> list[Candidate]:
+        return list(reversed(queue[-count:]))
+
+    def learn(self, found: Pick, ratio: float | None) -> None:
+        self.told.append((found, ratio))
+
+
+def test_a_proposer_chooses_and_is_told_times_over_the_defaults() -> None:
+    found, candidates = search()
+    last = len(candidates) - 1
+    found.proposer = proposer = Proposer()
+    settled = step(found, Script({last: 50.0, last - 1: 25.0}, refused={last - 2: "too wide"}, exact=True), candidates)
+    assert list(settled) == [DEFAULT, *(pick(last - place) for place in range(BATCH))]
+    assert proposer.told[:4] == [(pick(last), 0.5), (pick(last - 1), 0.25), (pick(last - 2), None), (pick(last - 3), 1.0)]
+    assert [each.pick for each in found.queue] == [pick(size) for size in range(1, last - BATCH + 1)]

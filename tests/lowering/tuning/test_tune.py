@@ -194,6 +194,31 @@ def test_estimates_and_measurements_do_not_mix(run: Callable[..., Tuning], built
     assert not kernel.tuned
 
 
+def test_the_evolutionary_search_has_the_same_space_gate_and_database(
+    run: Callable[..., Tuning], built: tuple[dict[str, Any], Times], tmp_path: Path
+) -> None:
+    """What it tries is declared; it finds what the prediction is wrong about; another run goes on behind what was tried."""
+
+    def draw(strategy: str, tile: str) -> float:
+        return built[1](strategy, tile) + zlib.crc32(tile.encode()) % 30
+
+    first = run(draw, search="evolutionary", trials=2 * BATCH)
+    assert (first.search, first.trials) == ("evolutionary", 2 * BATCH)
+    second = run(draw, search="evolutionary", trials=BATCH)
+    tried = names_of(evidence(second, "tried"), "tried")
+    assert len(set(tried)) == len(tried) == 3 * BATCH
+    for line in evidence(second, "tried"):
+        assert Pick(line["strategy"], tuple(line["sizes"].items())) in {
+            each.pick for each in list_candidates(built[0][line["workload"]], HOST, 1)
+        }
+    assert any(kernel.tuned for kernel in second.kernels)
+    assert all(0 <= line["worst_ratio"] <= 1 for line in evidence(second, "record"))
+    assert len(JSONDatabase(work_dir=second.database, allow_missing=False)) == first.records + second.records
+    assert len(read_records(tmp_path / "db", HOST, 1)) == len(second.kernels)
+    with pytest.raises(InputError, match=r"Search 'random': is none of predicted, evolutionary\."):
+        run(search="random")
+
+
 class Planted(PointwiseStrategy):
     """Claims to be a pointwise convolution."""
 

@@ -18,7 +18,7 @@ KERNELS = (
     KernelResult("k1", 1, "conv/b", "dense rows=1", "dense rows=1", False, 50.0, 50.0, 1.0, 1.0, 20, 19, False),
 )
 TUNING = Tuning(
-    "net", "host", "measured", "native", "us", 1, "db/host-0", 43, 3, 12.5, 260.0, 210.0, 0.8, 0.82, KERNELS,
+    "net", "host", "measured", "predicted", "native", "us", 1, "db/host-0", 43, 3, 12.5, 260.0, 210.0, 0.8, 0.82, KERNELS,
     (Wrong("k1", Pick("planted", (("rows", 3),)), "wrong: off by <7>"),), ((0, 260.0), (8, 210.0), (43, 210.0)), ("One note.",),
 )  # fmt: skip
 
@@ -38,11 +38,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_what_is_asked_for(command: Callable[..., Any], asked: dict[str, Any]) -> None:
     words = ["--trials", "40", "--seconds", "9.5", "--threads", "2", "--from", "a", "--from", "b", "--shape", "1,3", "--float16"]
+    words += ["--search", "evolutionary"]
     words += ["--tracker", "pi:9190", "--key", "desk", "--timeout", "5"]
     assert command("tune", "net.onnx", "--database", "db", "--target", "cortex-a72", *words).status == 0
     assert asked == {
         "model": "net.onnx", "database": Path("db"), "target": "cortex-a72", "trials": 40, "seconds": 9.5, "threads": 2,
         "others": (Path("a"), Path("b")), "shapes": (1, 3), "float16": True,
+        "search": "evolutionary",
         "rpc": None, "tracker": "pi:9190", "key": "desk", "timeout": 5.0,
     }  # fmt: skip
 
