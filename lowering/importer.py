@@ -30,13 +30,26 @@ if TYPE_CHECKING:
     from sepwise.lowering.subpixel import PhaseConv
     from sepwise.passes.vocabulary import Activation, ConvStage, FusedChain
 
-__all__ = ["ImportedGraph", "import_graph"]
+__all__ = ["ImportedChain", "ImportedGraph", "import_graph"]
 
 GEMM_ADDEND = 2
 """Input of a Gemm that is added to the product."""
 
 TRANSPOSED_RANKS = range(1, 4)
 """Spatial axes of a transposed convolution."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedChain:
+    """Convolutions that the graph passes grouped, and what computes them.
+
+    Attributes:
+        workload: The whole chain.
+        kernels: Names of its kernels, in execution order.
+    """
+
+    workload: ConvWorkload
+    kernels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -48,12 +61,14 @@ class ImportedGraph:
         weights: Weight and bias of each stage of such kernels, by kernel name.
         views: Values that are views of others, by the name of what they view.
         renamed: Outputs of the network that are copies under another name, with the name they have in the network.
+        chains: Those of more than one convolution.
     """
 
     graph: KernelGraph
     weights: dict[str, list[tuple[np.ndarray, np.ndarray]]]
     views: dict[str, str]
     renamed: dict[str, str]
+    chains: tuple[ImportedChain, ...] = ()
 
 
 def import_graph(
@@ -91,6 +106,7 @@ class _Importer:
         self._constants: dict[str, np.ndarray] = {}
         self._kernels: list[Kernel] = []
         self._weights: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        self._chains: list[ImportedChain] = []
 
     def run(self) -> ImportedGraph:
         """Imports every node."""
@@ -130,7 +146,7 @@ class _Importer:
             constants=self._constants,
             kernels=_in_order(self._kernels, set(self._graph_inputs), views),
         )
-        return ImportedGraph(kernel_graph, self._weights, views, renamed)
+        return ImportedGraph(kernel_graph, self._weights, views, renamed, tuple(self._chains))
 
     def _import_outputs(self, views: dict[str, str]) -> tuple[list[str], dict[str, str]]:
         """Gives every output memory of its own: a kernel copies what is an input, a constant, or a view of another output.
@@ -241,6 +257,8 @@ class _Importer:
             self._kernels.append(Kernel(kernel_name, part, inputs, constants, (output,), nodes))
             self._weights[kernel_name] = weights[start:end]
             start, name = end, output
+        if len(stages) > 1:
+            self._chains.append(ImportedChain(workload, tuple(kernel.name for kernel in self._kernels[-len(parts) :])))
 
     def _has_strategies(self, node: ir.Node) -> bool:
         """Whether a node computes in float32, or in float16 where the device's instructions do; strategies know no other type."""

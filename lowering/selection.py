@@ -1,11 +1,12 @@
 """Choice of strategy, tile and fusion: whatever the analytic model predicts to take the fewest cycles.
 
-Where tuning has left a record of a workload (see `tuning`), its strategy and tile are taken instead. What is cut into kernels and
-how tensors lie stays as predicted, since that is what was measured around the kernel.
+Where tuning has left a record of a workload (see `tuning`), its strategy and tile are taken instead, and where it has left one of
+a chain, that structure: how many of its stages each of its kernels computes. How tensors lie stays as predicted.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Mapping
@@ -19,11 +20,16 @@ from sepwise.lowering.workload import ConvWorkload
 from sepwise.passes.errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sepwise.lowering.device import Device
     from sepwise.lowering.strategies.base import AnyStrategy, Tile
     from sepwise.lowering.workload import LinearWorkload
 
-__all__ = ["Choice", "Pick", "Records", "Selector", "find_tile", "segment", "tile_sizes"]
+__all__ = ["Choice", "Pick", "Records", "Selector", "find_tile", "segment", "spell_cut", "structure_key", "tile_sizes"]
+
+STRUCTURE = "structure"
+"""What a record of a chain has for a strategy; its sizes are the stages of each kernel."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +52,7 @@ class Pick:
 
 
 Records = Mapping[str, Pick]
-"""What to compute workloads with, by their keys."""
+"""What to compute workloads with, by their keys; and how chains are cut into kernels, by their `structure_key`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,7 @@ class Selector:
         return self._choices[workload.key]
 
     def partition(self, workload: ConvWorkload) -> list[ConvWorkload]:
-        """Cuts a chain into the kernels that are predicted fastest.
+        """Cuts a chain as its record says, or else into the kernels that are predicted fastest.
 
         What lies between them may be plain, and so what the first of such kernels reads. In which layout it is in the end, layout
         assignment chooses.
@@ -120,6 +126,11 @@ class Selector:
         Raises:
             UnsupportedError: No strategy computes some stage.
         """
+        pick = self._records.get(structure_key(workload))
+        if pick is not None:
+            if pick in map(spell_cut, self.cuts(workload)):
+                return _segments(workload, [stages for _, stages in pick.sizes])
+            logger.warning("Record of %s: no strategies compute '%s' of it any more; not used.", structure_key(workload), pick)
         count, packed = len(workload.stages), workload.output_lanes
         # By the stages before and the lanes of what they write: cycles, and the kernels.
         best: list[dict[int, tuple[float, list[ConvWorkload]]]] = [{} for _ in range(count + 1)]
@@ -145,6 +156,20 @@ class Selector:
             reasons = "; ".join(dict.fromkeys(refusal.reason for refusal in refusals))
             raise UnsupportedError(f"Convolution {workload.key}: no strategy computes it ({reasons}).")
         return chosen[1]
+
+    def cuts(self, workload: ConvWorkload) -> list[tuple[int, ...]]:
+        """Lists the structures of a chain that strategies can compute.
+
+        Args:
+            workload: A chain as the graph passes grouped it.
+
+        Returns:
+            Of each the stages of its kernels, in execution order; the fewest kernels first.
+        """
+        count = len(workload.stages)
+        borders = (inside for kernels in range(count) for inside in itertools.combinations(range(1, count), kernels))
+        found = [tuple(end - start for start, end in itertools.pairwise((0, *inside, count))) for inside in borders]
+        return [cut for cut in found if not any(isinstance(self.choose(part), list) for part in _segments(workload, cut))]
 
     def _search(self, workload: ConvWorkload | LinearWorkload) -> Choice | list[Refusal]:
         """Asks every strategy for its best tile."""
@@ -206,6 +231,36 @@ def find_tile(
                 if tile_sizes(tile) == pick.sizes:
                     return strategy, tile
     return None
+
+
+def structure_key(workload: ConvWorkload) -> str:
+    """Gives what the record of a chain's structure is kept by.
+
+    Args:
+        workload: The chain as the graph passes grouped it.
+
+    Returns:
+        Its key, with `chain` before it instead of `conv`: one kernel may compute the same workload.
+    """
+    return f"chain{workload.key.removeprefix('conv')}"
+
+
+def spell_cut(cut: Sequence[int]) -> Pick:
+    """Spells a structure for a record.
+
+    Args:
+        cut: Stages of each kernel, in execution order.
+
+    Returns:
+        `structure kernel0=1 kernel1=2`.
+    """
+    return Pick(STRUCTURE, tuple((f"kernel{place}", stages) for place, stages in enumerate(cut)))
+
+
+def _segments(workload: ConvWorkload, cut: Sequence[int]) -> list[ConvWorkload]:
+    """The kernels of a structure, one workload each."""
+    borders = (0, *itertools.accumulate(cut))
+    return [segment(workload, start, end) for start, end in itertools.pairwise(borders)]
 
 
 def segment(workload: ConvWorkload, start: int, end: int) -> ConvWorkload:

@@ -7,9 +7,10 @@
       device.json                    the facts of the device
 
 MetaSchedule's `JSONDatabase` loads the first two (`work_dir=`). A trace says the strategy and the sizes of its tile as
-annotations of the PrimFunc; replayed, they are looked up among what the strategy declares. A record alone decides nothing: what
-compilations use is a verdict of the play-off, which names its record and the conditions under which it holds: device, versions,
-threads, and whether times were measured or estimated. Verdicts of other conditions are refused.
+annotations of the PrimFunc; replayed, they are looked up among what the strategy declares. That of a chain (its workload begins
+with `chain`) says how many stages each of its kernels computes, under the strategy `structure`. A record alone decides nothing:
+what compilations use is a verdict of the play-off, which names its record and the conditions under which it holds: device,
+versions, threads, and whether times were measured or estimated. Verdicts of other conditions are refused.
 
 Files are appended to and never rewritten. A line is written at once and synced, under an advisory lock, in an order in which each
 names only what is there already; whoever is killed between leaves a line that nothing names, or half a line, which readers leave

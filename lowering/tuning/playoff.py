@@ -5,13 +5,16 @@ are run in turn, the default's and those of the kernels' best and second best, e
 the first time; the calls of the second run are timed, and those of one workload are summed. For a workload the fastest is chosen
 that beats the default beyond the noise, or else the default. What is chosen together is then compared as a whole, and where that
 is surely slower, everything stays as it was.
+
+Then other structures of chains play the same way, with the tiles that were chosen, against the structures of the default. Their
+networks have other calls, so those of each chain are summed.
 """
 
 from __future__ import annotations
 
 import statistics
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sepwise.lowering.tuning.intervals import Interval, compare
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
     Load = Callable[[Records], Timed]
 
-__all__ = ["Result", "Standing", "play"]
+__all__ = ["Result", "Standing", "Team", "play", "play_structures"]
 
 LEADERS = 2
 """Candidates of each kernel that play against the default."""
@@ -67,6 +70,83 @@ class Result:
     interval: Interval
     median: float
     default_median: float
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """A network with the calls of its chains.
+
+    Attributes:
+        timed: The network.
+        chains: Calls by the key of the chain's structure.
+    """
+
+    timed: Timed
+    chains: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Unloads it."""
+        self.timed.close()
+
+
+def play_structures(
+    load: Callable[[Records], Team],
+    before: Result,
+    tiles: Records,
+    alternatives: Sequence[Records],
+    verify: Callable[[Team, str, Standing], bool],
+    *,
+    exact: bool,
+    kept: Records | None = None,
+    out_of_time: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Lets structures of chains play against those of the default.
+
+    Args:
+        load: Builds and loads the network with tiles and structures.
+        before: What was found for the structures of the default.
+        tiles: Those that were chosen, for the workloads of all structures.
+        alternatives: Sets of structures by chain; one chain may be in several.
+        verify: Checks all kernels of a chain in a network, and may refuse what would be chosen; asked of the default's too then.
+        exact: Whether times are the same each time.
+        kept: Structures that were settled before, and are in the final network only.
+        out_of_time: Whether to make an end.
+
+    Returns:
+        What was chosen, by chain; times and interval are those of the network with all that was chosen, tiles too.
+    """
+    standings: dict[str, Standing] = {}
+    with ExitStack() as stack:
+        teams = [stack.enter_context(closing(load({**tiles, **cuts}))) for cuts in ({}, *alternatives)]
+        match = _Match([team.timed for team in teams], exact=exact, out_of_time=out_of_time)
+        own = [(place, key) for place, cuts in enumerate(alternatives, 1) for key in cuts]
+
+        def compare_chain(place: int, key: str) -> Interval:
+            return match.compare(place, teams[place].chains[key], others=teams[0].chains[key])
+
+        match.run(lambda: any(compare_chain(*each).undecided for each in own))
+        for key in dict.fromkeys(key for _, key in own):
+            default = match.median(0, teams[0].chains[key])
+            ways = sorted((place for place, other in own if other == key), key=lambda place: compare_chain(place, key).ratio)
+            standings[key] = Standing(None, compare_chain(ways[0], key), default, default, match.rounds)
+            for place in ways:
+                interval, median = compare_chain(place, key), match.median(place, teams[place].chains[key])
+                standing = Standing(alternatives[place - 1][key], interval, median, default, match.rounds)
+                unchanged = Standing(None, Interval(1.0, 1.0, 1.0), default, default, match.rounds)
+                if interval.faster and verify(teams[place], key, standing) and verify(teams[0], key, unchanged):
+                    standings[key] = standing
+                    break
+    chosen = dict(kept or {}) | {key: standing.pick for key, standing in standings.items() if standing.pick is not None}
+    if not chosen:
+        return Result(standings, before.interval, before.median, before.default_median)
+    with ExitStack() as stack:
+        teams = [stack.enter_context(closing(load(network))) for network in ({}, tiles, {**tiles, **chosen})]
+        match = _Match([team.timed for team in teams], exact=exact, out_of_time=lambda: False)
+        match.run(lambda: match.compare(2, None, other=1).undecided)
+        if match.compare(2, None, other=1).low > 1:
+            standings = {key: _keep_default(standing) for key, standing in standings.items()}
+            return Result(standings, before.interval, before.median, before.default_median)
+        return Result(standings, match.compare(2, None), match.median(2, None), match.median(0, None))
 
 
 def play(
@@ -153,9 +233,11 @@ class _Match:
                 return
             rounds = self.rounds
 
-    def compare(self, team: int, calls: Sequence[int] | None) -> Interval:
-        """Time of a team over that of the default, in some calls or in all."""
-        return compare(self._sums(team, calls), self._sums(0, calls), exact=self._exact)
+    def compare(
+        self, team: int, calls: Sequence[int] | None, *, other: int = 0, others: Sequence[int] | None = None
+    ) -> Interval:
+        """Time of a team over that of another, the default, in some calls or in all; `others` are those of the other."""
+        return compare(self._sums(team, calls), self._sums(other, others or calls), exact=self._exact)
 
     def median(self, team: int, calls: Sequence[int] | None) -> float:
         """Median of the time of some calls, or of all."""

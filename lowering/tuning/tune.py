@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from sepwise.lowering.selection import Pick
 from sepwise.lowering.tuning import playoff
 from sepwise.lowering.tuning.database import (
     Database,
+    Evidence,
     Verdict,
     find_conditions,
     find_neighbours,
@@ -35,6 +37,7 @@ from sepwise.lowering.tuning.evolution import Evolution
 from sepwise.lowering.tuning.metaschedule import spell_record
 from sepwise.lowering.tuning.search import BATCH, Search, Wrong
 from sepwise.lowering.tuning.space import MOST_PREDICTED, list_candidates, order
+from sepwise.lowering.tuning.structure import differs_around, find_chains, list_alternatives
 from sepwise.lowering.tuning.timing import BoardGoneError, BoardTimer, open_timer
 from sepwise.lowering.tuning.trial import Tuned, Workbench
 from sepwise.lowering.verify import KernelChecker, before_grouping
@@ -44,7 +47,7 @@ from sepwise.passes.equivalence import extract, sample_inputs
 from sepwise.passes.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
 
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.tuning.database import Conditions, Findings
     from sepwise.lowering.tuning.search import Settled
     from sepwise.lowering.tuning.space import Candidate
+    from sepwise.lowering.tuning.structure import Chain
     from sepwise.lowering.tuning.timing import Timed, Timer
 
 __all__ = ["KernelResult", "Progress", "Tuning", "tune"]
@@ -68,6 +72,9 @@ PROFILE_ROUNDS = 5
 
 PREDICTED, EVOLUTIONARY = ORDERS = ("predicted", "evolutionary")
 """How candidates are chosen: in the order of their prediction, or by MetaSchedule's evolutionary search (see `evolution`)."""
+
+MOST_BEHIND = 1.25
+"""Time of a chain over that of the default's structure, both with default tiles, beyond which the kernels of it are not tuned."""
 
 MOST_LOSSES = 3
 """How often in a row a board may be lost during what has run before."""
@@ -102,7 +109,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class KernelResult:
-    """What tuning has found for a workload.
+    """What tuning has found for a workload, or for the structure of a chain.
 
     Attributes:
         name: Its first kernel.
@@ -155,7 +162,8 @@ class Tuning:
         tuned_time: The same as chosen.
         low: The ratio of both is surely no less, None where nothing was done.
         high: It is surely no more.
-        kernels: By workload, what takes longest first.
+        kernels: By workload, what takes longest first; those that the network has by default.
+        structures: By chain of which there is more than one structure: how many of its stages each of its kernels computes.
         wrong: Candidates that were refused, and why.
         history: After each batch the trials until then and the estimated time of the network.
         notes: What is worth saying.
@@ -177,6 +185,7 @@ class Tuning:
     low: float | None
     high: float | None
     kernels: tuple[KernelResult, ...]
+    structures: tuple[KernelResult, ...]
     wrong: tuple[Wrong, ...]
     history: tuple[tuple[int, float], ...]
     notes: tuple[str, ...]
@@ -185,21 +194,64 @@ class Tuning:
         """Gives the fields that `sepwise tune --json` prints; times bear their unit in the name."""
         unit = self.unit
         fields = asdict(self)
-        for each in (fields, *fields["kernels"]):
+        for each in (fields, *fields["kernels"], *fields["structures"]):
             each[f"default_{unit}"], each[f"tuned_{unit}"] = each.pop("default_time"), each.pop("tuned_time")
         fields["wrong"] = [{"kernel": each.kernel, "candidate": str(each.pick), "reason": each.reason} for each in self.wrong]
         return fields
 
 
 @dataclass(slots=True)
+class _Variant:
+    """A network with one structure of each chain, and those kernels that are tuned in it.
+
+    Attributes:
+        structures: Records of chains whose structure is not the default's.
+        program: The network.
+        chains: By the key of their structure; of variants those whose structure may be chosen.
+        kernels: Those that no variant before it has.
+    """
+
+    structures: dict[str, Pick]
+    program: Program
+    chains: dict[str, Chain]
+    kernels: list[Tuned] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class _Network:
-    """A network with the default kernels, and those that are tuned."""
+    """A network with what is tuned.
+
+    Attributes:
+        model: The network as it was loaded.
+        graph: The same as kernels are checked against it.
+        inputs: What it runs on.
+        variants: First as it is by default, then with other structures of its chains.
+        notes: What is worth saying.
+    """
 
     model: ir.Model
-    program: Program
+    graph: ir.Model
     inputs: dict[str, np.ndarray]
-    kernels: list[Tuned]
+    variants: list[_Variant]
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def default(self) -> _Variant:
+        """The network with the default kernels."""
+        return self.variants[0]
+
+    @property
+    def kernels(self) -> list[Tuned]:
+        """All kernels that are tuned."""
+        return [kernel for variant in self.variants for kernel in variant.kernels]
+
+    def around(self, key: str) -> list[Tuned]:
+        """The kernels of a chain, in whatever structure."""
+        found = []
+        for variant in self.variants:
+            calls = set(variant.chains[key].calls) if key in variant.chains else set()
+            found += [kernel for kernel in variant.kernels if calls.intersection(kernel.calls)]
+        return found
 
 
 def tune(
@@ -255,7 +307,7 @@ def tune(
         timers, notes = _open_timers(device, threads, boards, stack)
         network = _load(load_model(model, shapes=shapes), timers[0], float16=float16)
         if not network.kernels:
-            raise InputError(f"Model '{network.program.name}': has no kernel that can be tuned.")
+            raise InputError(f"Model '{network.default.program.name}': has no kernel that can be tuned.")
         network.notes += notes
         if merged:
             network.notes.append(f"{merged} records were taken over.")
@@ -287,41 +339,70 @@ def _open_timers(
 
 
 def _load(model: ir.Model, timer: Timer, *, float16: bool) -> _Network:
-    """Builds the network as it is compiled without a database, and finds its kernels."""
-    device, threads = timer.device, timer.threads
+    """Builds the network as it is compiled without a database, and with other structures; finds what is tuned in it."""
+    program, imported = _build(model, timer, {}, float16=float16)
+    default = _Variant({}, program, find_chains(program, imported))
+    graph = before_grouping(fuse(model, float16=float16, keep_stages=True).stages)
+    network = _Network(model, graph, sample_inputs(model, 0), [default])
+    _find_kernels(network, default, imported, timer, calls=range(len(program.calls)))
+    for structures in list_alternatives(default.chains, timer.device, timer.threads):
+        program, imported = _build(model, timer, structures, float16=float16)
+        chains = find_chains(program, imported)
+        variant = _Variant({}, program, {})
+        for key, structure in structures.items():
+            reason = differs_around(chains.get(key), default.chains[key])
+            if reason is None:
+                variant.chains[key], variant.structures[key] = chains[key], structure
+            else:
+                network.notes.append(f"Chain '{default.chains[key].name}' is not tried as '{structure}': {reason}.")
+        if variant.chains:
+            network.variants.append(variant)
+            own = [call for chain in variant.chains.values() for call in chain.calls]
+            _find_kernels(network, variant, imported, timer, calls=own)
+    return network
+
+
+def _build(model: ir.Model, timer: Timer, records: Records, *, float16: bool) -> tuple[Program, ImportedGraph]:
+    """Builds a network with records; gives what it was made of too."""
     built: list[ImportedGraph] = []
 
     def emit(imported: ImportedGraph, compiled: Mapping[str, CompiledKernel], device: Device) -> bytes:
         built.append(imported)
         return build_objects(imported, compiled, device)
 
-    program, _ = build_program(model, device, threads=threads, float16=float16, emit=emit)
-    imported = built[-1]
-    inputs = sample_inputs(model, 0)
-    graph = before_grouping(fuse(model, float16=float16, keep_stages=True).stages)
-    network = _Network(model, program, inputs, [])
+    program, _ = build_program(model, timer.device, threads=timer.threads, float16=float16, emit=emit, records=records)
+    return program, built[-1]
+
+
+def _find_kernels(
+    network: _Network, variant: _Variant, imported: ImportedGraph, timer: Timer, *, calls: Iterable[int]
+) -> None:
+    """Finds the kernels of some calls that can be tuned and that no variant before has."""
+    program, known = variant.program, {kernel.workload.key for kernel in network.kernels}
     by_workload: dict[str, list[int]] = {}
-    for index, call in enumerate(program.calls):
-        by_workload.setdefault(call.workload, []).append(index)
-    with closing(timer.load(program, inputs)) as timed:
-        checker = KernelChecker(program, timed.runner, graph, inputs)
+    for index in calls:
+        by_workload.setdefault(program.calls[index].workload, []).append(index)
+    if by_workload.keys() <= known:
+        return
+    with closing(timer.load(program, network.inputs)) as timed:
+        checker = KernelChecker(program, timed.runner, network.graph, network.inputs)
     own = {kernel.name: kernel.workload for kernel in imported.graph.kernels}
-    for calls in by_workload.values():
-        call = program.calls[calls[0]]
+    for indices in by_workload.values():
+        call = program.calls[indices[0]]
         workload = own[call.name]
-        if not isinstance(workload, ConvWorkload | LinearWorkload):
+        if not isinstance(workload, ConvWorkload | LinearWorkload) or workload.key in known:
             continue
-        sources, targets = checker.cover(calls[0])
+        sources, targets = checker.cover(indices[0])
         if len(targets) != 1 or len(sources) != len(set(call.inputs)):
             network.notes.append(f"Kernel '{call.name}' keeps its default: it computes part of a node, which cannot be checked.")
             continue
-        declared = list_candidates(workload, device, threads)
+        declared = list_candidates(workload, timer.device, timer.threads)
         default = next(each for each in declared if (each.strategy.name, str(each.tile)) == (call.strategy, call.tile))
-        network.kernels.append(
+        variant.kernels.append(
             Tuned(
                 name=call.name,
                 workload=workload,
-                calls=tuple(calls),
+                calls=tuple(indices),
                 default=default.pick,
                 weights=imported.weights[call.name],
                 inputs=tuple(map(program.find_value, call.inputs)),
@@ -330,7 +411,6 @@ def _load(model: ir.Model, timer: Timer, *, float16: bool) -> _Network:
                 feed={source: checker.tensors[source] for source in sources},
             )
         )
-    return network
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +453,7 @@ class _Tuner:
         self._wrong: list[Wrong] = []
         self._history: list[tuple[int, float]] = []
         self._result: playoff.Result | None = None
+        self._standings: dict[str, playoff.Standing] = {}
         self._default_total = 0.0
         self._settled: Findings = database.read(self._conditions)
 
@@ -384,15 +465,22 @@ class _Tuner:
         on_progress: Callable[[Progress], None],
     ) -> None:
         """Searches until there is nothing to try or a limit is reached, and plays."""
-        open_kernels = [kernel for kernel in self._network.kernels if not self._is_settled(kernel)]
+        open_chains = {key for key in self._alternatives() if not self._is_chain_settled(key)}
+        waiting = {kernel.workload.key for key in open_chains for kernel in self._network.around(key)}
+        own = {kernel.workload.key for kernel in self._network.default.kernels}
+        open_kernels = [
+            kernel
+            for kernel in self._network.kernels
+            if kernel.workload.key in own | waiting and not self._is_settled(kernel)
+        ]
         for kernel in self._network.kernels:
             device = self._timer.device
             space = list_candidates(kernel.workload, device, self._timer.threads)
             self._spaces[kernel.workload.key] = {candidate.pick: candidate for candidate in space}
-        if not open_kernels:
+        if not open_kernels and not open_chains:
             self._network.notes.append("Nothing to do: every kernel has a record that holds here, and nothing is left to try.")
             return
-        self._begin(open_kernels)
+        self._begin(open_kernels, open_chains)
         until = None if deadline is None or seconds is None else deadline - PLAYOFF_SHARE * seconds
         self._search(_Limits(trials, until, time.monotonic()), on_progress)
         if not self._timed and self._trials:
@@ -401,6 +489,7 @@ class _Tuner:
             if any(each.queue for each in self._searches.values() if each.unverified is None):
                 raise InputError("No candidate was timed: no time or no trials were left. Give more with --seconds or --trials.")
         self._insist(lambda: self._play(deadline))
+        self._insist(lambda: self._play_structures(deadline, open_chains))
 
     def _insist(self, ask: Callable[[], None]) -> None:
         """Asks something of a board, again where that is lost meanwhile."""
@@ -424,16 +513,45 @@ class _Tuner:
         verdict = self._settled.verdicts.get(kernel.workload.key)
         return verdict is not None and verdict.finished
 
-    def _begin(self, kernels: Sequence[Tuned]) -> None:
+    def _alternatives(self) -> dict[str, list[Pick]]:
+        """The structures beside the default's, by chain."""
+        found: dict[str, list[Pick]] = {}
+        for variant in self._network.variants:
+            for key, structure in variant.structures.items():
+                found.setdefault(key, []).append(structure)
+        return found
+
+    def _is_chain_settled(self, key: str) -> bool:
+        """Whether the database has the last word on a chain's structure."""
+        return set(self._alternatives()[key]) <= self._settled.tried.get(key, set())
+
+    def _begin(self, kernels: Sequence[Tuned], chains: set[str]) -> None:
         """Finds out where the network's time goes, and queues candidates."""
-        times: list[float] = []
+        times: list[list[float]] = []
 
-        def profile() -> None:
-            with closing(self._timer.load(self._network.program, self._network.inputs)) as timed:
-                times[:] = [sorted(samples)[len(samples) // 2] for samples in timed.time_network(PROFILE_ROUNDS)]
+        def profile(variant: _Variant) -> None:
+            with closing(self._timer.load(variant.program, self._network.inputs)) as timed:
+                times.append([sorted(samples)[len(samples) // 2] for samples in timed.time_network(PROFILE_ROUNDS)])
 
-        self._insist(profile)
-        self._default_total = sum(times)
+        default = self._network.default
+        for variant in self._network.variants:
+            if variant is default or chains.intersection(variant.chains):
+                self._insist(partial(profile, variant))
+            else:
+                times.append([])
+        self._default_total = sum(times[0])
+        shares: dict[str, float] = {}
+        for variant, own in zip(self._network.variants, times, strict=True):
+            behind = {
+                call
+                for key, chain in variant.chains.items()
+                if own and _sum(own, chain.calls) > MOST_BEHIND * _sum(times[0], default.chains[key].calls)
+                for call in chain.calls
+            }
+            for kernel in variant.kernels:
+                if own and not behind.issuperset(kernel.calls):
+                    shares[kernel.workload.key] = _sum(own, kernel.calls)
+        kernels = [kernel for kernel in kernels if kernel.workload.key in shares]
         for kernel in kernels:
             key = kernel.workload.key
             space = self._spaces[key]
@@ -443,7 +561,7 @@ class _Tuner:
             candidates, evolves = list(space.values()), self._order == EVOLUTIONARY
             ordered = order(candidates, kernel.default, elsewhere, most_predicted=math.inf if evolves else MOST_PREDICTED)
             queue = [each for each in ordered if each.pick not in tried]
-            search = Search(kernel, space[kernel.default], queue, sum(times[call] for call in kernel.calls))
+            search = Search(kernel, space[kernel.default], queue, shares[key])
             search.verified = {pick: evidence.interval for pick, evidence in known.items() if pick in space}
             if evolves:
                 ratios = {pick: interval.ratio for pick, interval in search.verified.items()}
@@ -571,45 +689,116 @@ class _Tuner:
             seconds_left = min(seconds_left, max(limits.until - now, 0.0))
         return Progress(name, self._trials, left, seconds, seconds_left, self._default_total, self._current(), self._timer.unit)
 
-    def _load(self, records: Records) -> Timed:
+    def _load(self, records: Records) -> playoff.Team:
         """Builds and loads the network with candidates."""
-        device, threads = self._timer.device, self._timer.threads
-        program, _ = build_program(self._network.model, device, threads=threads, float16=self._float16, records=records)
-        return self._timer.load(program, self._network.inputs)
+        program, imported = _build(self._network.model, self._timer, records, float16=self._float16)
+        chains = {key: chain.calls for key, chain in find_chains(program, imported).items()}
+        return playoff.Team(self._timer.load(program, self._network.inputs), chains)
+
+    def _load_variant(self, variant: _Variant, records: Records) -> Timed:
+        """Builds and loads the network with the structures of a variant, and candidates."""
+        return self._load({**variant.structures, **records}).timed
+
+    def _tuned(self) -> dict[str, Pick]:
+        """What was found to be faster than the default until now, workloads and chains."""
+        own = {kernel.workload.key for kernel in self._network.kernels} | self._network.default.chains.keys()
+        return {key: verdict.pick for key, verdict in self._settled.verdicts.items() if verdict.tuned and key in own}
 
     def _play(self, deadline: float | None) -> None:
-        """Lets the best of each search play against the default, and writes the verdicts."""
-        searches = {key: each for key, each in self._searches.items() if each.verified}
-        leaders = {key: each.leaders(playoff.LEADERS) for key, each in searches.items()}
-        own = {kernel.workload.key for kernel in self._network.kernels}
-        settled = {key: each.pick for key, each in self._settled.verdicts.items() if each.tuned and key in own - set(searches)}
-        self._result = playoff.play(
+        """Lets the best of each search play against the default, in the networks that have it, and writes the verdicts."""
+        self._result = None
+        for variant in self._network.variants:
+            own = {kernel.workload.key: kernel.calls for kernel in variant.kernels}
+            searches = {key: each for key, each in self._searches.items() if each.verified and key in own}
+            if not searches and variant is not self._network.default:
+                continue
+            leaders = {key: each.leaders(playoff.LEADERS) for key, each in searches.items()}
+            result = playoff.play(
+                partial(self._load_variant, variant),
+                {key: picks for key, picks in leaders.items() if picks},
+                {key: own[key] for key in searches},
+                exact=self._timer.exact,
+                kept={key: pick for key, pick in self._tuned().items() if key in own.keys() - searches.keys()},
+                out_of_time=lambda: deadline is not None and time.monotonic() >= deadline,
+            )
+            self._result = self._result or result  # of the default, which is first
+            for key, standing in result.standings.items():
+                search = searches[key]
+                self._judge(key, standing, standing.pick or search.default.pick, finished=search.done)
+
+    def _judge(self, key: str, standing: playoff.Standing, pick: Pick, *, finished: bool) -> None:
+        """Writes a verdict."""
+        verdict = Verdict(
+            pick=pick,
+            record=self._settled.records[key][pick].record,
+            tuned=standing.pick is not None,
+            median=standing.median,
+            default_median=standing.default_median,
+            interval=standing.interval,
+            rounds=standing.rounds,
+            finished=finished,
+        )
+        self._database.add_verdict(self._conditions, key, verdict)
+        self._settled.verdicts[key] = verdict
+
+    def _play_structures(self, deadline: float | None, chains: set[str]) -> None:
+        """Lets other structures of chains play against the default's, all with the chosen kernels, and writes the verdicts."""
+        assert self._result is not None, "tiles have played"
+        known = self._network.default.chains.keys()
+        tuned = self._tuned()
+        tiles = {key: pick for key, pick in tuned.items() if key not in known}
+        kept = {key: pick for key, pick in tuned.items() if key in known and key not in chains}
+        sets = ({key: pick for key, pick in each.structures.items() if key in chains} for each in self._network.variants)
+        alternatives = [each for each in sets if each]
+        if not alternatives and not kept:
+            return
+        self._result = playoff.play_structures(
             self._load,
-            {key: picks for key, picks in leaders.items() if picks},
-            {key: each.kernel.calls for key, each in searches.items()},
+            self._result,
+            tiles,
+            alternatives,
+            self._verify_structure,
             exact=self._timer.exact,
-            kept=settled,
+            kept=kept,
             out_of_time=lambda: deadline is not None and time.monotonic() >= deadline,
         )
         for key, standing in self._result.standings.items():
-            search = searches[key]
-            pick = standing.pick or search.default.pick
-            verdict = Verdict(
-                pick=pick,
-                record=self._settled.records[key][pick].record,
-                tuned=standing.pick is not None,
-                median=standing.median,
-                default_median=standing.default_median,
-                interval=standing.interval,
-                rounds=standing.rounds,
-                finished=search.done,
-            )
-            self._database.add_verdict(self._conditions, key, verdict)
-            self._settled.verdicts[key] = verdict
+            around = self._network.around(key)
+            finished = all(self._is_settled(kernel) or kernel.workload.key not in self._searches for kernel in around)
+            default = self._network.default.chains[key].structure
+            if standing.pick is not None or (key in self._settled.verdicts and default in self._settled.records.get(key, {})):
+                self._judge(key, standing, standing.pick or default, finished=finished)
+            self._standings[key] = standing
+            if finished:
+                for structure in self._alternatives()[key]:
+                    self._database.add_tried(self._conditions, key, structure, standing.interval.ratio, None)
+                    self._settled.tried.setdefault(key, set()).add(structure)
+
+    def _verify_structure(self, team: playoff.Team, key: str, standing: playoff.Standing) -> bool:
+        """Verifies all kernels of a chain as they are in a network; a record has what was found."""
+        chain, timed = self._network.default.chains[key], team.timed
+        pick = standing.pick or chain.structure
+        checker = KernelChecker(timed.runner.program, timed.runner, self._network.graph, self._network.inputs)
+        checks = [check for call in team.chains[key] for check in checker.check(call)]
+        wrong = next((check for check in checks if check.status != "passed"), None)
+        if wrong is not None or not checks:
+            reason = f"wrong: {(wrong.reason or wrong.status) if wrong is not None else 'nothing of it could be checked'}"
+            self._wrong.append(Wrong(chain.name, pick, reason))
+            logger.warning("Chain '%s', candidate '%s': %s", chain.name, pick, reason)
+            return False
+        worst = max(check.worst_ratio or 0.0 for check in checks)
+        place, times = self._timer.place, (standing.median, standing.default_median)
+        evidence = Evidence(pick, -1, *times, standing.interval, standing.rounds, worst, place)
+        lines = spell_record(chain.workload, pick, standing.median, self._timer.device, self._timer.method, place)
+        self._settled.records.setdefault(key, {})[pick] = self._database.add_record(self._conditions, key, lines, evidence)
+        self.records += 1
+        return True
 
     def report(self, name: str, seconds: float) -> Tuning:
         """Gives what was found."""
-        kernels = [self._kernel_result(kernel) for kernel in self._network.kernels]
+        kernels = [self._kernel_result(kernel) for kernel in self._network.default.kernels]
+        default = self._network.default.chains
+        chains = [self._chain_result(key, default[key]) for key in self._alternatives()]
         result = self._result
         return Tuning(
             model=name,
@@ -628,6 +817,7 @@ class _Tuner:
             low=None if result is None else result.interval.low,
             high=None if result is None else result.interval.high,
             kernels=tuple(sorted((each for each in kernels if each is not None), key=lambda each: -each.default_time)),
+            structures=tuple(each for each in chains if each is not None),
             wrong=tuple(self._wrong),
             history=tuple(self._history),
             notes=tuple(self._network.notes),
@@ -654,3 +844,31 @@ class _Tuner:
             tried=len(self._settled.tried.get(key, ())),
             finished=verdict.finished,
         )
+
+    def _chain_result(self, key: str, chain: Chain) -> KernelResult | None:
+        """What was found for a chain, None where nothing was."""
+        found = self._standings.get(key) or self._settled.verdicts.get(key)
+        if found is None:
+            return None
+        verdict = self._settled.verdicts.get(key)
+        tuned = verdict is not None and verdict.tuned
+        return KernelResult(
+            name=chain.name,
+            calls=chain.count,
+            workload=key,
+            default=str(chain.structure),
+            chosen=str(verdict.pick if verdict is not None and tuned else chain.structure),
+            tuned=tuned,
+            default_time=found.default_median,
+            tuned_time=found.median,
+            low=found.interval.low,
+            high=found.interval.high,
+            space=1 + len(self._alternatives()[key]),
+            tried=len(self._settled.tried.get(key, ())),
+            finished=self._is_chain_settled(key),
+        )
+
+
+def _sum(times: Sequence[float], calls: Iterable[int]) -> float:
+    """Time of some calls."""
+    return sum(times[call] for call in calls)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sepwise.lowering import device, selection
-from sepwise.lowering.selection import Choice, Selector
+from sepwise.lowering.selection import Choice, Selector, spell_cut, structure_key
 from sepwise.lowering.strategies import CONV_STRATEGIES, LINEAR_STRATEGIES, PLAIN_STRATEGIES, strategies_for
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.workload import ConvWorkload, LinearWorkload, Stage
@@ -193,6 +193,32 @@ def test_a_whole_chain_stays_as_it_is(use: Use) -> None:
     use(FakeStrategy("only", {3: 1.0}))
     whole = chain(pointwise(8, 16), depthwise(16), pointwise(16, 8), residual=True)
     assert Selector(V3, 1).partition(whole) == [whole]
+
+
+def test_structures_are_what_strategies_compute(use: Use) -> None:
+    use(FakeStrategy("only", {1: 1.0, 2: 1.0}))
+    whole = chain(pointwise(8, 16), depthwise(16), pointwise(16, 8))
+    assert Selector(V3, 1).cuts(whole) == [(1, 2), (2, 1), (1, 1, 1)]
+    use(FakeStrategy("only", {1: 1.0, 3: 1.0}))
+    assert Selector(V3, 1).cuts(whole) == [(3,), (1, 1, 1)]
+
+
+@pytest.mark.parametrize("cut", [(1, 2), (2, 1), (1, 1, 1), (3,)])
+def test_a_record_decides_the_structure(use: Use, cut: tuple[int, ...]) -> None:
+    use(FakeStrategy("only", {1: 10.0, 2: 21.0, 3: 25.0}))
+    whole = chain(pointwise(8, 16), depthwise(16), pointwise(16, 8), residual=True)
+    found = Selector(V3, 1, {structure_key(whole): spell_cut(cut)}).partition(whole)
+    assert tuple(lengths(found)) == cut
+    assert [part.residual for part in found] == [False] * (len(cut) - 1) + [True]
+    assert structure_key(whole) == "chain" + whole.key.removeprefix("conv")
+
+
+def test_a_record_of_a_structure_that_nothing_computes_is_not_used(use: Use, caplog: pytest.LogCaptureFixture) -> None:
+    use(FakeStrategy("only", {1: 10.0}))
+    whole = chain(depthwise(16), pointwise(16, 8))
+    found = Selector(V3, 1, {structure_key(whole): spell_cut((2,))}).partition(whole)
+    assert lengths(found) == [1, 1]
+    assert "no strategies compute 'structure kernel0=2' of it any more; not used" in caplog.text
 
 
 def test_a_stage_that_nothing_computes_is_an_error(use: Use) -> None:

@@ -116,7 +116,7 @@ def _print(tuning: Tuning) -> None:
             f"{kernel.tried} of {kernel.space}",
             kernel.chosen if kernel.tuned else "default",
         ]
-        for kernel in tuning.kernels
+        for kernel in (*tuning.kernels, *tuning.structures)
     ]
     title = f"{tuning.model} on {tuning.target}, {tuning.threads} thread(s), {tuning.method} ({tuning.runner})"
     print_table(title, ["kernel", "calls", f"default {unit}", f"tuned {unit}", "ratio", "tried", "chosen"], rows)

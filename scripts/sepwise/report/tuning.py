@@ -89,12 +89,13 @@ def _kernels(tuning: Tuning) -> Markup | None:
         return None
     unit = _UNITS[tuning.unit]
     heads = ["Kernel", "Calls", "Default", "Tuned", "Tuned / default", "Tried", "Declared", "Chosen", "Default was"]
-    rows = [_row(kernel) for kernel in tuning.kernels]
+    rows = [_row(kernel) for kernel in (*tuning.kernels, *tuning.structures)]
     caption = f"Time in the network in {unit}, all calls of a kernel together: above the default's, below what was chosen."
+    chains = element("p", "Behind the kernels are chains, by how many of their stages each kernel computes.")
     plot = scrolling(_bar_plot(tuning.kernels, unit=unit), "Plot of time by kernel")
     figure = element("figure", plot, element("figcaption", caption))
     table = scrolling(grid(heads, rows, "Kernels", numeric=_NUMERIC), "Table of kernels")
-    return section("kernels", "Kernels, before and after", figure, table)
+    return section("kernels", "Kernels, before and after", figure, chains if tuning.structures else None, table)
 
 
 def _row(kernel: KernelResult) -> Markup:

@@ -9,6 +9,7 @@ from tvm import s_tir
 from tvm.s_tir.meta_schedule.database import JSONDatabase
 
 from sepwise.lowering import device
+from sepwise.lowering.selection import spell_cut, structure_key
 from sepwise.lowering.tuning.database import RECORDS, Database, Evidence, find_conditions
 from sepwise.lowering.tuning.intervals import Interval
 from sepwise.lowering.tuning.metaschedule import plain_function, spell_record
@@ -69,3 +70,26 @@ def test_the_trace_says_which_candidate(tmp_path: Path) -> None:
     assert list(found) == [candidate.pick for candidate in candidates]
     for line in (own.folder / RECORDS).read_text().splitlines():
         assert json.loads(line)[0] == 0
+
+
+def test_the_record_of_a_chain_says_its_structure(tmp_path: Path) -> None:
+    own = Database(tmp_path, A72)
+    own.create()
+    conditions = find_conditions(A72, 1, "measured")
+    expand = Stage(12, 8, 1, (1, 1), (1, 1), (0, 0), (0, 0), (1, 1))
+    chains = [WORKLOADS["chain"], ConvWorkload(1, (7, 7), (expand, DEPTHWISE, POINTWISE), True, None, 4, 4)]
+    for workload, cut in zip(chains, [(1, 1), (1, 2)], strict=True):
+        pick = spell_cut(cut)
+        evidence = Evidence(pick, -1, 3000.0, 3300.0, Interval(0.9, 0.9, 0.9), 8, 0.1, "native")
+        own.add_record(conditions, structure_key(workload), spell_record(workload, pick, 3e3, A72, "measured", "native"), evidence)
+    found = own.read(conditions).records
+    assert [list(found[structure_key(workload)]) for workload in chains] == [[spell_cut((1, 1))], [spell_cut((1, 2))]]
+    loaded = JSONDatabase(work_dir=str(own.folder), allow_missing=False)
+    assert len(loaded) == 2
+    module = tvm.IRModule({"main": plain_function(chains[1])})
+    (record,) = loaded.get_top_k(loaded.commit_workload(module), 5)
+    schedule = s_tir.Schedule(module)
+    record.trace.apply_to_schedule(schedule, remove_postproc=False)
+    said = schedule.get(schedule.get_sblock("root")).annotations
+    assert str(said["sepwise.strategy"]) == "structure"
+    assert (int(said["sepwise.tile.kernel0"]), int(said["sepwise.tile.kernel1"])) == (1, 2)

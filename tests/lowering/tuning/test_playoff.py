@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sepwise.lowering.selection import Pick, Records
-from sepwise.lowering.tuning.playoff import Result, play
+from sepwise.lowering.tuning.intervals import Interval
+from sepwise.lowering.tuning.playoff import Result, Standing, Team, play, play_structures
 
 A, B = (Pick(name, ()) for name in "ab")
 CALLS = {"first": (0, 2), "second": (1,)}
@@ -97,3 +98,92 @@ def test_without_leaders_the_default_is_timed() -> None:
     result = run({}, {})
     assert all(standing.pick is None for standing in result.standings.values())
     assert result.standings["second"].median == pytest.approx(20, rel=0.02)
+
+
+# Structures -------------------------------------------------------------------------------------------------------------
+
+CHAIN, OTHER = "chain/a", "chain/b"
+BEFORE = Result({}, Interval(0.9, 0.9, 0.9), 40.5, 45.0)
+
+
+def team(records: Records, factors: Mapping[tuple[str, Pick], float], extra: float, rng: np.random.Generator) -> Team:
+    """A network whose chain has one call of 20 by default, another chain one of 20, and something else 5: cut, each has two."""
+    times: list[float] = [5.0]
+    chains: dict[str, tuple[int, ...]] = {}
+    for key in (CHAIN, OTHER):
+        if key in records:
+            chains[key] = (len(times), len(times) + 1)
+            times += [10.0 * factors[key, records[key]]] * 2
+        else:
+            chains[key] = (len(times),)
+            times.append(20.0)
+    times[0] += extra if len(records) > 1 else 0.0
+    scripted = Scripted({}, {}, rng, 0.0)
+    scripted.times = times
+    return Team(scripted, chains)
+
+
+def run_structures(
+    factors: Mapping[tuple[str, Pick], float],
+    alternatives: list[Records],
+    *,
+    extra: float = 0.0,
+    kept: Records | None = None,
+    wrong: tuple[Pick, ...] = (),
+) -> tuple[Result, list[tuple[str, Pick | None]]]:
+    rng, loaded, verified = np.random.default_rng(0), [], []
+
+    def load(records: Records) -> Team:
+        loaded.append(team(records, factors, extra, rng))
+        return loaded[-1]
+
+    def verify(found: Team, key: str, standing: Standing) -> bool:
+        assert len(found.chains[key]) == (1 if standing.pick is None else 2)
+        verified.append((key, standing.pick))
+        return standing.pick not in wrong
+
+    result = play_structures(load, BEFORE, {}, alternatives, verify, exact=False, kept=kept)
+    assert all(each.timed.closed for each in loaded)
+    return result, verified
+
+
+def test_a_structure_that_is_faster_is_verified_and_chosen() -> None:
+    result, verified = run_structures({(CHAIN, A): 0.7, (OTHER, A): 1.2}, [{CHAIN: A, OTHER: A}])
+    assert {key: standing.pick for key, standing in result.standings.items()} == {CHAIN: A, OTHER: None}
+    assert result.standings[CHAIN].median == pytest.approx(14, rel=0.02)
+    assert result.standings[CHAIN].default_median == pytest.approx(20, rel=0.02)
+    assert verified == [(CHAIN, A), (CHAIN, None)]
+    assert result.median == pytest.approx(14 + 20 + 5, rel=0.02)
+    assert result.default_median == pytest.approx(45, rel=0.02)
+
+
+def test_of_several_structures_the_fastest_that_is_right_is_chosen() -> None:
+    factors = {(CHAIN, A): 0.6, (CHAIN, B): 0.8}
+    assert run_structures(factors, [{CHAIN: B}, {CHAIN: A}])[0].standings[CHAIN].pick == A
+    result, verified = run_structures(factors, [{CHAIN: B}, {CHAIN: A}], wrong=(A,))
+    assert result.standings[CHAIN].pick == B
+    assert [pick for _, pick in verified] == [A, B, None]
+    result, _ = run_structures(factors, [{CHAIN: B}, {CHAIN: A}], wrong=(A, B))
+    assert result.standings[CHAIN].pick is None
+    assert (result.interval, result.median, result.default_median) == (BEFORE.interval, BEFORE.median, BEFORE.default_median)
+
+
+def test_a_default_that_is_wrong_is_no_measure() -> None:
+    result, _ = run_structures({(CHAIN, A): 0.6}, [{CHAIN: A}], wrong=(None,))  # type: ignore[arg-type]
+    assert result.standings[CHAIN].pick is None
+
+
+def test_structures_stay_where_the_whole_is_slower() -> None:
+    result, _ = run_structures({(CHAIN, A): 0.9, (OTHER, A): 0.9}, [{CHAIN: A, OTHER: A}], extra=30.0)
+    assert result.standings == {
+        key: Standing(None, standing.interval, standing.default_median, standing.default_median, standing.rounds)
+        for key, standing in result.standings.items()
+    }
+    assert result.median == BEFORE.median
+
+
+def test_structures_that_were_settled_before_count_for_the_whole() -> None:
+    result, verified = run_structures({(OTHER, B): 0.5}, [], kept={OTHER: B})
+    assert not result.standings
+    assert not verified
+    assert result.median == pytest.approx(20 + 10 + 5, rel=0.02)

@@ -343,6 +343,114 @@ def test_records_of_the_same_device_are_taken_over(
     assert second.notes[0] == f"{first.records} records were taken over."
 
 
+# Structures of chains ---------------------------------------------------------------------------------------------------
+
+CHAIN_TEXT = """<ir_version: 10, opset_import: ["" : 18]>
+chain (float[1,32,12,12] x) => (float[1,48,12,12] y)
+<float[32,1,3,3] d, float[48,32,1,1] p>
+{
+  [dw] a = Conv <group = 32, pads = [1,1,1,1]> (x, d)
+  [act] r = Relu (a)
+  [pw] y = Conv (r, p)
+}
+"""
+
+
+@pytest.fixture
+def chained(network: Callable[[str], ir.Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tuning]:
+    """Tunes a chain, in which kernels take what a function of the strategy says."""
+    path = tmp_path / "chain.onnx"
+    onnx.save(ir.to_proto(network(CHAIN_TEXT)), path)
+
+    def tuned(times: Times, **options: Any) -> Tuning:
+        monkeypatch.setattr(tuning, "open_timer", lambda *_: ScriptedTimer(times))
+        return tune(path, tmp_path / "db", **options)
+
+    return tuned
+
+
+def cut_of(path: Path, records: Any = None) -> list[str]:
+    """The strategies of a chain's kernels."""
+    program, _ = build_program(load_model(path), HOST, records=records)
+    return [call.strategy for call in program.calls if call.strategy != "generic"]
+
+
+FUSED = "depthwise+pointwise"
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_faster_structure_is_recorded_and_replayed(chained: Callable[..., Tuning], tmp_path: Path, fused: bool) -> None:
+    """Whichever structure the prediction takes, the one that is faster is found, verified, kept and used."""
+    path = tmp_path / "chain.onnx"
+
+    def times(strategy: str, tile: str) -> float:
+        return 100.0 if (strategy == FUSED) == fused else 400.0
+
+    result = chained(times)
+    (structure,) = result.structures
+    by_default = cut_of(path)
+    assert structure.default == f"structure {'kernel0=2' if by_default == [FUSED] else 'kernel0=1 kernel1=1'}"
+    assert structure.chosen == f"structure {'kernel0=2' if fused else 'kernel0=1 kernel1=1'}"
+    assert structure.tuned == (structure.chosen != structure.default)
+    assert (structure.calls, structure.space, structure.tried, structure.finished) == (1, 2, 1, True)
+    records = read_records(tmp_path / "db", HOST, 1)
+    assert (cut_of(path, records) == [FUSED]) == fused
+    assert verify_model(load_model(path), HOST, records=records).passed
+    if structure.tuned:
+        verdict = next(line for line in evidence(result, "verdict") if line["workload"] == structure.workload)
+        assert verdict["strategy"] == "structure"
+        verified = {str(line["sizes"]) for line in evidence(result, "record") if line["workload"] == structure.workload}
+        assert len(verified) == 2  # with what it is compared with
+        assert structure.tuned_time < structure.default_time
+        assert result.tuned_time is not None
+        assert result.tuned_time < result.default_time
+    again = chained(lambda *_: pytest.fail("timed"))
+    assert again.trials == again.records == 0
+    assert again.notes == ("Nothing to do: every kernel has a record that holds here, and nothing is left to try.",)
+    assert (cut_of(path, read_records(tmp_path / "db", HOST, 1)) == [FUSED]) == fused
+
+
+def test_kernels_of_a_structure_far_behind_are_not_tuned(chained: Callable[..., Tuning], tmp_path: Path) -> None:
+    by_default = cut_of(tmp_path / "chain.onnx")
+    chained(lambda strategy, _: 10.0 if strategy in by_default else 1000.0)
+    (folder,) = (tmp_path / "db").iterdir()
+    lines = [json.loads(line) for line in (folder / EVIDENCE).read_text().splitlines()]
+    stages = {len(by_default): "|" in line["workload"] for line in lines if line["workload"].startswith("conv")}
+    assert stages == {len(by_default): by_default == [FUSED]}
+
+
+def test_a_structure_with_a_wrong_kernel_is_never_recorded(
+    chained: Callable[..., Tuning], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_default = cut_of(tmp_path / "chain.onnx")
+    checked = tuning.KernelChecker.check
+
+    def check(checker: Any, index: int) -> Any:
+        found = checked(checker, index)
+        if checker.program.calls[index].strategy in by_default:
+            return found
+        return [replace(each, status="failed", reason="off by 7") for each in found]
+
+    monkeypatch.setattr(tuning.KernelChecker, "check", check)
+    result = chained(lambda strategy, _: 100.0 if strategy in by_default else 10.0)
+    (structure,) = result.structures
+    assert not structure.tuned
+    assert structure.chosen == structure.default
+    assert [each.reason for each in result.wrong if each.pick.strategy == "structure"] == ["wrong: off by 7"]
+    assert not [line for line in evidence(result, "record") if line["workload"].startswith("chain")]
+    assert "structure" not in (Path(result.database) / RECORDS).read_text()
+
+
+def test_a_structure_that_was_faster_and_is_not_any_more_is_taken_back(chained: Callable[..., Tuning], tmp_path: Path) -> None:
+    by_default = cut_of(tmp_path / "chain.onnx")
+    first = chained(lambda strategy, _: 100.0 if strategy in by_default else 20.0, trials=BATCH)
+    assert [each.tuned for each in first.structures] == [True]
+    assert not first.structures[0].finished
+    second = chained(lambda strategy, _: 100.0 if strategy in by_default else 110.0, trials=BATCH)
+    assert [each.tuned for each in second.structures] == [False]
+    assert cut_of(tmp_path / "chain.onnx", read_records(tmp_path / "db", HOST, 1)) == by_default
+
+
 # On boards --------------------------------------------------------------------------------------------------------------
 
 

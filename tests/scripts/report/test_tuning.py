@@ -15,7 +15,7 @@ from sepwise.report.tuning import render_tuning
 KERNEL = KernelResult("k<0>", 2, "conv/a", "dense rows=1", "dense rows=2", True, 200.0, 150.0, 0.74, 0.76, 380, 24, True)
 TUNING = Tuning(
     "net", "host", "measured", "predicted", "native", "us", 1, "db", 43, 3, 12.5, 260.0, 210.0, 0.8, 0.82,
-    (KERNEL,), (), ((0, 260.0), (8, 210.0)), (),
+    (KERNEL,), (), (), ((0, 260.0), (8, 210.0)), (),
 )  # fmt: skip
 MADE = Provenance("sepwise tune net", "host (a cpu, native)", datetime(2026, 11, 22, tzinfo=UTC), {"sepwise": "1.0"}, "Linux")
 
