@@ -1,12 +1,20 @@
 """What may be tried: the tiles that strategies declare, and in which order."""
 
+import math
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
+from sepwise import models
 from sepwise.lowering import device
+from sepwise.lowering.importer import import_graph
+from sepwise.lowering.layout import assign_layouts
 from sepwise.lowering.selection import Pick, Selector, find_tile
 from sepwise.lowering.strategies import strategies_for
 from sepwise.lowering.tuning.space import MOST_PREDICTED, list_candidates, order
 from sepwise.lowering.workload import ConvWorkload, LinearWorkload, Stage
+from sepwise.passes import canonicalize, fuse, load_model
 
 V3 = device.get("x86-64-v3")
 KINDS = {
@@ -66,3 +74,39 @@ def test_what_was_good_elsewhere_is_tried_first_however_it_is_predicted() -> Non
     queue = order(found, found[0].pick, [worst, Pick("no such", ()), found[0].pick])
     assert queue[0].pick == worst
     assert found[0].pick not in {each.pick for each in queue}
+
+
+def count_candidates(path: Path, target: device.Device) -> dict[ConvWorkload, int]:
+    """The candidates of each convolution workload of a network as it is compiled."""
+    canonical = canonicalize(load_model(path))
+    names = {str(node.name): str(node.outputs[0].name) for node in canonical.graph if node.name}
+    selector = Selector(target, 1)
+    imported = import_graph(fuse(canonical).model, target, selector, value_names=names)
+    assign_layouts(imported.graph, imported.views, selector)
+    workloads = {kernel.workload for kernel in imported.graph.kernels if isinstance(kernel.workload, ConvWorkload)}
+    return {workload: len(list_candidates(workload, target, 1)) for workload in workloads}
+
+
+def require_choice(path: Path, target: device.Device) -> None:
+    """Asserts that there are 20 candidates, but where there is one pixel, and so no choice of rows and pixels."""
+    counts = count_candidates(path, target)
+    assert counts
+    few = {workload.key: count for workload, count in counts.items() if count < 20 and math.prod(workload.spatials[-1]) > 1}
+    assert not few
+    assert min(counts.values()) >= 2
+
+
+TARGETS = ("host", "cortex-a55", "cortex-a72")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", ["separable_block", "ds_cnn", "tcn_1d", "x3d_block"])
+def test_every_convolution_has_a_choice(zoo_file: Callable[..., Path], name: str, target: str) -> None:
+    require_choice(zoo_file(name), device.get(target))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", models.names())
+def test_every_convolution_of_the_zoo_has_a_choice(zoo_file: Callable[..., Path], name: str, target: str) -> None:
+    require_choice(zoo_file(name), device.get(target))
