@@ -33,7 +33,7 @@ from sepwise.lowering.selection import Pick
 from sepwise.lowering.strategies.base import Implementation
 from sepwise.lowering.strategies.pointwise import PointwiseStrategy
 from sepwise.lowering.trials import Step
-from sepwise.lowering.tuning import timing, trial
+from sepwise.lowering.tuning import search, timing, trial
 from sepwise.lowering.tuning import tune as tuning
 from sepwise.lowering.tuning.database import EVIDENCE, RECORDS, Database, Verdict, find_conditions, read_records
 from sepwise.lowering.tuning.intervals import Interval
@@ -346,10 +346,10 @@ def test_records_of_the_same_device_are_taken_over(
 # Structures of chains ---------------------------------------------------------------------------------------------------
 
 CHAIN_TEXT = """<ir_version: 10, opset_import: ["" : 18]>
-chain (float[1,32,12,12] x) => (float[1,48,12,12] y)
-<float[32,1,3,3] d, float[48,32,1,1] p>
+chain (float[1,16,7,7] x) => (float[1,16,7,7] y)
+<float[16,1,3,3] d, float[16,16,1,1] p>
 {
-  [dw] a = Conv <group = 32, pads = [1,1,1,1]> (x, d)
+  [dw] a = Conv <group = 16, pads = [1,1,1,1]> (x, d)
   [act] r = Relu (a)
   [pw] y = Conv (r, p)
 }
@@ -358,9 +358,11 @@ chain (float[1,32,12,12] x) => (float[1,48,12,12] y)
 
 @pytest.fixture
 def chained(network: Callable[[str], ir.Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tuning]:
-    """Tunes a chain, in which kernels take what a function of the strategy says."""
+    """Tunes a chain, in which kernels take what a function of the strategy says; few candidates are tried of each."""
     path = tmp_path / "chain.onnx"
     onnx.save(ir.to_proto(network(CHAIN_TEXT)), path)
+    monkeypatch.setattr(search, "BATCH", 2)
+    monkeypatch.setattr(search, "PATIENCE", 1)
 
     def tuned(times: Times, **options: Any) -> Tuning:
         monkeypatch.setattr(tuning, "open_timer", lambda *_: ScriptedTimer(times))
@@ -443,10 +445,10 @@ def test_a_structure_with_a_wrong_kernel_is_never_recorded(
 
 def test_a_structure_that_was_faster_and_is_not_any_more_is_taken_back(chained: Callable[..., Tuning], tmp_path: Path) -> None:
     by_default = cut_of(tmp_path / "chain.onnx")
-    first = chained(lambda strategy, _: 100.0 if strategy in by_default else 20.0, trials=BATCH)
+    first = chained(lambda strategy, _: 100.0 if strategy in by_default else 20.0, trials=1)
     assert [each.tuned for each in first.structures] == [True]
     assert not first.structures[0].finished
-    second = chained(lambda strategy, _: 100.0 if strategy in by_default else 110.0, trials=BATCH)
+    second = chained(lambda strategy, _: 100.0 if strategy in by_default else 110.0, trials=1)
     assert [each.tuned for each in second.structures] == [False]
     assert cut_of(tmp_path / "chain.onnx", read_records(tmp_path / "db", HOST, 1)) == by_default
 
