@@ -313,7 +313,7 @@ def tune(
             network.notes.append(f"{merged} records were taken over.")
         tuner = _Tuner(network, own, timers, roots=[Path(database), *map(Path, others)], float16=float16, order=search)
         try:
-            tuner.run(trials, None if seconds is None else started + seconds, seconds, on_progress)
+            tuner.run(trials, None if seconds is None else time.monotonic() + seconds, seconds, on_progress)
         except BoardError as error:
             kept = f"{tuner.records} records of this run are kept in {own.folder}; the same command goes on from there."
             raise BoardError(f"{error} {kept}") from error
