@@ -33,6 +33,7 @@ from sepwise.lowering.prefetch import prefetch_next
 from sepwise.lowering.quotients import ascend_quotients
 from sepwise.lowering.scalable import widen_loops
 from sepwise.lowering.symbols import undefined_symbols
+from sepwise.lowering.tile_loads import separate_tiles
 from sepwise.lowering.tiling import TASK_LOOP
 from sepwise.lowering.vector_math import replace_math
 from sepwise.lowering.width_loads import load_along_width
@@ -141,6 +142,8 @@ def lower_kernel(function: tirx.PrimFunc, symbol: str, device: Device) -> Compil
     lowered = lowered.with_body(_hide_moves(lowered.body))
     if device.scalable_bytes:
         lowered = widen_loops(lowered)
+    if device.isa == "x86":
+        lowered = separate_tiles(order_by_input(lowered), device.vector_registers)
     if device.multiplies_by_lane:
         lowered = prefetch_next(order_by_input(load_lanes_together(clamp_by_minimum(lowered))))
         lowered = load_by_streams(lowered, device.vector_registers, repeated=repeats_iterations(device))
