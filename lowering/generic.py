@@ -27,6 +27,7 @@ from sepwise.lowering.generic_schedule import CONSTANT_SLACK, schedule
 from sepwise.lowering.graph import Kernel, Layout, TensorType
 from sepwise.lowering.legalization import LEGALIZE
 from sepwise.lowering.relayout import identity
+from sepwise.lowering.tile_loads import APART
 from sepwise.lowering.vector_math import activation
 from sepwise.passes import layer_costs, read_activation
 from sepwise.passes.chains import family
@@ -330,7 +331,7 @@ def library_calls(function: tirx.PrimFunc) -> list[str]:
             name = str(_intrinsic_name(int(call.args[0])))
         elif name in ("tirx.call_extern", "tirx.call_pure_extern"):
             name = call.args[0].value
-            if name != HIDDEN:
+            if name not in (APART, HIDDEN):
                 found[name] = None
         if name.rpartition(".")[2] in LIBRARY_FUNCTIONS and name.startswith(("llvm.", "tirx.")):
             found[name] = None

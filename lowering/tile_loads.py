@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
     Expr = Any  # tvm has no type stubs
 
-__all__ = ["separate_tiles"]
+__all__ = ["APART", "separate_tiles"]
 
 APART: Final = "sepwise_apart"
+"""A function that gives 0, in no way that LLVM knows of; inlined, it is one instruction."""
 
 _APART_CODE: Final = f"""
 define i64 @{APART}() {{
@@ -84,15 +85,16 @@ def separate_tiles(function: tirx.PrimFunc, registers: int) -> tirx.PrimFunc:
 
 
 def _accumulated(body: tirx.Stmt) -> list[tuple[Expr, int]]:
-    """The registers that statements accumulate vectors in, with how many vectors they are."""
+    """The registers that vectors of products are accumulated in, with how many vectors they are."""
     found: list[tuple[Expr, int]] = []
 
     def on_sum(store: tirx.BufferStore) -> None:
         total, buffer = store.value, store.buffer
-        if buffer.scope() != "local" or not isinstance(total, tirx.Add) or not isinstance(total.a, TensorLoad):
+        if buffer.scope() != "local" or not (isinstance(total, tirx.Add) and isinstance(total.b, tirx.Mul)):
             return
         lanes = int(total.ty.dtype.lanes)
-        if lanes > 1 and total.a.source.same_as(buffer) and not _among(buffer, [known for known, _ in found]):
+        summed = isinstance(total.a, TensorLoad) and total.a.source.same_as(buffer)
+        if lanes > 1 and summed and not _among(buffer, [known for known, _ in found]):
             found.append((buffer, math.prod(map(int, buffer.ty.shape)) // lanes))
 
     tvm_ffi.structural_walk(body, (tirx.BufferStore, on_sum))

@@ -106,3 +106,13 @@ def test_a_function_without_accumulators_stays() -> None:
 def test_a_tile_whose_vectors_all_fit_stays() -> None:
     before = function(*tile(add(0, 0), add(LANES, LANES)))
     assert separate_tiles(before, REGISTERS).same_as(before)
+
+
+def test_sums_that_multiply_nothing_stay() -> None:
+    place = ramp(0)
+    sums = [
+        tirx.BufferStore(TOTAL, tirx.BufferLoad(TOTAL, [place]) + tirx.BufferLoad(X, [ramp(step * LANES)]), [place])
+        for step in range(REGISTERS)
+    ]
+    before = function(*tile(*sums))
+    assert separate_tiles(before, REGISTERS).same_as(before)
