@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["targets"]
 
+_WIDTH = 240
+"""Characters in which each target has one line, as grep wants it."""
+
 
 def targets(as_json: AsJson = False) -> None:
     """List what --target can name."""
@@ -22,7 +25,8 @@ def targets(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"targets": [target.to_json() for target in found]})
         return
-    print_table("Targets", list(_COLUMNS), [[spell(target) for spell in _COLUMNS.values()] for target in found])
+    rows = [[spell(target) for spell in _COLUMNS.values()] for target in found]
+    print_table("Targets", list(_COLUMNS), rows, width=_WIDTH)
     lacking: dict[tuple[str, str, str | None], list[str]] = {}
     for target in found:
         if target.missing:
