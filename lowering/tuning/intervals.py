@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["LEAST_GAIN", "Interval", "compare"]
+__all__ = ["Interval", "compare"]
 
 DOUBT = 0.01
 """Probability that an interval misses the median."""
@@ -27,6 +27,9 @@ DOUBT = 0.01
 LEAST_GAIN = 0.02
 """Differences below are not believed, however surely they are measured: an interval holds for one load of the code,
 and where code and data lie changes with the next one."""
+
+LEAST_ESTIMATED_GAIN = 0.005
+"""The same of estimates: they do not see where code lies, but modelled caches see where data lies, a few thousandths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +40,28 @@ class Interval:
         ratio: Median over the rounds.
         low: The median is surely no less.
         high: The median is surely no more.
+        least_gain: Of a difference that is believed.
     """
 
     ratio: float
     low: float
     high: float
+    least_gain: float = LEAST_GAIN
 
     @property
     def faster(self) -> bool:
         """Whether the first kernel is faster beyond the noise."""
-        return self.high < 1 - LEAST_GAIN
+        return self.high < 1 - self.least_gain
 
     @property
     def undecided(self) -> bool:
         """Whether more samples may tell."""
-        return self.low < 1 - LEAST_GAIN <= self.high
+        return self.low < 1 - self.least_gain <= self.high
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether more samples may show that the first is faster, and those that there are say so."""
+        return max(self.low, self.ratio) < 1 - self.least_gain
 
 
 def compare(ours: Sequence[float], theirs: Sequence[float], *, exact: bool = False) -> Interval:
@@ -68,7 +78,7 @@ def compare(ours: Sequence[float], theirs: Sequence[float], *, exact: bool = Fal
     ratios = sorted(one / other for one, other in zip(ours, theirs, strict=True))
     ratio = statistics.median(ratios)
     if exact:
-        return Interval(ratio, ratio, ratio)
+        return Interval(ratio, ratio, ratio, LEAST_ESTIMATED_GAIN)
     rank = _rank(len(ratios))
     if rank == 0:
         return Interval(ratio, 0.0, math.inf)

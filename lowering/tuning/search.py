@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sepwise.lowering.remote import BoardError
 from sepwise.lowering.tuning.database import Evidence
-from sepwise.lowering.tuning.intervals import LEAST_GAIN, compare
+from sepwise.lowering.tuning.intervals import compare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -254,8 +254,7 @@ class Search:
             whole, late = (compare(samples[pick][start:], samples[self.best][start:], exact=exact) for start in (0, -rounds))
             won = confirmed and whole.faster and late.faster
             rounds, confirmed = len(samples[pick]), True
-            hopeful = whole.low < 1 - LEAST_GAIN and whole.ratio < 1 - LEAST_GAIN and not exact
-            if won or not hopeful or rounds >= MOST_ROUNDS or sum(map(sum, samples.values())) >= LONGEST_US:
+            if won or exact or not whole.hopeful or rounds >= MOST_ROUNDS or sum(map(sum, samples.values())) >= LONGEST_US:
                 return won, whole.ratio, samples
 
     def _verify(self, settled: Settled, samples: Mapping[Pick, list[float]], check: Check, bench: Bench) -> Settled:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from sepwise.lowering.tuning.intervals import DOUBT, LEAST_GAIN, Interval, compare
+from sepwise.lowering.tuning.intervals import DOUBT, LEAST_ESTIMATED_GAIN, LEAST_GAIN, Interval, compare
 
 
 def test_it_misses_the_median_as_seldom_as_it_claims() -> None:
@@ -45,7 +45,7 @@ def test_eight_samples_are_the_fewest() -> None:
 
 
 def test_a_computed_time_needs_one_sample() -> None:
-    assert compare([3.0], [4.0], exact=True) == Interval(0.75, 0.75, 0.75)
+    assert compare([3.0], [4.0], exact=True) == Interval(0.75, 0.75, 0.75, LEAST_ESTIMATED_GAIN)
 
 
 def test_small_gains_are_not_believed() -> None:
@@ -53,3 +53,6 @@ def test_small_gains_are_not_believed() -> None:
     found = compare([gain] * 100, [1.0] * 100)
     assert not found.faster
     assert not found.undecided
+    assert not found.hopeful
+    assert compare([gain], [1.0], exact=True).faster
+    assert not compare([1 - LEAST_ESTIMATED_GAIN / 2], [1.0], exact=True).faster
