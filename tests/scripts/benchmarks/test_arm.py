@@ -117,11 +117,14 @@ def test_peers_run_with_the_vectors_that_ours_do(
     assert (f"sve-default-vector-length={device.scalable_bytes}" in option) == bool(device.scalable_bytes)
 
 
-@pytest.mark.parametrize(("name", "known"), [("neoverse-v1", False), ("a64fx", False), ("cortex-a72", True)])
+@pytest.mark.parametrize(
+    ("name", "scalable", "known"),
+    [("neoverse-v1", True, False), ("a64fx", True, False), ("neoverse-v1", False, True), ("cortex-a72", False, True)],
+)
 def test_no_cycles_are_estimated_of_loads_that_are_not_seen(
-    name: str, known: bool, arm: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, scalable: bool, known: bool, arm: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    executed = SimpleNamespace(instructions=7)
+    executed = SimpleNamespace(instructions=7, scalable=scalable)
     monkeypatch.setattr(arm, "convert", lambda *_: tmp_path)
     monkeypatch.setattr(arm, "run_guest", lambda *_: (executed, None, "1.2"))
     monkeypatch.setattr(arm.estimate, "missing", lambda _: None)
