@@ -196,7 +196,7 @@ def micro_kernel_cycles(
         (fmas + others) / device.issue_width,
         device.fma_latency_cycles,
     )
-    if device.multiplies_by_lane and not alone:
+    if not alone:
         step += LOST_SHARE * others / device.issue_width
     return reduction * step + fmas * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
 

@@ -19,7 +19,7 @@ def test_the_example_prints_what_the_page_says() -> None:
 
 
 def test_the_numbers_of_the_example_follow_from_the_facts() -> None:
-    tile = 96 * max(9 / 2, 6 / 2, 16.5 / 4, 5) + 2 * 9 + 12
+    tile = 96 * (max(9 / 2, 6 / 2, 16.5 / 4, 5) + 7.5 / 4) + 2 * 9 + 12
     pointwise = 1046 * tile + 4 * 96 * 56 * 56 / 14 / 2 + 20
     rows, weights = 4 * 96 * 8 * 56, 4 * 96 * 24
     dense = 7 * (8 * 19 * tile + (rows + weights) / 25 / 2 + 20)
