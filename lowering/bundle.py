@@ -77,10 +77,11 @@ _PYTHON_CACHE = "__pycache__"
 _DISCARD = "SECTIONS { /DISCARD/ : { *(.debug*) *(.comment) *(.llvm_addrsig) } }\n"
 """The linker's script: what nothing that runs needs is left out (`--strip-debug` does nothing to relocatable objects)."""
 
-_HUGE_PAGES = """
+_FIRST_RUN = """
 
-What the first run takes longer than later ones is mostly the system's clearing of the arena's pages. Where that counts, allocate
-the arena at a multiple of 2 MiB, and ask for huge pages with `madvise(arena, bytes, MADV_HUGEPAGE)` before the first run."""
+What the first run takes longer than later ones is mostly the system's clearing of the arena's pages and its mapping of the
+weights'. Where that counts, under Linux, allocate the arena at a multiple of 2 MiB, and ask for huge pages with `madvise(arena,
+bytes, MADV_HUGEPAGE)` before the first run; and map the weights at once, with {populate}."""
 
 _C_TYPES = {
     "bool": "uint8_t",
@@ -526,7 +527,7 @@ class _Writer:
         linked = build / f"{self._name}.o"
         (build / "discard.ld").write_text(_DISCARD)
         run_zig("ld.lld", "-r", "-T", build / "discard.ld", "-o", linked, kernels, compiled)
-        public = {f"{self._name}_{function}" for function in ("run", "run_with", "check_weights")}
+        public = {f"{self._name}_{function}" for function in ("run", "run_with", "check_weights", "weights")}
         code = hide_symbols(linked.read_bytes(), public, f"{self._name}_internal_")
         if needed := undefined_symbols(code):
             raise SepwiseError(f"Bundle '{self._name}': its code needs {', '.join(needed)}, which the target may not have.")
@@ -584,7 +585,7 @@ class _Writer:
             "example_outputs": ", ".join(f".{tensor.field} = out_{tensor.field}" for tensor in self.outputs),
             "example_fill": "\n".join(f"  /* Fill in_{tensor.field}, from a sensor for instance. */" for tensor in self.inputs),
             "build": self._describe_build(),
-            "first_run": _HUGE_PAGES if self.hosted else "",
+            "first_run": _FIRST_RUN.format(populate=self._describe_populating()) if self.hosted else "",
             "weights_file": self.weights_file,
             "weights_crc": f"{zlib.crc32(program.constants.data):#010x}",
             "weights_size": program.constants.nbytes,
@@ -600,7 +601,10 @@ class _Writer:
             return {
                 "and_weights": "",
                 "weights_or": "",
-                "weights_function": "",
+                "weights_function": (
+                    f"\n/* All {name.upper()}_WEIGHT_BYTES bytes of weights: to lock them in memory or to map them at once. */\n"
+                    f"const void *{name}_weights(void);\n"
+                ),
                 "check_weights_pointer": "",
                 "weights_pointer": "weights",
                 "weights_member": "",
@@ -686,13 +690,16 @@ class _Writer:
             lines.append(f"bytes u, of which the network makes (u / 255 - mean) / std with mean {mean} and std {std}")
         return "".join(f",\n *     {line}" for line in lines)
 
+    def _describe_populating(self) -> str:
+        """How all pages of the weights are mapped before they are read."""
+        if self.separate:
+            return "`MAP_POPULATE` where the file is"
+        return f"`MADV_POPULATE_READ` for the pages of `{self._name}_weights()`"
+
     def _constants(self) -> list[str]:
         """The header's sizes and shapes."""
-        groups = []
-        if self.separate:
-            groups.append(
-                f"/* Size of {self.weights_file}. */\n#define {self._name.upper()}_WEIGHT_BYTES {self._program.constants.nbytes}"
-            )
+        what = f"Size of {self.weights_file}." if self.separate else "Size of the weights in the library."
+        groups = [f"/* {what} */\n#define {self._name.upper()}_WEIGHT_BYTES {self._program.constants.nbytes}"]
         for each in (*self.inputs, *self.outputs):
             shape = each.value.type.shape
             lines = [

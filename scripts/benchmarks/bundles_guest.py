@@ -1,6 +1,6 @@
 """Loads a network in one runtime and times its first and later inferences, in a process of its own; see bundles.py.
 
-    python bundles_guest.py SPAWNED_NS RUNTIME MODEL INPUT.npy OUTPUT.npy RUNS
+    python bundles_guest.py RUNTIME MODEL INPUT.npy OUTPUT.npy RUNS
 
 Prints one JSON object. What passes before the runtime is imported is the interpreter's own, numpy's and the input's.
 """
@@ -18,17 +18,17 @@ from arm_guest import RUNTIMES
 
 def main() -> None:
     """Loads, runs, and prints the times in microseconds."""
-    spawned, name, model, source, target, runs = sys.argv[1:]
+    name, model, source, target, runs = sys.argv[1:]
     x = np.load(source)
-    stamps_ns = [int(spawned), time.monotonic_ns()]
+    stamps_ns = [time.monotonic_ns()]
     run, output, version = RUNTIMES[name](model, x)
     stamps_ns.append(time.monotonic_ns())
     for _ in range(1 + int(runs)):
         run()
         stamps_ns.append(time.monotonic_ns())
     np.save(target, output())
-    start_us, load_us, first_us, *warm_us = [(end - begin) / 1e3 for begin, end in pairwise(stamps_ns)]
-    print(json.dumps({"version": version, "start_us": start_us, "load_us": load_us, "first_us": first_us, "warm_us": warm_us}))
+    load_us, first_us, *warm_us = [(end - begin) / 1e3 for begin, end in pairwise(stamps_ns)]
+    print(json.dumps({"version": version, "load_us": load_us, "first_us": first_us, "warm_us": warm_us}))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Bundles: what is in them, that they compute what the artifact computes, and what their public functions refuse."""
 
+import ctypes
 import json
 import re
 import shutil
@@ -292,6 +293,14 @@ def test_the_library_needs_nothing_and_has_no_variables(made: Bundle, tmp_path: 
     assert undefined_symbols(code) == []
     assert writable_bytes(code) == 0
     assert b"/tmp" not in code
+
+
+def test_the_weights_can_be_pointed_at(made: Bundle, c_program: Callable[..., Program]) -> None:
+    library = ctypes.CDLL(str(made.folder / "libnet.so"))
+    library.net_weights.restype = ctypes.c_void_p
+    constants = c_program().constants
+    assert ctypes.string_at(library.net_weights(), constants.nbytes) == bytes(constants.data)
+    assert f"#define NET_WEIGHT_BYTES {constants.nbytes}\n" in (made.folder / "net.h").read_text()
 
 
 @pytest.mark.parametrize("mode", MODES)
