@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm import te, tirx
 
-from sepwise.lowering.vector_math import activation
+from sepwise.lowering.vector_math import activate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -342,7 +342,7 @@ def linear(workload: LinearWorkload, rows: int, tile_features: int) -> ConvCompu
     shape = (rows, tiles, tile_features)
     total = te.compute(shape, lambda m, t, j: te.sum(data[m, ic] * weight[t, ic, j], axis=ic), name="linear0")
     output = te.compute(
-        shape, lambda m, t, j: _activate(workload.activation, total[m, t, j] + bias[t, j]), name="output0"
+        shape, lambda m, t, j: activate(workload.activation, total[m, t, j] + bias[t, j]), name="output0"
     )
     function = te.create_prim_func([data, weight, bias, output])
     return ConvCompute(function, (StageTensors(None, "linear0", "output0"),))
@@ -430,15 +430,10 @@ def _element_type(dtypes: DTypes) -> str:
     return dtypes.input
 
 
-def _activate(act: Activation | None, value: PrimExpr) -> PrimExpr:
-    """`act(value)`."""
-    return value if act is None else activation(act.kind, act.parameters, value)
-
-
 def _finished(stage: Stage, total: PrimExpr, residual: PrimExpr | None, post: Activation | None) -> PrimExpr:
     """`post(activation(total) + residual)`."""
-    result = _activate(stage.activation, total)
-    return _activate(post, result if residual is None else result + residual)
+    result = activate(stage.activation, total)
+    return activate(post, result if residual is None else result + residual)
 
 
 @dataclass(frozen=True)

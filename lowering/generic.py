@@ -28,7 +28,7 @@ from sepwise.lowering.graph import Kernel, Layout, TensorType
 from sepwise.lowering.legalization import LEGALIZE
 from sepwise.lowering.relayout import identity
 from sepwise.lowering.tile_loads import APART
-from sepwise.lowering.vector_math import activation
+from sepwise.lowering.vector_math import activate, activation
 from sepwise.passes import layer_costs, read_activation
 from sepwise.passes.chains import family
 from sepwise.passes.errors import UnsupportedError
@@ -278,7 +278,7 @@ def addition(
         places = [i if extent > 1 else tirx.const(0, i.ty.dtype) for i, extent in zip(own, addend.shape, strict=True)]
         added = second(*places) if factor == 1.0 else second(*places) * tirx.const(factor, addend.dtype)
         value = first(*index) + added
-        return value if act is None else activation(act.kind, act.parameters, value)
+        return activate(act, value)
 
     function = te.create_prim_func([first, second, te.compute(_extents(product.shape), total, name="total")])
     signature = f"add{product.shape}{addend.shape}{factor}{act}"
@@ -641,7 +641,7 @@ def _formula(model: ir.Model, node: ir.Node) -> Callable[[tirx.PrimExpr], tirx.P
         alpha, gamma = node.attributes.get_float("alpha", SELU_ALPHA), node.attributes.get_float("gamma", SELU_GAMMA)
         return lambda x: tirx.const(gamma, "float32") * activation("elu", (alpha,), x)
     kind = read_activation(model, node)
-    return None if kind is None else lambda x: activation(kind.kind, kind.parameters, x)
+    return None if kind is None else lambda x: activate(kind, x)
 
 
 def _extents(shape: Sequence[int]) -> tuple[Any, ...]:

@@ -28,7 +28,7 @@ from tvm import te, tirx
 
 from sepwise.lowering.generic import GenericWorkload
 from sepwise.lowering.graph import Layout, TensorType
-from sepwise.lowering.vector_math import activation
+from sepwise.lowering.vector_math import activate
 from sepwise.lowering.workload import Stage
 
 if TYPE_CHECKING:
@@ -251,8 +251,7 @@ class Transposed:
             group, channel = (tirx.floordiv(o, channels), tirx.floormod(o, channels)) if self.groups > 1 else (0, o)
             value = None
             if bias is not None:
-                act = self.activation
-                value = bias[o] if act is None else activation(act.kind, act.parameters, bias[o])
+                value = activate(self.activation, bias[o])
             for conv, source in zip(plan, sources, strict=True):
                 index, inside = group, []
                 for axis, phase, stride in zip(conv.axes, phases, self.strides, strict=True):

@@ -48,9 +48,11 @@ from sepwise.passes.errors import UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sepwise.passes.vocabulary import Activation
+
     Expr = Any  # tvm has no type stubs: a float32 expression
 
-__all__ = ["MAX_ULP", "activation", "call", "replace_math"]
+__all__ = ["MAX_ULP", "activate", "activation", "call", "replace_math"]
 
 MAX_ULP: Final[dict[str, float]] = {
     "exp": 1.5,
@@ -179,6 +181,24 @@ def activation(kind: str, parameters: Sequence[float], x: Expr) -> Expr:
     constants = [tirx.FloatImm("float32", _float32(value)) for value in parameters]
     x = tirx.convert(x)  # an element of a tensor is no expression yet
     return tirx.call_intrin(str(x.ty.dtype), f"sepwise.{kind}", x, *constants)
+
+
+def activate(act: Activation | None, x: Expr) -> Expr:
+    """Builds what follows a sum: an activation with its scale and shift, or nothing.
+
+    Args:
+        act: The activation, or None.
+        x: float32 or float16 expression.
+
+    Returns:
+        `scale * kind(x) + shift`, in the type of x, with no product or sum that changes nothing.
+    """
+    if act is None:
+        return x
+    result = activation(act.kind, act.parameters, x)
+    if act.scale != 1.0:
+        result = result * tirx.const(act.scale, result.ty.dtype)
+    return result if act.shift == 0.0 else result + tirx.const(act.shift, result.ty.dtype)
 
 
 def replace_math(function: tirx.PrimFunc) -> tirx.PrimFunc:

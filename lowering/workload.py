@@ -161,9 +161,7 @@ class Stage:
                 self.kernel, self.strides, self.pads_begin, self.pads_end, self.dilations, strict=True
             )
         ]
-        activation = ""
-        if self.activation is not None:
-            activation = ":" + "_".join([self.activation.kind, *map(repr, self.activation.parameters)])
+        activation = "" if self.activation is None else f":{self.activation}"
         phase = "t" if self.phase else ""
         return f"{self.in_channels}>{self.out_channels}g{self.groups}{phase}[{','.join(axes)}]{activation}"
 
@@ -230,7 +228,7 @@ class ConvWorkload:
         stages = "|".join(map(str, self.stages))
         tail = "+r" if self.residual else ""
         if self.post_activation is not None:
-            tail += ":" + "_".join([self.post_activation.kind, *map(repr, self.post_activation.parameters)])
+            tail += f":{self.post_activation}"
         spatial = "x".join(map(str, self.spatial))
         return f"conv/n{self.batch}x{spatial}/{stages}{tail}/l{self.input_lanes}.{self.output_lanes}/{self.dtypes}"
 
@@ -266,7 +264,5 @@ class LinearWorkload:
     @property
     def key(self) -> str:
         """Identifies the computation; equal keys, equal kernels."""
-        activation = ""
-        if self.activation is not None:
-            activation = ":" + "_".join([self.activation.kind, *map(repr, self.activation.parameters)])
+        activation = "" if self.activation is None else f":{self.activation}"
         return f"linear/{self.rows}x{self.in_features}>{self.out_features}{activation}/{self.dtypes}"

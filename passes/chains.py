@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from sepwise.passes.activations import IDENTITY, Form, apply, classify, scalar
 from sepwise.passes.activations import Operand as FormOperand
-from sepwise.passes.functions import DATA, Operand, Result, Step, function_of, spell
+from sepwise.passes.functions import DATA, Operand, Result, Step, adds_tensor, function_of, spell
 from sepwise.passes.geometry import explicit_geometry, read_geometry
 from sepwise.passes.rewriting import Refusal, constant_tensor, is_operator
 from sepwise.passes.vocabulary import DOMAIN, FUSED_OPERATORS, Activation, ConvStage, FusedChain
@@ -142,12 +142,12 @@ def read_chain(model: ir.Model, node: ir.Node) -> FusedChain | None:
         if step.op_type == "Conv" and step.domain == "":
             if not _read_stage(reading, step, index):
                 return None
-        elif step.op_type == "Add" and step.domain == "":
+        elif adds_tensor(step):
             values = [operand for operand in step.operands if isinstance(operand, ir.Value)]
             if len(values) != 1 or reading.residual is not None or Result(index - 1) not in step.operands:
                 return None
             reading.residual = values[0].name
-        elif not _read_epilogue(reading, step, step_activation(model, step)):
+        elif not (_read_epilogue(reading, step, step_activation(model, step)) or _read_affine(reading, step)):
             return None
     data, output = node.inputs[0], node.outputs[0]
     assert data is not None, "a convolution has an input"
@@ -193,6 +193,23 @@ def _read_epilogue(reading: _Reading, step: Step, activation: Activation | None)
         return True
     last = reading.stages[-1]
     if last.activation is not None:
+        return False
+    reading.stages[-1] = replace(last, activation=activation, nodes=(*last.nodes, *step.nodes))
+    return True
+
+
+def _read_affine(reading: _Reading, step: Step) -> bool:
+    """Reads the product or the sum of an activation's result and a number."""
+    numbers = [scalar(operand) for operand in step.operands if not isinstance(operand, Result | ir.Value | None)]
+    last = reading.stages[-1] if reading.stages and reading.residual is None else None
+    if last is None or last.activation is None or step.domain != "" or len(numbers) != 1 or numbers[0] is None:
+        return False
+    before = last.activation
+    if step.op_type == "Mul" and (before.scale, before.shift) == (1.0, 0.0):
+        activation = replace(before, scale=numbers[0])
+    elif step.op_type == "Add" and before.shift == 0.0:
+        activation = replace(before, shift=numbers[0])
+    else:
         return False
     reading.stages[-1] = replace(last, activation=activation, nodes=(*last.nodes, *step.nodes))
     return True

@@ -19,7 +19,18 @@ import onnx_ir as ir
 from sepwise.passes.rewriting import constant_tensor, original_nodes, set_original_nodes
 from sepwise.passes.vocabulary import DOMAIN, DOMAIN_VERSION
 
-__all__ = ["DATA", "MINIMUM_IR_VERSION", "Operand", "Result", "Step", "function_of", "joined", "spell", "write_call"]
+__all__ = [
+    "DATA",
+    "MINIMUM_IR_VERSION",
+    "Operand",
+    "Result",
+    "Step",
+    "adds_tensor",
+    "function_of",
+    "joined",
+    "spell",
+    "write_call",
+]
 
 MINIMUM_IR_VERSION = 8
 """Model-local functions exist since this version of the ONNX IR."""
@@ -67,6 +78,11 @@ class Step:
 def function_of(model: ir.Model, step: ir.Node | Step) -> ir.Function | None:
     """Returns the function of the domain `sepwise` that a node or step calls, or None."""
     return model.functions.get((DOMAIN, step.op_type, "")) if step.domain == DOMAIN else None
+
+
+def adds_tensor(step: Step) -> bool:
+    """Tells whether a step adds a value of the caller's graph, as a residual is, and no number."""
+    return step.op_type == "Add" and step.domain == "" and any(isinstance(operand, ir.Value) for operand in step.operands)
 
 
 def joined(first: Sequence[Step], second: Sequence[Step]) -> tuple[Step, ...]:

@@ -1,42 +1,52 @@
-"""Fuses an activation with the convolution that feeds it."""
+"""Fuses an activation, and the numbers that scale and shift it, with the convolution that feeds it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from sepwise.passes.activations import scalar
 from sepwise.passes.chains import conv_steps, read_activation
-from sepwise.passes.functions import Step, joined, spell
+from sepwise.passes.functions import DATA, Step, joined, spell
 from sepwise.passes.fused_operators import replace_by_fused
-from sepwise.passes.rewriting import Refusal, RewritePass, constant_tensor, is_operator, sole_use_refusal
+from sepwise.passes.rewriting import (
+    Refusal,
+    RewritePass,
+    constant_tensor,
+    is_operator,
+    only_consumer,
+    original_nodes,
+    sole_use_refusal,
+)
 
 __all__ = ["FuseActivationPass"]
 
 
 @dataclass(frozen=True, eq=False)
 class ActivatedConv:
-    """A convolution and its activation.
+    """A convolution and what is applied to its result.
 
     Attributes:
-        conv: The Conv.
-        activation: The activation node.
-        steps: Both, as steps.
+        nodes: The Conv, the activation node, and a Mul and an Add of numbers if they follow.
+        steps: What they compute.
     """
 
-    conv: ir.Node
-    activation: ir.Node
+    nodes: tuple[ir.Node, ...]
     steps: tuple[Step, ...]
 
 
 class FuseActivationPass(RewritePass[ActivatedConv]):
-    """Makes one FusedConv of a convolution and its activation.
+    """Makes one FusedConv of a convolution and its activation, and of the numbers that this is multiplied by and added to.
 
-        y = activation(W * x + b)   ->   y = FusedConv(x, W, b)
+        y = [s *] activation(W * x + b) [+ t]   ->   y = FusedConv(x, W, b)
 
-    The function's body is the two nodes, so the rewrite is of the class `exact`.
+    The function's body is the same nodes, so the rewrite is of the class `exact`. Where `fold_affine` could move s or t into
+    the next convolution it has; what is left stands before one that pads, or before another operator (PP-LCNetV3).
 
     Fires when:
-        1. an activation of the vocabulary reads the output of a Conv.
+        1. an activation of the vocabulary reads the output of a Conv; a Mul by one finite number other than 0 that alone reads
+           the activation, and an Add of one that alone reads this, are taken along.
 
     Refuses when:
         1. the convolution's output has a second consumer or is a graph output;
@@ -70,11 +80,18 @@ class FuseActivationPass(RewritePass[ActivatedConv]):
         if isinstance(steps, Refusal):
             return Refusal(steps.reason, node.name or "")
         assert steps is not None, "a Conv has steps"
-        return ActivatedConv(conv, node, joined(steps, activation_steps(model, node)))
+        nodes, steps = [conv, node], joined(steps, activation_steps(model, node))
+        for operator in ("Mul", "Add"):
+            behind = only_consumer(nodes[-1].outputs[0])
+            if behind is not None and behind.graph is node.graph and is_operator(behind, operator):
+                step = _step_of_number(behind, nodes[-1].outputs[0])
+                if step is not None:
+                    nodes, steps = [*nodes, behind], joined(steps, [step])
+        return ActivatedConv(tuple(nodes), steps)
 
     def rewrite(self, model: ir.Model, match: ActivatedConv) -> None:
-        """Replaces both nodes by one call."""
-        replace_by_fused(model, "FusedConv", match.steps, [match.conv, match.activation])
+        """Replaces the nodes by one call."""
+        replace_by_fused(model, "FusedConv", match.steps, match.nodes)
 
 
 def activation_steps(model: ir.Model, node: ir.Node) -> tuple[Step, ...]:
@@ -83,3 +100,16 @@ def activation_steps(model: ir.Model, node: ir.Node) -> tuple[Step, ...]:
         return spell(model, node)
     (call,) = spell(ir.Model(ir.Graph([], [], nodes=[]), ir_version=model.ir_version), node)  # no functions: not opened
     return (call,)
+
+
+def _step_of_number(node: ir.Node, data: ir.Value) -> Step | None:
+    """Returns a Mul or Add of data and one number as a step; None where there is none, or it widens the result."""
+    (other,) = [value for value in node.inputs if value is not data] or [None]
+    tensor = constant_tensor(other)
+    number = scalar(tensor)
+    if tensor is None or number is None or not math.isfinite(number) or (number == 0 and node.op_type == "Mul"):
+        return None
+    if data.shape is None or len(tensor.shape) > len(data.shape):
+        return None
+    names = tuple(name for step in original_nodes(node) for name in step)
+    return Step(node.op_type, "", (DATA, tensor), {}, names)

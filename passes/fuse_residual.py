@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from sepwise.passes.chains import conv_steps, read_activation
-from sepwise.passes.functions import DATA, Step, joined
+from sepwise.passes.functions import DATA, Step, adds_tensor, joined
 from sepwise.passes.fuse_activation import activation_steps
 from sepwise.passes.fused_operators import replace_by_fused
 from sepwise.passes.rewriting import (
@@ -119,7 +119,7 @@ def _takes_residual(model: ir.Model, value: ir.Value | None) -> bool:
     if not producer.op_type.startswith("FusedConv"):
         return False
     steps = conv_steps(model, producer)
-    return isinstance(steps, tuple) and all(step.op_type != "Add" for step in steps)
+    return isinstance(steps, tuple) and not any(map(adds_tensor, steps))
 
 
 def _shown(value: ir.Value) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from sepwise.passes.functions import Step, write_call
+from sepwise.passes.functions import Step, adds_tensor, write_call
 from sepwise.passes.vocabulary import DOMAIN
 
 __all__ = ["ROLES", "replace_by_fused"]
@@ -49,7 +49,7 @@ def describe(operator: str, steps: Sequence[Step], roles: Sequence[str]) -> tupl
             bias = len(step.operands) > 2 and step.operands[2] is not None
             words.append(f"{SHORT_ROLES[roles[stage]]}{'Bias' if bias else ''}")
             prefixes.append(roles[stage])
-        elif step.op_type == "Add" and step.domain == "":
+        elif adds_tensor(step):
             added = True
             words.append("add")
             prefixes.append("")

@@ -60,7 +60,7 @@ ACTIVATION_PARAMETERS: Final[dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise activation.
+    """An elementwise activation, and what its result is multiplied by and what is added to that: scale * kind(x) + shift.
 
     `relu` is max(x, 0); `clip` is min(max(x, lo), hi) (ReLU6 is clip(0, 6); lo or hi may be infinite);
     `leaky_relu` is x if x >= 0 else alpha * x; `elu` is x if x >= 0 else alpha * (exp(x) - 1);
@@ -71,10 +71,14 @@ class Activation:
     Attributes:
         kind: A key of `ACTIVATION_PARAMETERS`.
         parameters: The values of the kind's parameters, as float32 values.
+        scale: Multiplies the result, as a float32 value.
+        shift: Is added to the product, as a float32 value.
     """
 
     kind: str
     parameters: tuple[float, ...] = ()
+    scale: float = 1.0
+    shift: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the kind and the number of its parameters.
@@ -89,6 +93,11 @@ class Activation:
             raise ValueError(
                 f"Activation {self.kind!r} has {len(self.parameters)} parameters; it needs {len(names)}: ({', '.join(names)})."
             )
+
+    def __str__(self) -> str:
+        """Gives the activation's part of a workload key, as in `clip_0.0_6.0` and `hard_swish*1.5+-0.25`."""
+        affine = "" if (self.scale, self.shift) == (1.0, 0.0) else f"*{self.scale!r}+{self.shift!r}"
+        return "_".join([self.kind, *map(repr, self.parameters)]) + affine
 
 
 @dataclass(frozen=True)

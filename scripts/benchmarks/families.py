@@ -3,9 +3,9 @@
     python scripts/benchmarks/families.py [NETWORK ...] [--cores cortex-a53,...] [--output docs/benchmarks]
     python scripts/benchmarks/families.py --page                      only the page, from the results that are there
 
-The ways are those of one kernel a stage, by lane (`fmla v0.4s, v1.4s, v2.s[1]`, inputs loaded as vectors) and broadcast (each
-input loaded into all lanes of a register, as packed schedules for x86 have it and as TVM ran them on ARM), of each strategy that
-applies; and of all stages in one kernel. Tiles are the first of each strategy's own order: nothing is tuned. All ways of a
+The ways are those of each strategy that applies to a stage, or to several stages in one kernel, by lane (`fmla v0.4s, v1.4s,
+v2.s[1]`, inputs loaded as vectors) and broadcast (each input loaded into all lanes of a register, as packed schedules for x86
+have it and as TVM ran them on ARM). Tiles are the first of each strategy's own order: nothing is tuned. All ways of a
 chain are calls of one Program, whose instructions are counted and whose cycles are estimated; before that their outputs are
 compared. `families.json` is written first, the page `families.md` is made from it.
 """
@@ -97,22 +97,19 @@ def find_chains(network: str, device: Device) -> list[ConvWorkload]:
 
 def list_ways(chain: ConvWorkload, device: Device) -> Iterator[tuple[str, str, list[Step]]]:
     """Lists the ways to compute a chain: for each the strategies, the family, and its kernels."""
+    stages = len(chain.stages)
     for family, seen in ((BY_LANE, device), (BROADCAST, BroadcastDevice.of(device))):
-        single = [
-            [
-                Step(part, strategy, strategy.tiles(part, seen, 1)[0], seen)
-                for strategy in strategies_for(part)
-                if strategy.applies(part, seen) is None
+        for cuts in itertools.chain.from_iterable(itertools.combinations(range(1, stages), count) for count in range(stages)):
+            kernels = [
+                [
+                    Step(part, strategy, strategy.tiles(part, seen, 1)[0], seen)
+                    for strategy in strategies_for(part)
+                    if strategy.applies(part, seen) is None
+                ]
+                for part in (segment(chain, *ends) for ends in itertools.pairwise((0, *cuts, stages)))
             ]
-            for part in (segment(chain, stage, stage + 1) for stage in range(len(chain.stages)))
-        ]
-        whole = [
-            [Step(chain, strategy, strategy.tiles(chain, seen, 1)[0], seen)]
-            for strategy in strategies_for(chain)
-            if len(chain.stages) > 1 and strategy.applies(chain, seen) is None
-        ]
-        for steps in (*(list(way) for way in itertools.product(*single)), *whole):
-            yield ", ".join(step.strategy.name for step in steps), family, steps
+            for steps in itertools.product(*kernels):
+                yield ", ".join(step.strategy.name for step in steps), family, list(steps)
 
 
 def chosen_way(chain: ConvWorkload, device: Device) -> str:

@@ -172,7 +172,7 @@ def test_a_limit_that_is_never_reached_is_found_and_reproduced(
     network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel is right on all that reaches it within the network, so it is cut out with what was drawn for it."""
-    activate = compute._activate
+    activate = compute.activate
 
     def wrong(activation: Any, value: Any) -> Any:
         return activate(replace(activation, parameters=(0.0, 500.0)) if activation and activation.kind == "clip" else activation, value)
@@ -183,7 +183,7 @@ def test_a_limit_that_is_never_reached_is_found_and_reproduced(
       y = Clip (c, low, high)
     }"""
     assert verify_model(network(HEAD + text), HOST).passed
-    monkeypatch.setattr(compute, "_activate", wrong)
+    monkeypatch.setattr(compute, "activate", wrong)
     found = verify_model(network(HEAD + text), HOST, bisect=True)
     (check,) = failed(found, "kernel")
     assert found.kernel_inputs[check.worst_input or 0] in ("knees", "impulses")
@@ -371,7 +371,7 @@ def forget_the_residual(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_activations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compute, "_activate", lambda activation, value: value)
+    monkeypatch.setattr(compute, "activate", lambda activation, value: value)
 
 
 def read_a_pixel_too_far(monkeypatch: pytest.MonkeyPatch) -> None:

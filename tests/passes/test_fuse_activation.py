@@ -74,6 +74,40 @@ def test_every_activation(build: Build, equivalent: Equivalent, name: str) -> No
     equivalent(model, fused, exact=True)
 
 
+AFFINE = {
+    "m = Mul (a, two) y = Add (m, three)": ("HardSwishMulAdd", 2.0, 3.0),
+    "m = Mul (two, a) y = Add (three, m)": ("HardSwishMulAdd", 2.0, 3.0),
+    "y = Mul (a, two)": ("HardSwishMul", 2.0, 0.0),
+    "y = Add (a, three)": ("HardSwishAdd", 1.0, 3.0),
+    "m = Mul (a, two) s = Add (m, three) y = Mul (s, two)": ("HardSwishMulAdd", 2.0, 3.0),
+    "s = Add (a, three) y = Mul (s, two)": ("HardSwishAdd", 1.0, 3.0),
+    "m = Mul (a, two) n = Mul (m, two) y = Add (n, three)": ("HardSwishMul", 2.0, 0.0),
+    "y = Add (a, each)": ("HardSwish", 1.0, 0.0),
+    "y = Mul (a, zero)": ("HardSwish", 1.0, 0.0),
+    "y = Add (a, wide)": ("HardSwish", 1.0, 0.0),
+    "m = Mul (a, two) y = Add (m, a)": ("HardSwish", 1.0, 0.0),
+    "y = Mul (a, a)": ("HardSwish", 1.0, 0.0),
+    "m = Mul (a, x0) y = Add (m, three)": ("HardSwish", 1.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("behind", AFFINE)
+def test_numbers_behind_an_activation(build: Build, equivalent: Equivalent, behind: str) -> None:
+    text = TEXT.format(opset=17, activation=f"a = HardSwish (c) {behind}")
+    text = text.replace("float six = {6}", "float[1] two = {2}, float[8,1,1] each, float[1,1,1,1,1] wide = {3}")
+    model = build(text.replace("x) =>", "x, float x0) =>"))
+    fused, fired, refused = fuse(model)
+    assert (fired, refused) == (1, ())
+    name, scale, shift = AFFINE[behind]
+    node = next(iter(fused.graph))
+    assert node.op_type == f"FusedConv_convBias{name}"
+    chain = read_chain(fused, node)
+    assert chain is not None
+    assert chain.stages[0].activation == Activation("hard_swish", (), scale, shift)
+    assert len(chain.nodes) == 2 + (scale != 1) + (shift != 0)
+    equivalent(model, fused, exact=True)
+
+
 def test_the_original_names_are_kept(build: Build) -> None:
     model = build(TEXT.format(opset=17, activation="[p] s = Sigmoid (c) [q] y = Mul (c, s)"))
     fused, _, _ = fuse(model)

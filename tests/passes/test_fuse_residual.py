@@ -65,6 +65,20 @@ def test_activations_on_both_sides_of_the_addition(build: Build, equivalent: Equ
     equivalent(model, fused, exact=True)
 
 
+def test_a_residual_behind_a_number(build: Build, equivalent: Equivalent) -> None:
+    text = TEXT.replace("float[4] b,", "float[4] b, float two = {2},")
+    model = build(text.replace("[add] y = Add (x, c)", "d = HardSwish (c) m = Mul (d, two) s = Add (m, two) [add] y = Add (x, s)"))
+    fused, fired, _ = fuse(model)
+    assert fired == 1
+    (node,) = fused.graph
+    assert node.op_type == "FusedConv_convBiasHardSwishMulAdd_add"
+    chain = read_chain(fused, node)
+    assert chain is not None
+    assert chain.stages[0].activation == Activation("hard_swish", (), 2.0, 2.0)
+    assert chain.residual == "x"
+    equivalent(model, fused, exact=True)
+
+
 def test_the_sum_may_have_several_consumers(build: Build, equivalent: Equivalent) -> None:
     model = build(TEXT.replace("[add] y = Add (x, c)", "[add] s = Add (x, c) r = Relu (s) y = Add (r, s)"))
     fused, fired, _ = fuse(model)

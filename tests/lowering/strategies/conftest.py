@@ -45,6 +45,8 @@ ACTIVATIONS = (
     Activation("softplus"),
     Activation("mish"),
     Activation("clip", (-math.inf, 1.0)),
+    Activation("hard_swish", (), 1.5, -0.25),
+    Activation("silu", (), 1.0, 0.5),
 )
 
 OPERATORS = {
@@ -123,6 +125,10 @@ def build_model(workload: Workload, weights: Weights) -> onnx.ModelProto:
             return source
         target = f"act{len(graph_.node)}"
         graph_.node.append(activation_node(activation, source, target, graph_, dtype))
+        for operator, number, neutral in (("Mul", activation.scale, 1.0), ("Add", activation.shift, 0.0)):
+            if number != neutral:
+                graph_.initializer.append(numpy_helper.from_array(np.array(number, dtype), f"{target}.{operator}"))
+                target = add(operator, [target, f"{target}.{operator}"])
         return target
 
     for index, (weight, bias) in enumerate(weights):

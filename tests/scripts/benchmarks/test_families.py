@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,6 +44,17 @@ def test_ways_are_of_both_families_and_of_one_kernel_and_two(script: ModuleType,
     for names, _, steps in ways:
         assert names.split(", ") == [step.strategy.name for step in steps]
     assert script.chosen_way(chain, devices.get("cortex-a72")) in {names for names, family, _ in ways if family == script.BY_LANE}
+
+
+def test_ways_cut_a_chain_wherever_a_kernel_can_begin(script: ModuleType, chain: ConvWorkload) -> None:
+    core = devices.get("cortex-a72")
+    expand = Stage(8, 8, 1, (1, 1), (1, 1), (0, 0), (0, 0), (1, 1), None)
+    longer = replace(chain, stages=(expand, *chain.stages))
+    ways = list(script.list_ways(longer, core))
+    cuts = {tuple(len(step.workload.stages) for step in steps) for _, _, steps in ways}
+    assert cuts >= {(1, 1, 1), (1, 2)}
+    assert all(sum(cut) == 3 for cut in cuts)
+    assert script.chosen_way(longer, core) in {names for names, _, _ in ways}
 
 
 @pytest.mark.emulated
