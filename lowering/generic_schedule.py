@@ -63,8 +63,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CONSTANT_SLACK", "predicted_cycles", "schedule"]
 
-TASK_NS: Final = 10_000.0
-"""A task is at least about so much work."""
+TASK_NS: Final = 4_000.0
+"""A task is at least about so much work: a few times what it takes to hand it to a worker, whose cache may hold its share."""
 
 MOST_TASKS: Final = 64
 """More tasks than that balance no better."""
@@ -1191,8 +1191,9 @@ def _expensive_calls(stage: Stage) -> int:
 
 
 def _tasks(nanoseconds: float, points: int) -> int:
-    """How many tasks a kernel is worth."""
-    return max(1, min(MOST_TASKS, points, int(nanoseconds / TASK_NS)))
+    """How many tasks a kernel is worth: a power of two, which two or four workers share evenly, or all points."""
+    wanted = max(1, int(nanoseconds / TASK_NS))
+    return min(MOST_TASKS, points, 1 << (wanted.bit_length() - 1))
 
 
 def _outer_loops(loops: Sequence[Axis], tasks: int) -> tuple[list[Axis], list[Axis], list[tuple[Var, Expr]]]:

@@ -22,6 +22,7 @@ from sepwise.lowering import compute
 from sepwise.lowering.cost import (
     COPY_CYCLES,
     copy_cycles,
+    line_cycles,
     micro_kernel_cycles,
     parallel_cycles,
 )
@@ -82,10 +83,12 @@ class DenseStrategy:
         kernel = micro_kernel_cycles(
             device, tile.pixels, tile.oc_vectors, reduction, adjacent=tile.adjacent, weights_together=together
         )
-        cycles = tile.rows * p_tiles * oc_tiles * kernel
         *depth, in_rows, in_width = compute.input_extents(stage, (1,) * len(outer) + (tile.rows, width))
         staged = Layout(workload.input_lanes).physical_shape((1, stage.in_channels, *depth, in_rows, in_width))
         staged_bytes = float(workload.dtypes.input_bytes) * math.prod(staged)
+        lines = reduction / stage.kernel[-1]  # the taps of a row share theirs
+        waits = lines * line_cycles(device, staged_bytes) if tile.adjacent else 0.0
+        cycles = tile.rows * p_tiles * oc_tiles * (kernel + waits)
         weight_tile = reduction * tile.oc_vectors * device.vector_bytes
         if stage.padded:
             cycles += staged_bytes / device.vector_bytes * COPY_CYCLES

@@ -20,6 +20,7 @@ from tvm import s_tir
 from sepwise.lowering import compute
 from sepwise.lowering.cost import (
     copy_cycles,
+    line_cycles,
     micro_kernel_cycles,
     parallel_cycles,
     register_tile_fits,
@@ -100,11 +101,12 @@ class PointwiseStrategy:
         kernel = micro_kernel_cycles(
             device, tile.pixels, tile.oc_vectors, reduction, adjacent=tile.adjacent, weights_together=together
         )
-        cycles = p_tiles * oc_tiles * kernel
         vector = device.vector_bytes
         weight_tile = reduction * tile.oc_vectors * vector
         input_share = reduction * workload.dtypes.input_bytes * min(pixels, tile.grain * tile.pixels)
         input_tile = reduction * workload.dtypes.input_bytes * tile.pixels
+        waits = reduction * line_cycles(device, input_share) if tile.adjacent else 0.0
+        cycles = p_tiles * oc_tiles * (kernel + waits)
         # Each pixel tile reads the weights of its output tile; each output tile reads the task's pixels.
         weights = copy_cycles(device, weight_tile * p_tiles * oc_tiles, footprint_bytes=weight_tile + input_tile)
         inputs = copy_cycles(device, input_share * shares * oc_tiles, footprint_bytes=input_share + weight_tile)
