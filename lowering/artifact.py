@@ -53,6 +53,7 @@ __all__ = [
     "load",
     "new_folder",
     "own_version",
+    "requires",
 ]
 
 FORMAT = 3
@@ -177,7 +178,7 @@ class Artifact:
             InputError: The place is taken by something else, is not writable, or has no room.
         """
         folder = Path(folder)
-        with new_folder(folder, kind="artifact", replaceable=_is_artifact) as temporary:
+        with new_folder(folder, kind="artifact", find_loss=requires(_PROGRAM)) as temporary:
             (temporary / _KERNELS).write_bytes(self.program.object_code)
             (temporary / _CONSTANTS).write_bytes(self.program.constants.data)
             if self.program.tail is not None:
@@ -288,13 +289,13 @@ def own_version() -> str:
 
 
 @contextmanager
-def new_folder(folder: Path, *, kind: str, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
+def new_folder(folder: Path, *, kind: str, find_loss: Callable[[Path], str | None]) -> Iterator[Path]:
     """Gives a temporary folder that takes the place of `folder` at the end, or goes where the body fails.
 
     Args:
         folder: Where it is to appear.
         kind: What the folder would be called.
-        replaceable: Tells whether a folder that has files may be lost.
+        find_loss: Says what would be lost with a folder that has files; None where all of it can be made again.
 
     Yields:
         The folder to write to.
@@ -303,8 +304,8 @@ def new_folder(folder: Path, *, kind: str, replaceable: Callable[[Path], bool]) 
         InputError: The place is taken by something else, is not writable, or has no room.
     """
     parent = folder.absolute().parent
-    if (folder.exists() or folder.is_symlink()) and not _may_go(folder, replaceable):
-        raise InputError(f"{folder}: exists and is no {kind}; choose another place or remove it.")
+    if (folder.exists() or folder.is_symlink()) and (loss := _find_loss(folder, find_loss)):
+        raise InputError(f"{folder}: exists and is no {kind} ({loss}); choose another place or remove it.")
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=parent))
     except OSError as error:
@@ -326,14 +327,23 @@ def new_folder(folder: Path, *, kind: str, replaceable: Callable[[Path], bool]) 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _may_go(folder: Path, replaceable: Callable[[Path], bool]) -> bool:
-    """Whether nothing is lost but what can be made again."""
-    return folder.is_dir() and not folder.is_symlink() and (not any(folder.iterdir()) or replaceable(folder))
+def _find_loss(folder: Path, find_loss: Callable[[Path], str | None]) -> str | None:
+    """What would be lost with something that is there."""
+    if folder.is_symlink() or not folder.is_dir():
+        return "it is a link" if folder.is_symlink() else "it is a file"
+    return find_loss(folder) if any(folder.iterdir()) else None
 
 
-def _is_artifact(folder: Path) -> bool:
-    """Whether a folder holds an artifact."""
-    return (folder / _PROGRAM).is_file()
+def requires(file: str) -> Callable[[Path], str | None]:
+    """Gives the `find_loss` of folders that can be made again if they hold a file.
+
+    Args:
+        file: Its name.
+
+    Returns:
+        The function.
+    """
+    return lambda folder: None if (folder / file).is_file() else f"it holds no {file}"
 
 
 def _umask() -> int:

@@ -17,7 +17,7 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sepwise.lowering.artifact import new_folder
+from sepwise.lowering.artifact import new_folder, requires
 from sepwise.lowering.link import cache_folder, link_server
 from sepwise.lowering.remote import server_machine
 from sepwise.passes.errors import InputError
@@ -51,7 +51,7 @@ def build_server(device: Device, folder: Path) -> None:
         SepwiseError: The server does not link.
     """
     machine = server_machine(device)
-    with new_folder(folder, kind="server", replaceable=lambda there: (there / SERVER).is_file()) as temporary:
+    with new_folder(folder, kind="server", find_loss=requires(SERVER)) as temporary:
         libraries = [Path(shutil.copy(path, temporary)) for path in _find_libraries(machine)]
         link_server(machine, _GLIBC, libraries, temporary / SERVER)
 

@@ -241,7 +241,7 @@ def write_bundle(
     if not program.inputs:
         raise InputError(f"Model '{program.name}': has no inputs, so it always computes the same; there is nothing to run.")
     writer = _Writer(program, device, name, weights, model.get("image"))
-    with new_folder(folder, kind="unchanged bundle", replaceable=_is_unchanged) as temporary:
+    with new_folder(folder, kind="unchanged bundle", find_loss=_find_loss) as temporary:
         code_bytes = writer.write(temporary)
         manifest = {
             "format": FORMAT,
@@ -343,13 +343,15 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _is_unchanged(folder: Path) -> bool:
-    """Whether a folder holds nothing but files of a bundle as they were written."""
+def _find_loss(folder: Path) -> str | None:
+    """Says what a folder holds beside a bundle as it was written, and the example's program."""
     try:
-        files = load_bundle(folder).manifest["files"]
-    except InputError:
-        return False
-    return {path.name for path in folder.iterdir()} <= {*files, MANIFEST, _PYTHON_CACHE}
+        made = load_bundle(folder)
+    except InputError as error:
+        return str(error).split("; ")[0].removeprefix(f"{folder}: ")
+    known = {*made.manifest["files"], MANIFEST, _PYTHON_CACHE, f"{made.name}_example"}
+    added = sorted({path.name for path in folder.iterdir()} - known)
+    return f"it also holds {', '.join(added)}" if added else None
 
 
 def require_name(name: str) -> str:

@@ -115,7 +115,7 @@ def test_an_empty_folder_is_taken(c_program: Callable[..., Program], tmp_path: P
 def test_what_is_no_artifact_is_not_replaced(c_program: Callable[..., Program], tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("mine")
-    with pytest.raises(InputError, match="notes: exists and is no artifact; choose another place"):
+    with pytest.raises(InputError, match=r"notes: exists and is no artifact \(it holds no program.json\); choose another place"):
         Artifact(c_program()).save(tmp_path / "notes")
     assert leftovers(tmp_path / "notes") == ["diary.txt"]
 

@@ -497,14 +497,19 @@ def test_a_bundle_is_replaced_only_where_nothing_is_lost(
         write_bundle(c_program(), device.get("host"), folder, name="net", model=MODEL)
 
     (folder / "__pycache__").mkdir()
+    (folder / "net_example").write_text("what the README's command makes")
     write()
     assert listed(folder) == FILES
-    (folder / "main.c").write_text("mine")
-    with pytest.raises(InputError, match="net: exists and is no unchanged bundle; choose another place"):
+    for file in ("main.c", "x.bin"):
+        (folder / file).write_text("mine")
+    message = r"net: exists and is no unchanged bundle \(it also holds main.c, x.bin\); choose another place"
+    with pytest.raises(InputError, match=message):
         write()
-    (folder / "main.c").unlink()
+    for file in ("main.c", "x.bin"):
+        (folder / file).unlink()
     (folder / "example.c").write_text("mine")
-    with pytest.raises(InputError, match="net: exists and is no unchanged bundle"):
+    message = r"net: exists and is no unchanged bundle \(.*example.c: was changed since it was written\); choose another place"
+    with pytest.raises(InputError, match=message):
         write()
     assert (folder / "example.c").read_text() == "mine"
     shutil.rmtree(folder)

@@ -102,7 +102,8 @@ def test_bad_places(command: Callable[..., Any], network: Path, tmp_path: Path) 
     words = ("--shape", "1,3,6,6")
     status, _, err = command("bundle", network, "-o", tmp_path / "mine", *words)
     assert status == 2
-    assert "mine: exists and is no unchanged bundle; choose another place or remove it." in err
+    reason = "holds no manifest.json, so it is no bundle"
+    assert f"mine: exists and is no unchanged bundle ({reason}); choose another place or remove it." in err
     status, _, err = command("bundle", network, "-o", tmp_path / "none" / "lib", *words)
     assert status == 2
     assert "does not exist" in err
