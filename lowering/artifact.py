@@ -304,7 +304,7 @@ def new_folder(folder: Path, *, kind: str, find_loss: Callable[[Path], str | Non
         InputError: The place is taken by something else, is not writable, or has no room.
     """
     parent = folder.absolute().parent
-    if (folder.exists() or folder.is_symlink()) and (loss := _find_loss(folder, find_loss)):
+    if (folder.exists() or folder.is_symlink()) and (loss := _describe_loss(folder, find_loss)):
         raise InputError(f"{folder}: exists and is no {kind} ({loss}); choose another place or remove it.")
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=parent))
@@ -327,7 +327,7 @@ def new_folder(folder: Path, *, kind: str, find_loss: Callable[[Path], str | Non
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _find_loss(folder: Path, find_loss: Callable[[Path], str | None]) -> str | None:
+def _describe_loss(folder: Path, find_loss: Callable[[Path], str | None]) -> str | None:
     """What would be lost with something that is there."""
     if folder.is_symlink() or not folder.is_dir():
         return "it is a link" if folder.is_symlink() else "it is a file"

@@ -9,10 +9,6 @@ The generated file needs nothing but `stddef.h` and `stdint.h`: no allocation, n
 in the arena, where the memory plan has room for it while the call runs; each further one has `<prefix>_scratch_bytes` behind the
 arena. Every pointer is aligned to 64 bytes.
 
-On x86 kernels run with MXCSR's flush-to-zero and denormals-are-zero set, as the vector units of Armv7 always do: a multiply-add
-of a number below the normal range is done in microcode there, at a hundred times the cost, and trained weights hold thousands of
-them (PP-OCRv4: the channels that training has switched off). The caller's mode is restored.
-
 For checks, each call may be there once more, alone: behind the last, call `calls + i` is call `i` on memory of the caller's, its
 arguments by their positions among `inputs`, and in place of the arena the scratch of all workers side by side.
 """
@@ -51,43 +47,10 @@ struct memory {
   uint8_t *arena;
 };
 
-/* Has numbers below the normal range taken and given as 0; returns the mode before. */
-static inline uint32_t flush_subnormals(void) {
-#if defined(__x86_64__)
-  uint32_t mode = __builtin_ia32_stmxcsr();
-  __builtin_ia32_ldmxcsr(mode | 0x8040);
-  return mode;
-#else
-  return 0;
-#endif
-}
-
-static inline void restore_mode(uint32_t mode) {
-#if defined(__x86_64__)
-  __builtin_ia32_ldmxcsr(mode);
-#else
-  (void)mode;
-#endif
-}
-
-struct shared {
-  const struct memory *m;
-  sepwise_task task;
-};
-
-/* A task in a worker's thread, which has a mode of its own. */
-static void run_shared(const void *argument, int32_t index, int32_t worker) {
-  const struct shared *s = argument;
-  uint32_t mode = flush_subnormals();
-  s->task(s->m, index, worker);
-  restore_mode(mode);
-}
-
 static inline void launch(const struct memory *m, int32_t tasks, sepwise_task task, sepwise_parallel_for parallel_for,
                           void *context) {
-  const struct shared s = {m, task};
   if (parallel_for && tasks > 1)
-    parallel_for(context, tasks, run_shared, &s);
+    parallel_for(context, tasks, task, m);
   else
     for (int32_t i = 0; i < tasks; ++i) task(m, i, 0);
 }
@@ -97,16 +60,13 @@ _ENTRIES = """\
 int32_t {prefix}_run_range(int32_t first, int32_t last, const void *constants, const void *const *inputs,
                            void *const *outputs, void *arena, sepwise_parallel_for parallel_for, void *context) {{
   const struct memory m = {{constants, inputs, outputs, arena}};
-  uint32_t mode = flush_subnormals();
-  int32_t status = 0;
-  for (int32_t call = first; !status && call < last; ++call) {{
+  for (int32_t call = first; call < last; ++call) {{
     switch (call) {{
 {cases}
-      default: status = -1;
+      default: return -1;
     }}
   }}
-  restore_mode(mode);
-  return status;
+  return 0;
 }}
 
 int32_t {prefix}_run(const void *constants, const void *const *inputs, void *const *outputs, void *arena,

@@ -57,7 +57,7 @@ LOST_SHARE = 1.0
 one or the other."""
 
 LINE_BYTES = 64
-"""Of a cache."""
+"""A cache line of every core that is known."""
 
 COPY_CYCLES = 1.5
 """Load, test for the border and store of one vector or element that is staged."""
@@ -227,7 +227,7 @@ def line_cycles(device: Device, footprint_bytes: float) -> float:
     """Predicts what a step of a reduction waits for its own line of a plain tensor: the channels of a pixel lie in as many lines.
 
     In a packed tensor a line holds a vector of channels. Eleven pointwise convolutions of the zoo's shapes take 3 to 20 % longer
-    on plain than on packed inputs with the same tile (AVX-512, Sapphire Rapids, one thread, in turn).
+    on plain than on packed inputs with the same tile (Sapphire Rapids, one thread, kernels in turn, 2026-11-23).
 
     Args:
         device: Gives the first-level cache and the rate of the second. Cores that multiply by lane load pixels as whole vectors,

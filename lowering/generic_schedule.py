@@ -1193,7 +1193,7 @@ def _expensive_calls(stage: Stage) -> int:
 def _tasks(nanoseconds: float, points: int) -> int:
     """How many tasks a kernel is worth: a power of two, which two or four workers share evenly, or all points."""
     wanted = max(1, int(nanoseconds / TASK_NS))
-    return min(MOST_TASKS, points, 1 << (wanted.bit_length() - 1))
+    return max(1, min(MOST_TASKS, points, 1 << (wanted.bit_length() - 1)))
 
 
 def _outer_loops(loops: Sequence[Axis], tasks: int) -> tuple[list[Axis], list[Axis], list[tuple[Var, Expr]]]:

@@ -147,7 +147,7 @@ def read_chain(model: ir.Model, node: ir.Node) -> FusedChain | None:
             if len(values) != 1 or reading.residual is not None or Result(index - 1) not in step.operands:
                 return None
             reading.residual = values[0].name
-        elif not (_read_epilogue(reading, step, step_activation(model, step)) or _read_affine(reading, step)):
+        elif not (_read_epilogue(reading, step, step_activation(model, step)) or _read_affine(reading, step, index)):
             return None
     data, output = node.inputs[0], node.outputs[0]
     assert data is not None, "a convolution has an input"
@@ -198,11 +198,13 @@ def _read_epilogue(reading: _Reading, step: Step, activation: Activation | None)
     return True
 
 
-def _read_affine(reading: _Reading, step: Step) -> bool:
+def _read_affine(reading: _Reading, step: Step, index: int) -> bool:
     """Reads the product or the sum of an activation's result and a number."""
     numbers = [scalar(operand) for operand in step.operands if not isinstance(operand, Result | ir.Value | None)]
     last = reading.stages[-1] if reading.stages and reading.residual is None else None
-    if last is None or last.activation is None or step.domain != "" or len(numbers) != 1 or numbers[0] is None:
+    if last is None or last.activation is None or step.domain != "" or Result(index - 1) not in step.operands:
+        return False
+    if len(numbers) != 1 or numbers[0] is None:
         return False
     before = last.activation
     if step.op_type == "Mul" and (before.scale, before.shift) == (1.0, 0.0):

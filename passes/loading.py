@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from sepwise.passes.contrib_operators import expand_contrib_operators
 from sepwise.passes.errors import InputError, UnsupportedError
+from sepwise.passes.flush_weights import flush_weights
 
 __all__ = ["MINIMUM_OPSET", "load_model"]
 
@@ -36,7 +37,8 @@ DEMONSTRATION_EXTENT = {0: 1, 1: 3}
 def load_model(path: str | Path, *, shapes: Mapping[str, Sequence[int]] | None = None) -> ir.Model:
     """Loads an ONNX file, checks it, and fixes the shapes of its inputs.
 
-    Nodes that come before what they read, which the format forbids and runtimes put right, are sorted.
+    Nodes that come before what they read, which the format forbids and runtimes put right, are sorted. Weights below the normal
+    range are read as 0 (see `sepwise.passes.flush_weights`).
 
     Args:
         path: The file; external data is looked for beside it.
@@ -65,12 +67,14 @@ def load_model(path: str | Path, *, shapes: Mapping[str, Sequence[int]] | None =
     _check_validity(path, proto)
     onnx.load_external_data_for_model(proto, str(path.parent))
     try:
-        return ir.from_proto(proto)
+        model = ir.from_proto(proto)
     except ir.serde.SerdeError as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise InputError(f"{path}: is not a valid model: {' '.join(str(cause).split())}. Repair or export it again.") from error
+    flush_weights(model)
+    return model
 
 
 def _parse(path: Path) -> onnx.ModelProto:

@@ -7,7 +7,7 @@ import pytest
 
 from sepwise.lowering import build
 
-SPECIAL = [0.0, -0.0, 1.0, -1.0, 3.0, -3.0, 2.5, -7.25, 1e30, -1e-36, np.inf, -np.inf, np.nan]
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 3.0, -3.0, 2.5, -7.25, 1e30, -1e-40, np.inf, -np.inf, np.nan]
 
 
 def remainder(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
