@@ -303,23 +303,29 @@ def new_folder(folder: Path, *, kind: str, find_loss: Callable[[Path], str | Non
     Raises:
         InputError: The place is taken by something else, is not writable, or has no room.
     """
-    parent = folder.absolute().parent
     if (folder.exists() or folder.is_symlink()) and (loss := _describe_loss(folder, find_loss)):
         raise InputError(f"{folder}: exists and is no {kind} ({loss}); choose another place or remove it.")
+    place = folder.resolve()
+    if place in (Path.cwd(), *Path.cwd().parents):
+        raise InputError(f"{folder}: is or holds the current folder; leave it or choose another place.")
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror}; choose another place.") from error
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=parent))
-            folder.rename(old)
-            temporary.rename(folder)
+        if place.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{place.name}-old-", dir=place.parent))
+            try:
+                place.rename(old)
+                temporary.rename(place)
+            except OSError:
+                old.rename(place)
+                raise
             shutil.rmtree(old)
         else:
-            temporary.rename(folder)
+            temporary.rename(place)
     except OSError as error:
         reason = "no space left" if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise InputError(f"{folder}: cannot be written: {reason}; free some room or choose another place.") from error

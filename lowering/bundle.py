@@ -68,7 +68,7 @@ __all__ = [
 Weights = Literal["inside", "separate"]
 """Where the weights are: in the library, or in a file that the caller maps."""
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 _TEMPLATES = {path.name: path.read_text() for path in (Path(__file__).parent / "templates").iterdir() if path.is_file()}
 """Text by name, of the same moment as this module: the two of different versions would compile to a library of wrong weights."""
@@ -116,12 +116,12 @@ _DECLARED = frozenset(
 
 _TAKEN = frozenset(
     """
-    assert c complex ctype dl errno fcntl fenv gcc inttypes iso646 limits locale m math poll pthread rt sched semaphore
-    setjmp signal stdalign stdarg stdatomic stdbool std stddef stdint stdio stdlib stdnoreturn string strings tgmath threads time
-    uchar unistd util wchar wctype
+    all assert c clean complex ctype ctypes dl errno fcntl features fenv gcc help install inttypes iso646 json limits locale m
+    math numpy pathlib poll pthread rt sched semaphore setjmp signal std stdalign stdarg stdatomic stdbool stddef stdint stdio
+    stdlib stdnoreturn string strings test tgmath threads time uchar unistd util wchar wctype
     """.split()
 )
-"""Names whose header, library or namespace would hide one of the system's."""
+"""Names whose header, library, module or namespace would hide one of the system's, and those that CMake keeps to itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,8 +304,13 @@ def save_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
         manifest: What it is to say.
     """
     temporary = folder / f".{MANIFEST}"
-    temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+    temporary.write_text(json.dumps({**manifest, "sha256": _checksum_manifest(manifest)}, indent=1) + "\n")
     temporary.replace(folder / MANIFEST)
+
+
+def _checksum_manifest(manifest: Mapping[str, Any]) -> str:
+    """Hashes what a manifest says."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def checksum_model(path: Path) -> str:
@@ -340,6 +345,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is no bundle's manifest ({error}); make the bundle again.") from error
     if file_format != FORMAT:
         raise InputError(f"{path}: a bundle of format {file_format}, this sepwise reads {FORMAT}; make the bundle again.")
+    if manifest.pop("sha256", None) != _checksum_manifest(manifest):
+        raise InputError(f"{path}: was changed since it was written; make the bundle again.")
     return manifest
 
 
@@ -368,7 +375,7 @@ def require_name(name: str) -> str:
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise InputError(f"Name '{name}': needed is a C identifier, letters, digits and underscores behind a letter.")
-    if name in _KEYWORDS:
+    if name in _KEYWORDS | _DECLARED:
         raise InputError(f"Name '{name}': is a word of C or C++; choose another.")
     if name in _TAKEN:
         raise InputError(f"Name '{name}': {name}.h, lib{name}.a or its namespace would hide one of the system's; choose another.")

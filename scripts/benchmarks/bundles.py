@@ -129,7 +129,7 @@ int main(int argc, char **argv) {
   return !results || fwrite(out0, 1, sizeof out0, results) != sizeof out0 || fclose(results);
 }
 """
-"""Times a bundle: argv is [the time of its start in ns,] the input, the output, the inferences behind the first; or a file to read."""
+"""Times a bundle: argv is [time of its start in ns,] input, output, inferences behind the first; or a file to read through."""
 
 
 @dataclass(frozen=True, slots=True)

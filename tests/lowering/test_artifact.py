@@ -112,6 +112,37 @@ def test_an_empty_folder_is_taken(c_program: Callable[..., Program], tmp_path: P
     assert leftovers(tmp_path / "small") == FILES
 
 
+def test_a_place_by_way_of_itself(c_program: Callable[..., Program], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = Artifact(c_program())
+    for _ in range(2):
+        artifact.save(tmp_path / "small" / ".." / "small" if (tmp_path / "small").exists() else tmp_path / "small")
+    assert leftovers(tmp_path) == ["small"]
+    assert leftovers(tmp_path / "small") == FILES
+    monkeypatch.chdir(tmp_path / "small")
+    for place in (".", "../small", ".."):
+        with pytest.raises(InputError, match=r"current folder|is no artifact"):
+            artifact.save(place)
+    assert leftovers(tmp_path) == ["small"]
+    assert leftovers(tmp_path / "small") == FILES
+
+
+def test_what_could_not_be_replaced_stays(c_program: Callable[..., Program], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = Artifact(c_program())
+    artifact.save(tmp_path / "small")
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name.startswith(".small-") and "old" not in path.name:
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(InputError, match="small: cannot be written: Input/output error"):
+        artifact.save(tmp_path / "small")
+    assert leftovers(tmp_path) == ["small"]
+    assert leftovers(tmp_path / "small") == FILES
+
+
 def test_what_is_no_artifact_is_not_replaced(c_program: Callable[..., Program], tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("mine")

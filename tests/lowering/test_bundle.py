@@ -271,6 +271,7 @@ def test_the_folder_has_its_files_and_no_others(made: Bundle, other: Bundle) -> 
 
 def test_the_manifest_says_what_is_there(made: Bundle, c_program: Callable[..., Program]) -> None:
     manifest = json.loads((made.folder / "manifest.json").read_text())
+    del manifest["sha256"]
     assert manifest == made.manifest == load_bundle(made.folder).manifest
     program = c_program()
     assert manifest["weight_bytes"] == program.constants.nbytes
@@ -447,6 +448,10 @@ def test_code_with_variables_or_of_a_library_is_a_fault(c_program: Callable[...,
         ("namespace", "is a word of C or C\\+\\+"),
         ("concept", "is a word of C or C\\+\\+"),
         ("linux", "is a word of C or C\\+\\+"),
+        ("NULL", "is a word of C or C\\+\\+"),
+        ("features", "features.h, libfeatures.a or its namespace would hide one of the system's"),
+        ("numpy", "numpy.h, libnumpy.a or its namespace would hide one of the system's"),
+        ("all", "all.h, liball.a or its namespace would hide one of the system's"),
         ("m", "m.h, libm.a or its namespace would hide one of the system's"),
         ("std", "std.h, libstd.a or its namespace would hide one of the system's"),
         ("stdio", "stdio.h, libstdio.a or its namespace would hide one of the system's"),
@@ -540,7 +545,13 @@ def test_what_was_changed_is_not_loaded(made: Bundle, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"libnet\.a: is missing"):
         load_bundle(folder)
     manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(f'"format": {bundles.FORMAT}', '"format": 0'))
+    written = manifest.read_text()
+    for old, new in (('"arena_bytes": ', '"arena_bytes": 1'), ('"files": {', '"folders": {'), ('"target": "host"', '"target": 4')):
+        assert old in written
+        manifest.write_text(written.replace(old, new))
+        with pytest.raises(InputError, match=r"manifest\.json: (was changed since it was written|is no bundle's manifest)"):
+            load_bundle(folder)
+    manifest.write_text(written.replace(f'"format": {bundles.FORMAT}', '"format": 0'))
     with pytest.raises(InputError, match=f"a bundle of format 0, this sepwise reads {bundles.FORMAT}"):
         load_bundle(folder)
     manifest.write_text("{")
