@@ -267,14 +267,14 @@ def write_page(report: dict[str, Any]) -> str:
         for row in compare_families(chains)
     ]
     fusion = compare_fusion(chains)
-    fused = []
+    fused, escaped = [], r"\|"
     for core in dict.fromkeys(row["core"] for row in fusion):
         of_core = [row for row in fusion if row["core"] == core]
         wins = [row for row in of_core if row["fused_over_apart"] < 1]
         fused.append(
             f"| {core} | {len(of_core)} | {len(wins)} | {sum(',' not in row['chosen'] for row in wins)} | "
             f"{_geomean([row['fused_over_apart'] for row in of_core]):.2f} | {of_core[0]['fused_over_apart']:.2f} | "
-            f"`{of_core[0]['workload']}` |"
+            f"`{of_core[0]['workload'].replace('|', escaped)}` |"
         )
     winners = Counter(
         (chain["core"], chain["kind"], min(chain["ways"], key=lambda way: way["estimated_cycles"])["strategies"])
