@@ -316,9 +316,9 @@ def new_folder(folder: Path, *, kind: str, find_loss: Callable[[Path], str | Non
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         if place.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{place.name}-old-", dir=place.parent))
+            old = temporary.with_name(f"{temporary.name}-old")
+            place.rename(old)
             try:
-                place.rename(old)
                 temporary.rename(place)
             except OSError:
                 old.rename(place)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LEAST_TOGETHER",
+    "LINE_BYTES",
     "MOST_TOGETHER",
     "SPARE_REGISTERS",
     "copy_cycles",
@@ -57,7 +58,7 @@ LOST_SHARE = 1.0
 one or the other."""
 
 LINE_BYTES = 64
-"""A cache line of every core that is known."""
+"""A cache line, and what one prefetch brings; where lines are longer, some are asked for twice."""
 
 COPY_CYCLES = 1.5
 """Load, test for the border and store of one vector or element that is staged."""

@@ -22,6 +22,8 @@ from tvm import tirx
 from tvm.ir import PrimType
 from tvm.ir.expr import StringImm, TensorLoad, Var
 
+from sepwise.lowering.cost import LINE_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -33,9 +35,6 @@ __all__ = ["PREFETCH_LOOP", "mark_prefetch", "prefetch_next"]
 
 PREFETCH_LOOP: Final = "sepwise.prefetch"
 """Annotation of a loop: the name of the parameter that its next iteration reads elsewhere."""
-
-LINE_BYTES: Final = 64
-"""What one prefetch brings; where lines are longer some are asked for twice."""
 
 _CODE: Final = """
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)

@@ -16,7 +16,7 @@ WEIGHTS = {"Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul":
 """Inputs that are only multiplied or added to products, by operator."""
 
 
-def flush_weights(model: ir.Model) -> int:
+def flush_weights(model: ir.Model) -> None:
     """Sets float32 weights and biases of convolutions and products to 0 where they are below the normal range.
 
     Constants that anything else reads too, or that the caller may override, stay as they are: a number may be divided by. So do
@@ -24,11 +24,7 @@ def flush_weights(model: ir.Model) -> int:
 
     Args:
         model: Is changed.
-
-    Returns:
-        How many numbers were.
     """
-    flushed = 0
     for node in [node for graph in model.graphs() for node in graph if is_operator(node, *WEIGHTS)]:
         for value in [node.inputs[place] for place in WEIGHTS[node.op_type] if place < len(node.inputs)]:
             tensor = constant_tensor(value)
@@ -38,7 +34,6 @@ def flush_weights(model: ir.Model) -> int:
             below = (np.abs(array) < np.finfo(np.float32).tiny) & (array != 0)
             if not below.any():
                 continue
-            flushed += int(below.sum())
             normal = ir.Tensor(np.where(below, np.float32(0), array), name=tensor.name)
             producer = value.producer()
             if producer is None:
@@ -46,7 +41,6 @@ def flush_weights(model: ir.Model) -> int:
             else:
                 producer.attributes.clear()
                 producer.attributes["value"] = ir.AttrTensor("value", normal)
-    return flushed
 
 
 def _is_weight_alone(value: ir.Value) -> bool:

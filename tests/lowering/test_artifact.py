@@ -132,7 +132,7 @@ def test_what_could_not_be_replaced_stays(c_program: Callable[..., Program], tmp
     rename = Path.rename
 
     def fail(path: Path, target: Path) -> Path:
-        if path.name.startswith(".small-") and "old" not in path.name:
+        if path.name.startswith(".small-") and not path.name.endswith("-old"):
             raise OSError(5, "Input/output error")
         return rename(path, target)
 
