@@ -261,7 +261,8 @@ def _take_task_loops(body: tirx.Stmt) -> tuple[tirx.Stmt, int, Var]:
         first = index * grain
         inner_body = _substitute(loop.body, loop.loop_var, first + inner)
         extent = tirx.min(grain, loop.extent - first)
-        return tirx.For(inner, 0, extent, tirx.ForKind.SERIAL, inner_body)
+        annotations = {key: value for key, value in loop.annotations.items() if key != TASK_LOOP}
+        return tirx.For(inner, 0, extent, tirx.ForKind.SERIAL, inner_body, None, annotations)
 
     return tvm_ffi.structural_map(body, (tirx.For, on_for)), tasks, task
 

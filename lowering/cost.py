@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from sepwise.lowering.core_model import core_model
+
 if TYPE_CHECKING:
     from sepwise.lowering.device import Device
 
@@ -22,6 +24,7 @@ __all__ = [
     "copy_cycles",
     "is_prefetched",
     "line_cycles",
+    "line_wait_cycles",
     "loads_alone",
     "micro_kernel_cycles",
     "parallel_cycles",
@@ -30,6 +33,7 @@ __all__ = [
     "repeats_iterations",
     "stream_cycles",
     "vectors_together",
+    "waiting_cycles",
 ]
 
 TILE_OVERHEAD_CYCLES = 12
@@ -243,6 +247,44 @@ def line_cycles(device: Device, footprint_bytes: float) -> float:
     return LINE_BYTES / device.l2_bytes_per_cycle
 
 
+def line_wait_cycles(device: Device, nbytes: float) -> float:
+    """Predicts how long a core waits for a line of a tensor that no prefetcher foresees.
+
+    Args:
+        device: Gives the caches and the core.
+        nbytes: Of the tensor: where its lines come from.
+
+    Returns:
+        What its reorder buffer does not hide of the line's latency; 0 where the tensor stays in the first-level cache, and of
+        cores of which `devices.toml` knows no latency.
+    """
+    core = core_model(device)
+    if core is None or nbytes <= device.l1d_bytes * CACHE_SHARE:
+        return 0.0
+    near = nbytes <= device.l2_bytes * CACHE_SHARE
+    latency = core.l2_latency_cycles if near else core.memory_latency_cycles
+    return max(0.0, latency - core.reorder_entries / device.issue_width)
+
+
+def waiting_cycles(device: Device, nbytes: float, *, lines: float, streams: int, instructions: float) -> float:
+    """Predicts how long a register tile waits for its lines of a tensor.
+
+    Args:
+        device: Gives the caches and the core.
+        nbytes: Of the tensor.
+        lines: That no tile has read before.
+        streams: Rows of lines that a tile goes on with, read and written.
+        instructions: Of the tile: a reorder buffer that holds several of its misses waits for all of them at once.
+
+    Returns:
+        Cycles; 0 where the core's prefetcher follows so many streams.
+    """
+    core = core_model(device)
+    if core is None or streams <= core.streams:
+        return 0.0
+    return lines * line_wait_cycles(device, nbytes) / max(1.0, lines / instructions * core.reorder_entries)
+
+
 def is_prefetched(device: Device, nbytes: float) -> bool:
     """Tells whether a kernel asks ahead for lines of a tensor that no prefetcher of the core foresees.
 
@@ -251,9 +293,10 @@ def is_prefetched(device: Device, nbytes: float) -> bool:
         nbytes: Of the tensor.
 
     Returns:
-        Whether it comes from memory, and so is waited for longer than a few instructions hide.
+        Whether the core would wait for them, as for all that comes from memory.
     """
-    return device.multiplies_by_lane and nbytes > max(device.l2_bytes, device.l3_bytes) * CACHE_SHARE
+    from_memory = nbytes > max(device.l2_bytes, device.l3_bytes) * CACHE_SHARE
+    return device.multiplies_by_lane and (from_memory or line_wait_cycles(device, nbytes) > 0)
 
 
 def loads_alone(device: Device) -> bool:

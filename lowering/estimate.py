@@ -40,24 +40,25 @@ import json
 import re
 import shutil
 import subprocess
-import tomllib
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sepwise.lowering.core_model import core_model
 from sepwise.lowering.counts import CacheGeometry
 from sepwise.lowering.device import emulated_here
-from sepwise.passes.errors import InputError, SepwiseError
+from sepwise.passes.errors import SepwiseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from sepwise.lowering.core_model import CoreModel
     from sepwise.lowering.counts import BlockRun, CallCounts, Counts
     from sepwise.lowering.device import Device
 
-__all__ = ["CoreModel", "cache_geometry", "core_model", "estimate_cycles", "install", "llvm_version", "missing", "unseen"]
+__all__ = ["cache_geometry", "estimate_cycles", "install", "llvm_version", "missing", "unseen"]
 
 WINDOW = 128
 """Instructions before a block that llvm-mca runs through first: what a reorder buffer of the modelled cores holds, or more."""
@@ -68,7 +69,6 @@ COVERED = 0.999
 _NEWEST, _OLDEST = 22, 14
 _PACKAGED = 19
 """The version that Debian 12, Debian 13 and Ubuntu 24.04 all have; it models every core of `devices.toml`."""
-_FACTS_FILE = Path(__file__).parent / "devices.toml"
 _MULTIPLY_ADD = re.compile(r"fml[as]\b|vml[as]|vfm[as]|vfn?m(?:add|sub)")
 _VECTOR_OPERAND = re.compile(r"\b(?:v\d+\.|z\d+\.|q\d+\b)|%[xyz]mm")
 _PREFETCH = re.compile(r"prfu?m\s+pld|pld\b|prefetch(?!w)")
@@ -83,60 +83,6 @@ _SENTINELS = {
 
 The last instruction of a block may lie across the end of a page; qemu cuts it there, and translates all of it with the next
 block. Where instructions differ in length, nops before the mark keep such a piece from taking the mark for its rest."""
-
-
-@dataclass(frozen=True, slots=True)
-class CoreModel:
-    """What the estimate needs of a core beyond a `Device`; a table `core` of `devices.toml`.
-
-    Attributes:
-        model: The cpu whose scheduling model llvm-mca uses.
-        llvm: The first version of LLVM that has this model.
-        reorder_entries: Instructions that wait in the reorder buffer; 0 where the core runs in order.
-        l1d_ways: Associativity of the level 1 data cache.
-        l2_ways: Associativity of level 2.
-        line_bytes: Cache line.
-        streams: Sequences of lines that the prefetcher follows.
-        l2_latency_cycles: What a load takes longer that hits level 2 instead of level 1.
-        memory_latency_cycles: The same where it misses level 2: level 3 where there is one, or memory.
-    """
-
-    model: str
-    llvm: int
-    reorder_entries: int
-    l1d_ways: int
-    l2_ways: int
-    line_bytes: int
-    streams: int
-    l2_latency_cycles: int
-    memory_latency_cycles: int
-
-
-@cache
-def _models(path: Path) -> dict[str, CoreModel]:
-    """Reads the tables `core` of a facts file, by LLVM's name of the cpu."""
-    with path.open("rb") as file:
-        tables: dict[str, dict[str, Any]] = tomllib.load(file).get("core", {})
-    needed = {field.name for field in fields(CoreModel)}
-    models = {}
-    for cpu, own in tables.items():
-        facts = {**tables.get(own.get("like", ""), {}), **{fact: entry for fact, entry in own.items() if fact != "like"}}
-        if set(facts) != needed or any(set(entry) != {"value", "source"} or not entry["source"] for entry in facts.values()):
-            raise InputError(f"{path.name}: core '{cpu}': needed are {', '.join(sorted(needed))}, each as {{ value, source }}.")
-        models[cpu] = CoreModel(**{fact: entry["value"] for fact, entry in facts.items()})
-    return models
-
-
-def core_model(device: Device) -> CoreModel | None:
-    """Finds what is known of a device's core.
-
-    Args:
-        device: Any device.
-
-    Returns:
-        Its facts, or None where `devices.toml` has no such core.
-    """
-    return _models(_FACTS_FILE).get(device.cpu)
 
 
 def cache_geometry(device: Device) -> CacheGeometry | None:
@@ -428,17 +374,36 @@ def _transfer_cycles(run: BlockRun, core: int, device: Device, line_bytes: int) 
     return line_bytes * (near / device.l2_bytes_per_cycle + beyond / device.memory_bytes_per_cycle)
 
 
-def _waiting_cycles(run: BlockRun, body: tuple[str, ...], core: int, device: Device, model: CoreModel) -> float:
-    """Cycles in which a block waits for lines that neither a prefetcher nor the block has asked for, all times together."""
-    misses = run.misses[core]
-    asked = run.count * sum(map(bool, map(_PREFETCH.match, body)))
-    if asked >= misses.l1_demanded:
+def _straight_runs(call: CallCounts) -> list[list[int]]:
+    """Groups the blocks of a call that always follow each other: qemu cuts at the end of a page, wherever it lies in a loop."""
+    behind = {
+        before: number
+        for number, run in call.runs.items()
+        for before in run.predecessors
+        if before in call.runs and before != number and run.predecessors == {before: call.runs[before].count}
+    }
+    later, groups = set(behind.values()), []
+    for number in call.runs:
+        if number not in later:
+            groups.append([number])
+            while groups[-1][-1] in behind:
+                groups[-1].append(behind[groups[-1][-1]])
+    return groups
+
+
+def _waiting_cycles(
+    runs: Sequence[BlockRun], assembly: dict[bytes, tuple[str, ...]], core: int, device: Device, model: CoreModel
+) -> float:
+    """Cycles in which blocks that follow each other wait for lines that no prefetcher nor they themselves have asked for."""
+    near, beyond = (sum(getattr(run.misses[core], level) for run in runs) for level in ("l1_demanded", "l2_demanded"))
+    asked = sum(run.count * sum(map(bool, map(_PREFETCH.match, assembly[run.block.code]))) for run in runs)
+    if asked >= near:
         return 0.0
     hidden = model.reorder_entries / device.issue_width
-    latency = (misses.l1_demanded - misses.l2_demanded) * max(0.0, model.l2_latency_cycles - hidden)
-    latency += misses.l2_demanded * max(0.0, model.memory_latency_cycles - hidden)
-    at_a_time = misses.l1_demanded / (run.count * run.block.instructions) * model.reorder_entries
-    return latency * (1 - asked / misses.l1_demanded) / max(1.0, at_a_time)
+    latency = (near - beyond) * max(0.0, model.l2_latency_cycles - hidden)
+    latency += beyond * max(0.0, model.memory_latency_cycles - hidden)
+    at_a_time = near / sum(run.count * run.block.instructions for run in runs) * model.reorder_entries
+    return latency * (1 - asked / near) / max(1.0, at_a_time)
 
 
 def _call_cycles(
@@ -469,7 +434,8 @@ def _call_cycles(
         else:
             cycles = pace * run.count * run.block.instructions
         total += max(cycles, _transfer_cycles(run, core, device, model.line_bytes))
-        total += _waiting_cycles(run, assembly[run.block.code], core, device, model)
+    for group in _straight_runs(call):
+        total += _waiting_cycles([call.runs[number] for number in group], assembly, core, device, model)
     return total
 
 

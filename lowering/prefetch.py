@@ -1,15 +1,17 @@
 """Prefetches of what the next iteration of a loop will read, where no prefetcher of a core foresees it.
 
-A prefetcher follows lines that lie behind each other. A rectangle of outputs reads a few lines of each of its rows, and in the
-next block of channels the same rows of another plane: every row begins anew, and its first lines are waited for.
+A prefetcher follows a few sequences of lines that lie behind each other. A rectangle of outputs reads a few lines of each of
+its rows, which are more than a small core follows; and in the next block of channels the same rows of another plane: every row
+begins anew, and its first lines are waited for.
 
     # for ic_o:                              for ic_o:
     #   for t: f(x[P ic_o + T t + ...])  ->    for t: prefetch(x[P (ic_o + 1) + T t + last of each row]); f(...)
 
-The lines that a tile reads and the tile before it does not are asked for once, an iteration of the marked loop early: half of
-them at the head of the tile, half where it reads what lies before the first of that half, so that a core has room for them; not
-beside each row, which costs LLVM registers. The last iteration asks for lines behind its own, which is allowed for any address.
-It runs on flat functions, their tiles unrolled and their statements in order.
+The lines that a tile reads and the tile before it does not are asked for once, an iteration of the marked loop early, but for
+those that this iteration reads itself: half of them at the head of the tile, half where it reads what lies before the first of
+that half, so that a core has room for them; not beside each row, which costs LLVM registers. The last iteration asks for lines
+behind its own, which is allowed for any address, and is the next plane where tensors are packed. It runs on flat functions, their
+tiles unrolled and their statements in order.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["PREFETCH_LOOP", "mark_prefetch", "prefetch_next"]
 
 PREFETCH_LOOP: Final = "sepwise.prefetch"
-"""Annotation of a loop: the name of the parameter that its next iteration reads elsewhere."""
+"""Annotation of a loop, `"parameter,elements"`: what its next iteration reads elsewhere, and how far from its own, 0 where the
+loop's variable tells."""
 
 _CODE: Final = """
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
@@ -55,15 +58,17 @@ define void @sepwise_prefetch(i64 %place) {
 """The first keeps an address in a register, to which prefetches add a constant."""
 
 
-def mark_prefetch(sch: s_tir.Schedule, loop: s_tir.schedule.LoopRV, parameter: str) -> None:
+def mark_prefetch(sch: s_tir.Schedule, loop: s_tir.schedule.LoopRV, parameter: str, *, elements: int = 0) -> None:
     """Notes that the next iteration of a loop reads a parameter where no prefetcher foresees it.
 
     Args:
         sch: The schedule.
         loop: The loop.
         parameter: The parameter's name.
+        elements: How far behind its own the next iteration reads, for loops whose last iterations are moved back or whose
+            indices are tested; else the loop's variable tells.
     """
-    sch.annotate(loop, PREFETCH_LOOP, parameter)
+    sch.annotate(loop, PREFETCH_LOOP, f"{parameter},{elements}")
 
 
 def prefetch_next(function: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -97,29 +102,33 @@ def _with_prefetches(body: tirx.Stmt, marked: tirx.For, tile: Var | None, analyz
     if isinstance(body, tirx.For):
         inner = _with_prefetches(body.body, marked, body.loop_var, analyzer)
         return tirx.For(body.loop_var, body.min, body.extent, body.kind, inner, body.thread_binding, body.annotations)
+    if isinstance(body, tirx.IfThenElse):
+        case, otherwise = body.then_case, body.else_case
+        other = None if otherwise is None else _with_prefetches(otherwise, marked, tile, analyzer)
+        return tirx.IfThenElse(body.condition, _with_prefetches(case, marked, tile, analyzer), other)
     if not isinstance(body, tirx.SeqStmt):
         return body
     statements = [_with_prefetches(each, marked, tile, analyzer) for each in body.seq]
     loads: list[tuple[TensorLoad, int]] = []
-    parameter = str(marked.annotations[PREFETCH_LOOP])
+    parameter, elements = str(marked.annotations[PREFETCH_LOOP]).split(",")
     for number, statement in enumerate(statements):
         found: list[TensorLoad] = []
         if isinstance(statement, tirx.BufferStore):
             tvm_ffi.structural_walk(statement.value, (TensorLoad, found.append))
         vectors = (load for load in found if load.source.name == parameter and isinstance(load.indices[0], tirx.Ramp))
         loads += [(load, number) for load in vectors]
-    before = _prefetches(loads, marked.loop_var, tile, analyzer)
+    before = _prefetches(loads, int(elements) or marked.loop_var, tile, analyzer)
     return tirx.SeqStmt([each for number, statement in enumerate(statements) for each in (*before.get(number, ()), statement)])
 
 
 def _prefetches(
-    loads: Iterable[tuple[TensorLoad, int]], marked: Var, tile: Var | None, analyzer: Any
+    loads: Iterable[tuple[TensorLoad, int]], marked: Var | int, tile: Var | None, analyzer: Any
 ) -> dict[int, list[tirx.Stmt]]:
-    """Prefetches of what vector loads of one parameter will read with the next value of `marked`.
+    """Prefetches of what vector loads of one parameter will read in the next iteration of the marked loop.
 
     Args:
         loads: Each with the number of its statement.
-        marked: The variable of the marked loop.
+        marked: The variable of the marked loop, or how far behind its own the next iteration reads.
         tile: That of the loop over tiles, None for a tile that is apart.
         analyzer: TVM's.
 
@@ -138,12 +147,12 @@ def _prefetches(
         found[1].setdefault(found[0], number)
     before: dict[int, list[tirx.Stmt]] = {}
     for load, base, readers in places:
-        ahead = _step(base, marked, analyzer)
+        ahead = marked if isinstance(marked, int) else _step(base, marked, analyzer)
         if not ahead:
             continue
         element_bytes = int(load.source.ty.dtype.dtype.bits) // 8
-        new = None if tile is None else _step(base, tile, analyzer)
-        offsets = _first_read(readers, LINE_BYTES // element_bytes, new)
+        step = None if tile is None else _step(base, tile, analyzer)
+        offsets = _first_read(readers, LINE_BYTES // element_bytes, ahead, step)
         if not offsets:
             continue
         here = tirx.address_of(tirx.BufferLoad(load.source, [base + offsets[0]]))
@@ -160,26 +169,31 @@ def _prefetches(
     return before
 
 
-def _first_read(offsets: Iterable[int], line: int, new: int | None) -> list[int]:
-    """Gives an offset in each line that a tile is the first to read.
+def _first_read(offsets: Iterable[int], line: int, ahead: int, step: int | None) -> list[int]:
+    """Gives an offset in each line that a tile is the first to read in the next iteration.
 
     Args:
         offsets: All that it reads.
         line: Elements of a line.
-        new: Elements that tiles are apart, 0 or fewer where none is new; None where nothing was read before.
+        ahead: Elements that iterations are apart: what this one reads too is left out.
+        step: Elements that tiles are apart: what the tile before reads is left out; None where there is none before.
 
     Returns:
         Offsets, row by row.
     """
-    rows: list[tuple[int, int]] = []
-    for offset in sorted(offsets):
-        if rows and offset - rows[-1][1] < line:
-            rows[-1] = rows[-1][0], offset
+    read = set(offsets)
+    runs: list[tuple[int, int]] = []
+    for offset in sorted(read):
+        if offset + ahead in read or (step is not None and offset + step in read):
+            continue
+        if runs and offset - runs[-1][1] < line:
+            runs[-1] = runs[-1][0], offset
         else:
-            rows.append((offset, offset))
+            runs.append((offset, offset))
     found = []
-    for first, last in rows:
-        found += sorted({first, *range(last, first, -line)} if new is None else range(last, last - new, -line))
+    for first, last in runs:
+        asked = set(range(last, first - 1, -line))
+        found += sorted(asked | {first} if step is None else asked)
     return found
 
 

@@ -7,7 +7,8 @@
 
 An input serves all rows and columns of the tile that read it, so a 3 x 3 kernel on 4 x 4 outputs loads 36 inputs for 144
 multiply-adds. What the border would multiply by zero is left out, and nothing is copied. Weights stay in registers as
-long as rows of the input read them.
+long as rows of the input read them. Each row of a tile is a sequence of lines of its own, more than the prefetcher of a small core
+follows: where such a core would wait, a row of tiles asks for what the next one reads (`prefetch`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ from tvm import s_tir
 
 from sepwise.lowering import compute
 from sepwise.lowering.borders import mark_border
-from sepwise.lowering.cost import EPILOGUE_CYCLES, LOST_SHARE, TILE_OVERHEAD_CYCLES, parallel_cycles
+from sepwise.lowering.cost import (
+    CACHE_SHARE,
+    EPILOGUE_CYCLES,
+    LINE_BYTES,
+    LOST_SHARE,
+    TILE_OVERHEAD_CYCLES,
+    is_prefetched,
+    parallel_cycles,
+    waiting_cycles,
+)
+from sepwise.lowering.prefetch import mark_prefetch
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.depthwise import refuse_shared_lanes
 from sepwise.lowering.strategies.packing import conv_packer, true_shapes
@@ -106,17 +117,17 @@ class DepthwiseTileStrategy:
     def predicted_cycles(
         self, workload: ConvWorkload, device: Device, threads: int, tile: DepthwiseTile
     ) -> float:
-        """The register tiles."""
+        """The register tiles, and what they ask for ahead or wait for."""
         stage = workload.stages[0]
         *outer, height, width = workload.spatials[-1]
         row_tiles = math.ceil(height / tile.rows)
         images = workload.batch * math.ceil(stage.out_channels / workload.output_lanes) * math.prod(outer)
-        cycles = images * row_tiles * math.ceil(width / tile.pixels) * rectangle_cycles(stage, device, tile.rows, tile.pixels)
+        each = rectangle_cycles(stage, device, tile.rows, tile.pixels) + _line_cycles(workload, device, tile)
+        cycles = images * row_tiles * math.ceil(width / tile.pixels) * each
         return parallel_cycles(cycles, images * math.ceil(row_tiles / tile.grain), threads)
 
     def schedule(self, workload: ConvWorkload, device: Device, tile: DepthwiseTile) -> Implementation:
         """Builds the loop nest at the head of this file."""
-        del device
         stage = workload.stages[0]
         *outer, height, width = workload.spatials[-1]
         blocks = math.ceil(stage.out_channels / workload.output_lanes)
@@ -129,6 +140,9 @@ class DepthwiseTileStrategy:
         for loop in (n, oc_o, *depth):
             mark_task(sch, loop)
         mark_task(sch, oh_o, tile.grain)
+        if _asks_ahead(workload, device, tile):
+            behind = tile.rows * stage.strides[-2] * workload.spatial[-1] * workload.input_lanes
+            mark_prefetch(sch, oh_o, "data", elements=behind)
         tiles = (*(1 for _ in outer), tile.rows, tile.pixels)
         borders = border_tiles(stage, workload.spatial, workload.spatials[-1], tiles)
         for loop, (first, last) in zip((*depth, oh_o, ow_o), borders, strict=True):
@@ -137,6 +151,40 @@ class DepthwiseTileStrategy:
         mark_clamp(sch, ow_o, width, tile.pixels)
         function = clamp_tiles(start_from_bias(sch.mod["main"]), true_shapes(workload, (1,)))
         return Implementation(function, conv_packer(workload, (1,)))
+
+
+def _input_bytes(workload: ConvWorkload, device: Device) -> int:
+    """Of the packed input."""
+    blocks = math.ceil(workload.stages[0].in_channels / workload.input_lanes)
+    return workload.batch * blocks * math.prod(workload.spatial) * device.vector_bytes
+
+
+def _rows_read(workload: ConvWorkload, tile: DepthwiseTile) -> tuple[int, int]:
+    """Rows of the input that a tile reads, and how many of them the row of tiles before it has not."""
+    stage = workload.stages[0]
+    *depth, rows, _ = compute.input_extents(stage, (*(1 for _ in stage.kernel[:-2]), tile.rows, 1))
+    planes = math.prod(depth)
+    return planes * rows, planes * min(tile.rows * stage.strides[-2], rows)
+
+
+def _asks_ahead(workload: ConvWorkload, device: Device, tile: DepthwiseTile) -> bool:
+    """Whether a row of tiles asks for the rows that the next one of its task reads: they are waited for else, and level 1 holds both."""
+    rows = sum(_rows_read(workload, tile))
+    fits = rows * workload.spatial[-1] * device.vector_bytes <= device.l1d_bytes * CACHE_SHARE
+    return tile.grain > 1 and fits and is_prefetched(device, _input_bytes(workload, device))
+
+
+def _line_cycles(workload: ConvWorkload, device: Device, tile: DepthwiseTile) -> float:
+    """Predicts what the lines of a tile cost that it is the first to read: prefetches, or waiting."""
+    stage = workload.stages[0]
+    rows, new_rows = _rows_read(workload, tile)
+    lines = new_rows * tile.pixels * stage.strides[-1] * device.vector_bytes / LINE_BYTES
+    if _asks_ahead(workload, device, tile):
+        return (1 + LOST_SHARE) * lines / device.issue_width
+    fmas = tile.rows * tile.pixels * math.prod(stage.kernel)
+    loads = math.prod(compute.input_extents(stage, (*(1 for _ in stage.kernel[:-2]), tile.rows, tile.pixels)))
+    nbytes = _input_bytes(workload, device)
+    return waiting_cycles(device, nbytes, lines=lines, streams=rows + tile.rows, instructions=fmas + loads)
 
 
 def rectangle_cycles(stage: Stage, device: Device, rows: int, pixels: int) -> float:

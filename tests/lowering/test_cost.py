@@ -1,12 +1,14 @@
 """The analytic model: what fits in registers, and that more work never costs less."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sepwise.lowering import cost, device
+from sepwise.lowering.core_model import core_model
 
 DEVICES = [device.get(name) for name in device.names()]
 V3 = device.get("x86-64-v3")
@@ -177,13 +179,43 @@ def test_vectors_that_are_loaded_together_cost_less() -> None:
     assert cost.micro_kernel_cycles(a72, 8, 2, 128) < cost.micro_kernel_cycles(a72, 8, 2, 128, weights_together=False)
 
 
-def test_lines_are_asked_for_where_they_come_from_memory_and_no_x86_core_asks() -> None:
-    a72, n1 = device.get("cortex-a72"), device.get("neoverse-n1")
-    limit = a72.l2_bytes * cost.CACHE_SHARE
-    assert cost.is_prefetched(a72, limit + 1)
-    assert not cost.is_prefetched(a72, limit)
-    assert not cost.is_prefetched(n1, limit + 1)  # which has a third level
+def test_lines_are_asked_for_where_a_core_waits_and_no_x86_core_asks() -> None:
+    a53, a72, a76, n1 = map(device.get, ("cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1"))
+    near = a72.l2_bytes * cost.CACHE_SHARE
+    assert cost.is_prefetched(a72, near + 1)
+    assert not cost.is_prefetched(a72, near)
+    assert cost.is_prefetched(a53, a53.l1d_bytes * cost.CACHE_SHARE + 1)  # in order: it waits for level 2 too
+    assert not cost.is_prefetched(a53, a53.l1d_bytes * cost.CACHE_SHARE)
+    beyond = n1.l2_bytes * cost.CACHE_SHARE + 1
+    assert cost.is_prefetched(n1, beyond)
+    assert not cost.is_prefetched(a76, beyond)  # whose third level is near
     assert not cost.is_prefetched(V3, 1 << 30)
+
+
+def test_a_reorder_buffer_hides_of_a_line_what_it_holds() -> None:
+    a53, a72 = device.get("cortex-a53"), device.get("cortex-a72")
+    in_order, out_of_order = core_model(a53), core_model(a72)
+    assert in_order is not None
+    assert out_of_order is not None
+    assert cost.line_wait_cycles(a53, a53.l2_bytes / 2) == in_order.l2_latency_cycles
+    assert cost.line_wait_cycles(a53, a53.l2_bytes) == in_order.memory_latency_cycles
+    hidden = out_of_order.reorder_entries / a72.issue_width
+    assert cost.line_wait_cycles(a72, a72.l2_bytes) == out_of_order.memory_latency_cycles - hidden
+    assert cost.line_wait_cycles(a72, a72.l2_bytes / 2) == 0
+    assert cost.line_wait_cycles(replace(a53, cpu="toaster"), 1 << 30) == 0
+
+
+def test_a_tile_waits_for_more_streams_than_the_prefetcher_follows() -> None:
+    a53, a72 = device.get("cortex-a53"), device.get("cortex-a72")
+
+    def waiting(each: device.Device, streams: int, instructions: float) -> float:
+        return cost.waiting_cycles(each, 1 << 22, lines=8, streams=streams, instructions=instructions)
+
+    assert waiting(a53, 2, 200) == 0
+    assert waiting(a53, 3, 200) == 8 * cost.line_wait_cycles(a53, 1 << 22)
+    assert waiting(a72, 8, 200) == 0
+    assert waiting(a72, 9, 128) == cost.line_wait_cycles(a72, 1 << 22)  # eight at a time
+    assert waiting(a72, 9, 1024) == 8 * cost.line_wait_cycles(a72, 1 << 22)
 
 
 def test_iterations_share_a_counter_on_cores_out_of_order() -> None:

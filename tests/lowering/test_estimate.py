@@ -7,8 +7,8 @@ import pytest
 
 from sepwise.lowering import device as devices
 from sepwise.lowering import estimate
+from sepwise.lowering.core_model import core_model
 from sepwise.lowering.counts import Block, BlockRun, CallCounts, Counts, Misses
-from sepwise.passes.errors import InputError
 
 needs_mca = pytest.mark.skipif(estimate.llvm_version() is None, reason="llvm-mca is missing: apt-get install llvm")
 
@@ -117,7 +117,7 @@ def test_only_a_reorder_buffer_hides_what_no_prefetcher_foresees() -> None:
     misses = 1000
     for target, waits in (("cortex-a72", False), ("cortex-a53", True)):
         device = devices.get(target)
-        model = estimate.core_model(device)
+        model = core_model(device)
         assert model is not None
         more = cycles(device, run(code, misses=Misses(l1_demanded=misses))) - cycles(device, run(code))
         assert more == pytest.approx(misses * model.l2_latency_cycles if waits else 0)
@@ -133,6 +133,21 @@ def test_a_line_that_is_asked_for_is_not_waited_for(prefetch: bytes) -> None:
         costs = [cycles(device, run(code, misses=demanded)) - cycles(device, run(code, misses=streamed)) for code in (plain, asking)]
         assert costs[0] > 0
         assert costs[1] == pytest.approx(waited * costs[0])
+
+
+@needs_mca
+def test_a_loop_that_a_page_cuts_waits_as_a_whole_one() -> None:
+    device = devices.get("cortex-a53")
+    head, rest = PREFETCH + b"".join(FMLAS[:4]), b"".join(FMLAS[4:]) + SUBS + BRANCH
+    loop = {0: COUNT - 1, -1: 1}
+    for misses, waits in ((COUNT, False), (2 * COUNT, True)):
+        found = []
+        for missed in (Misses(l1_demanded=misses), Misses(l1_streamed=misses)):
+            first = run(head, before={-1: 1, 1: COUNT - 1})
+            found.append(cycles(device, first, run(rest, before={0: COUNT}, misses=missed)))
+        assert (found[0] > found[1]) is waits
+        apart = cycles(device, run(head, before=loop), run(rest, before={0: COUNT - 1, -1: 1}, misses=Misses(l1_demanded=misses)))
+        assert apart > found[0], "a block that is reached by another way waits for what it asks for itself"
 
 
 @needs_mca
@@ -201,17 +216,4 @@ def test_every_arm_target_that_qemu_runs_is_modelled() -> None:
     known = [devices.get(name) for name in devices.names() if name != devices.HOST]
     arm = [device for device in known if device.isa == "arm" and str(device.emulator).startswith("qemu")]
     assert arm
-    assert [device.name for device in arm if estimate.core_model(device) is None] == []
-
-
-def test_a_core_needs_every_fact_with_its_source(tmp_path: Path) -> None:
-    facts = tmp_path / "devices.toml"
-    facts.write_text("[core.toaster]\nmodel = { value = 'toaster', source = 'a manual' }\n")
-    with pytest.raises(InputError, match=r"core 'toaster': needed are .*reorder_entries.* each as { value, source }"):
-        estimate._models(facts)
-
-
-def test_a_core_may_be_like_another() -> None:
-    znver5, znver4 = (estimate._models(estimate._FACTS_FILE)[cpu] for cpu in ("znver5", "znver4"))
-    assert znver4.line_bytes == znver5.line_bytes
-    assert znver4.reorder_entries < znver5.reorder_entries
+    assert [device.name for device in arm if core_model(device) is None] == []

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from sepwise.lowering import device
+from sepwise.lowering.codegen import lower_kernel
 from sepwise.lowering.strategies import depthwise_tile
 from sepwise.lowering.strategies.base import Refusal
 from sepwise.lowering.strategies.depthwise_tile import DepthwiseTile, DepthwiseTileStrategy
@@ -107,6 +108,27 @@ def test_an_input_read_once_is_cheaper() -> None:
     stage = depthwise((56, 56), 4, 4).stages[0]
     in_rows, in_one_row = (depthwise_tile.rectangle_cycles(stage, a72, *sizes) for sizes in ((4, 4), (1, 16)))
     assert in_rows < in_one_row
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "asks"),
+    [
+        (56, DepthwiseTile(4, 4, 15, 14), True),
+        (56, DepthwiseTile(4, 4, 15, 1), False),  # a task has no next row of tiles
+        (224, DepthwiseTile(4, 4, 15, 56), False),  # level 1 does not hold ten rows
+        (224, DepthwiseTile(1, 14, 15, 224), True),
+        (7, DepthwiseTile(4, 4, 15, 2), False),  # in level 1
+    ],
+)
+def test_rows_of_the_next_tiles_are_asked_for(size: int, tile: DepthwiseTile, asks: bool) -> None:
+    a53 = device.get("cortex-a53")
+    workload = depthwise((size, size), 16, a53.lanes)
+    kernel = lower_kernel(STRATEGY.schedule(workload, a53, tile).function, "kernel", a53)
+    assert ("sepwise_prefetch" in str(kernel.function)) == asks
+    deaf = replace(a53, cpu="toaster")
+    waits = STRATEGY.predicted_cycles(workload, a53, 1, tile) - STRATEGY.predicted_cycles(workload, deaf, 1, tile)
+    lines = size * size * 16 * 4 / 64
+    assert waits == 0 if size == 7 else waits < 3 * lines if asks else waits > 10 * lines
 
 
 def test_refusals() -> None:
