@@ -17,6 +17,8 @@ two at most, and computes addresses apart. As nothing else depends on its variab
     # for i: a0 += x * w[16 i : 16 i + 4]; ...; a3 += x * w[16 i + 12 : 16 i + 16]
     #   ->  p = &w[0]; for i by 4: 4 times (v = ld1(p), p += 64; a0 += x * v[0:4]; ...; a3 += x * v[12:16])
 
+Where a loop is marked so (`prefetch.mark_streams`), each of its loads asks for the line that lies a distance behind it.
+
 Minimum and maximum give NaN for NaN, so a clamp takes two instructions instead of four:
 
     # select(x > c, c, x)  ->  llvm.minimum(x, c);  select(x < c, c, x)  ->  llvm.maximum(x, c)
@@ -38,9 +40,10 @@ from tvm.ir.expr import Call, StringImm, TensorLoad, Var
 
 from sepwise.lowering.cost import LEAST_TOGETHER, MOST_TOGETHER, SPARE_REGISTERS
 from sepwise.lowering.lane_loads import map_runs, shuffle, writes_registers
+from sepwise.lowering.prefetch import STREAM_LOOPS, prefetch_code, stream_distances
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     Expr = Any  # tvm has no type stubs
 
@@ -51,6 +54,9 @@ REGISTER_BITS: Final = 128
 
 MOST_REPEATED_FMAS: Final = 256
 """Multiply-adds of iterations that are written out behind each other, so that a counter and a branch serve all of them."""
+
+_ASK: Final = "sepwise_ask"
+"""What asks for a line."""
 
 FLOATS: Final = ("float16", "float32")
 """Types that vector instructions compute in; kernels have the first only where the device computes in it."""
@@ -124,16 +130,22 @@ def load_by_streams(function: tirx.PrimFunc, registers: int, *, repeated: bool =
     """
     analyzer = tvm.sym.Analyzer()
     kinds: set[tuple[str, int]] = set()
+    marked: list[tirx.For] = []
 
     def on_loop(loop: tirx.For) -> tirx.Stmt:
+        distances = stream_distances(loop)
+        if distances:
+            marked.append(loop)
+            left = {key: value for key, value in loop.annotations.items() if key != STREAM_LOOPS}
+            loop = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, loop.body, loop.thread_binding, left)
         run = list(loop.body.seq) if isinstance(loop.body, tirx.SeqStmt) else [loop.body]
         if not all(map(writes_registers, run)):
             return loop
-        return _by_streams(loop, run, registers, MOST_REPEATED_FMAS if repeated else 0, analyzer, kinds)
+        return _by_streams(loop, run, registers, MOST_REPEATED_FMAS if repeated else 0, analyzer, kinds, distances)
 
     body = tvm_ffi.structural_map(function.body, (tirx.For, on_loop))
-    if kinds:
-        code = _PLACES_CODE + "".join(_load_code(*kind) for kind in sorted(kinds))
+    if kinds or marked:
+        code = _PLACES_CODE + prefetch_code(_ASK) + "".join(_load_code(*kind) for kind in sorted(kinds))
         body = tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", StringImm(code), body)
     return function.with_body(body)
 
@@ -191,18 +203,24 @@ class _Move(NamedTuple):
 
 
 def _by_streams(
-    loop: tirx.For, run: Sequence[tirx.Stmt], registers: int, most_fmas: int, analyzer: Any, kinds: set[tuple[str, int]]
+    loop: tirx.For,
+    run: Sequence[tirx.Stmt],
+    registers: int,
+    most_fmas: int,
+    analyzer: Any,
+    kinds: set[tuple[str, int]],
+    distances: Mapping[str, int],
 ) -> tirx.Stmt:
     """A loop over `run` with the loads of its streams, in bodies of up to `most_fmas` multiply-adds where one has no more.
 
-    `kinds` gets the types and counts of vectors that are loaded together.
+    `kinds` gets the types and counts of vectors that are loaded together; `distances` has how far behind its loads is asked for.
     """
     streams, places = _streams(loop, run, analyzer)
     totals = {(statement.buffer, str(statement.indices[0])) for statement in run}
     inputs = sum(max(map(len, stream.rows)) for stream in streams if stream.by_lane)
     together = min(MOST_TOGETHER, registers - SPARE_REGISTERS - len(totals) - inputs)
     if not inputs or together < LEAST_TOGETHER or int(getattr(loop.extent, "value", 0)) == 1:
-        return loop
+        return _asking(loop, run, streams, distances)
     before: list[tirx.Stmt] = []
     moves: list[_Move] = []
     for number, stream in enumerate(streams):
@@ -225,7 +243,7 @@ def _by_streams(
             moves.append(_Move(number, stream, tuple(part), reader, place, distance))
             kinds.add((str(stream.source.ty.dtype), len(part)))
     if not moves:
-        return loop
+        return _asking(loop, run, streams, distances)
     extent = loop.extent
     repeats = 1
     if isinstance(extent, tirx.IntImm):
@@ -234,7 +252,7 @@ def _by_streams(
         # LLVM would unroll a short loop, and load what all of it reads first
         extent = Var("extent", PrimType("int32"))
         before.append(tirx.Bind(extent, tirx.call_extern("int32", "sepwise_extent", loop.extent // repeats)))
-    iterations = [_moving(run, moves, places) for _ in range(repeats)]
+    iterations = [_moving(run, moves, places, distances) for _ in range(repeats)]
     for iteration in iterations[1:]:
         iteration[:0] = _behind(run[-1], moves)
     body = tirx.SeqStmt([statement for iteration in iterations for statement in iteration])
@@ -270,8 +288,24 @@ def _reads_place(
     return any(each.same_as(variable) for each in found)
 
 
-def _moving(run: Sequence[tirx.Stmt], moves: Sequence[_Move], places: dict[TensorLoad, tuple[int, int]]) -> list[tirx.Stmt]:
-    """The statements of one iteration, each after the loads of what it is first to read."""
+def _asking(loop: tirx.For, run: Sequence[tirx.Stmt], streams: Sequence[_Stream], distances: Mapping[str, int]) -> tirx.Stmt:
+    """A loop that asks for what lies behind its loads, of each line once."""
+    asks = []
+    for stream in streams:
+        if ahead := distances.get(stream.source.name, 0):
+            for part in stream.parts(MOST_TOGETHER):
+                behind = tirx.address_of(tirx.BufferLoad(stream.source, [stream.base + part[-1] + ahead]))
+                asks.append(tirx.Evaluate(tirx.call_extern("void", _ASK, tirx.call_extern("int64", "sepwise_place", behind))))
+    if not asks:
+        return loop
+    body = tirx.SeqStmt([*asks, *run])
+    return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, loop.annotations)
+
+
+def _moving(
+    run: Sequence[tirx.Stmt], moves: Sequence[_Move], places: dict[TensorLoad, tuple[int, int]], distances: Mapping[str, int]
+) -> list[tirx.Stmt]:
+    """The statements of one iteration, each after the loads of what it is first to read, which ask for what lies behind them."""
     loads: dict[int, list[tirx.Stmt]] = {}
     loaded: dict[tuple[int, int], tuple[Var, int]] = {}
     for move in moves:
@@ -286,6 +320,10 @@ def _moving(run: Sequence[tirx.Stmt], moves: Sequence[_Move], places: dict[Tenso
                 tirx.BufferStore(move.place, _opaque(pointer + move.distance), [0]),
             ]
         )
+        if ahead := distances.get(move.stream.source.name, 0):
+            element_bytes = int(move.stream.source.ty.dtype.dtype.bits) // 8
+            behind = tirx.IntImm("int64", element_bytes * (ahead + move.part[-1] - move.part[0]))
+            loads[move.reader].append(tirx.Evaluate(tirx.call_extern("void", _ASK, pointer + behind)))
         loaded.update({(move.number, offset): (vectors, lane * move.stream.lanes) for lane, offset in enumerate(move.part)})
 
     def on_load(load: TensorLoad) -> Expr:

@@ -23,6 +23,7 @@ __all__ = [
     "SPARE_REGISTERS",
     "copy_cycles",
     "is_prefetched",
+    "iterations_ahead",
     "line_cycles",
     "line_wait_cycles",
     "loads_alone",
@@ -293,10 +294,39 @@ def is_prefetched(device: Device, nbytes: float) -> bool:
         nbytes: Of the tensor.
 
     Returns:
-        Whether the core would wait for them, as for all that comes from memory.
+        Whether it comes from memory, and so is waited for longer than a few instructions hide; on a core in order whether it is
+        waited for at all.
     """
+    core = core_model(device)
+    in_order = core is not None and core.reorder_entries == 0
     from_memory = nbytes > max(device.l2_bytes, device.l3_bytes) * CACHE_SHARE
-    return device.multiplies_by_lane and (from_memory or line_wait_cycles(device, nbytes) > 0)
+    return device.multiplies_by_lane and (from_memory or (in_order and line_wait_cycles(device, nbytes) > 0))
+
+
+def iterations_ahead(
+    device: Device, *, total_bytes: float, footprint_bytes: float, panels: int, passes: int, iteration_cycles: float
+) -> int:
+    """Predicts how early a reduction should ask for a line of its weights, which it reads several times.
+
+    Args:
+        device: Gives the caches and the kind of core; x86 cores are left to their prefetchers.
+        total_bytes: Of all weights, beyond which a line comes from for its first pass.
+        footprint_bytes: Bytes that are live between two passes.
+        panels: Sequences of lines that the weights of a tile lie in. The inputs have two: each block of channels begins another.
+        passes: Times that a task reads each line.
+        iteration_cycles: Of the reduction's loop.
+
+    Returns:
+        Iterations; 0 where asking in each pass costs more than is waited for, and where a core out of order has a prefetcher that
+        follows the weights: what it foresees late such a core hides.
+    """
+    core = core_model(device)
+    if core is None or not device.multiplies_by_lane or (core.reorder_entries and panels + 2 <= core.streams):
+        return 0
+    first, again = (line_wait_cycles(device, nbytes) for nbytes in (total_bytes, footprint_bytes))
+    if first / passes + again <= (1 + LOST_SHARE) / device.issue_width:
+        return 0
+    return math.ceil(max(first, again) / iteration_cycles)
 
 
 def loads_alone(device: Device) -> bool:

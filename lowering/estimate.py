@@ -21,11 +21,12 @@ vectors it loads, and, in order and where a vector takes several cycles to load,
 Transfers run beside the arithmetic of their own block, whatever the core: lines that are foreseen come by a prefetcher. Only a
 core that runs out of order hides anything of a miss that is not, up to what its reorder buffer holds. A prefetch instruction
 foresees one: it asks for a line and waits for nothing (Arm DDI 0487, PRFM; Intel 325383, PREFETCHh). The emulator passes it
-over, so as many misses of its block count as foreseen as it asks for lines. On ARM a stream of stores that fills whole lines
+over, so as many misses of its block, and of those that always run before or behind it, count as foreseen as it asks for lines.
+On ARM a stream of stores that fills whole lines
 does not read them first.
 
 **Known limits.** One thread; no TLB, no branch misses, no instruction cache, no conflict of other cores for memory. Every
-prefetch is taken to hide one miss of its own block, however early it comes and whichever line it asks for. A loop is
+prefetch is taken to hide one miss of these blocks, however early it comes and whichever line it asks for. A loop is
 timed as if it went on: what a large reorder buffer overlaps of its end with the next loop's start is missed. LLVM times
 Cortex-A72, A76 and A78 by its model of the A57, so the A76 takes the Neoverse-N1's; it lets the A53 wait 10 cycles for
 the accumulator of a chained multiply-add, so the A53 takes the A55's, which forwards it; the N1's own is 3 wide, so the
@@ -395,7 +396,7 @@ def _waiting_cycles(
     runs: Sequence[BlockRun], assembly: dict[bytes, tuple[str, ...]], core: int, device: Device, model: CoreModel
 ) -> float:
     """Cycles in which blocks that follow each other wait for lines that no prefetcher nor they themselves have asked for."""
-    near, beyond = (sum(getattr(run.misses[core], level) for run in runs) for level in ("l1_demanded", "l2_demanded"))
+    near, beyond = sum(run.misses[core].l1_demanded for run in runs), sum(run.misses[core].l2_demanded for run in runs)
     asked = sum(run.count * sum(map(bool, map(_PREFETCH.match, assembly[run.block.code]))) for run in runs)
     if asked >= near:
         return 0.0

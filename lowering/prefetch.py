@@ -12,6 +12,9 @@ those that this iteration reads itself: half of them at the head of the tile, ha
 that half, so that a core has room for them; not beside each row, which costs LLVM registers. The last iteration asks for lines
 behind its own, which is allowed for any address, and is the next plane where tensors are packed. It runs on flat functions, their
 tiles unrolled and their statements in order.
+
+A reduction that reads weights and the same channels of many pixels has two streams at least, and those of a tile's pixels begin
+anew in each block of channels. There every load of a tensor asks for what lies a distance behind it (`advanced_simd`).
 """
 
 from __future__ import annotations
@@ -27,33 +30,54 @@ from tvm.ir.expr import StringImm, TensorLoad, Var
 from sepwise.lowering.cost import LINE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tvm import s_tir
 
     Expr = Any  # tvm has no type stubs
 
-__all__ = ["PREFETCH_LOOP", "mark_prefetch", "prefetch_next"]
+__all__ = [
+    "PREFETCH_LOOP",
+    "STREAM_LOOPS",
+    "mark_prefetch",
+    "mark_streams",
+    "prefetch_code",
+    "prefetch_next",
+    "stream_distances",
+]
 
 PREFETCH_LOOP: Final = "sepwise.prefetch"
 """Annotation of a loop, `"parameter,elements"`: what its next iteration reads elsewhere, and how far from its own, 0 where the
 loop's variable tells."""
 
-_CODE: Final = """
+STREAM_LOOPS: Final = "sepwise.streams"
+"""Annotation of the loop of a reduction, `"parameter,elements"` joined by `;`: what is asked for, how far behind each load."""
+
+
+def prefetch_code(name: str) -> str:
+    """Gives LLVM's intermediate code of a function `name(address)` that asks for a line.
+
+    Args:
+        name: What calls name it, another in each module that LLVM links.
+    """
+    return f"""
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 
-define i64 @sepwise_ahead(ptr %address, i64 %distance) {
+define void @{name}(i64 %place) {{
+  %address = inttoptr i64 %place to ptr
+  call void @llvm.prefetch.p0(ptr %address, i32 0, i32 3, i32 1)
+  ret void
+}}
+"""
+
+
+_CODE: Final = f"""{prefetch_code("sepwise_prefetch")}
+define i64 @sepwise_ahead(ptr %address, i64 %distance) {{
   %place = ptrtoint ptr %address to i64
   %sum = add i64 %place, %distance
   %ahead = call i64 asm "", "=r,0"(i64 %sum) memory(none)
   ret i64 %ahead
-}
-
-define void @sepwise_prefetch(i64 %place) {
-  %address = inttoptr i64 %place to ptr
-  call void @llvm.prefetch.p0(ptr %address, i32 0, i32 3, i32 1)
-  ret void
-}
+}}
 """
 """The first keeps an address in a register, to which prefetches add a constant."""
 
@@ -69,6 +93,25 @@ def mark_prefetch(sch: s_tir.Schedule, loop: s_tir.schedule.LoopRV, parameter: s
             indices are tested; else the loop's variable tells.
     """
     sch.annotate(loop, PREFETCH_LOOP, f"{parameter},{elements}")
+
+
+def mark_streams(sch: s_tir.Schedule, loops: Sequence[s_tir.schedule.LoopRV], distances: Mapping[str, int]) -> None:
+    """Notes that a reduction asks for what lies behind its loads.
+
+    Args:
+        sch: The schedule.
+        loops: Of the reduction, those that are not unrolled: the inmost of more than one iteration counts.
+        distances: Elements behind each load, by the parameter's name.
+    """
+    longer = [loop for loop in loops if int(sch.get(loop).extent) > 1]
+    if distances and longer:
+        sch.annotate(longer[-1], STREAM_LOOPS, ";".join(f"{name},{elements}" for name, elements in distances.items()))
+
+
+def stream_distances(loop: tirx.For) -> dict[str, int]:
+    """Gives what a loop's mark says, empty where it has none."""
+    parts = (part.split(",") for part in str(loop.annotations.get(STREAM_LOOPS, "")).split(";") if part)
+    return {name: int(elements) for name, elements in parts}
 
 
 def prefetch_next(function: tirx.PrimFunc) -> tirx.PrimFunc:

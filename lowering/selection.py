@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from sepwise.lowering.cost import stream_cycles
-from sepwise.lowering.graph import Layout
 from sepwise.lowering.strategies import Refusal, strategies_for
+from sepwise.lowering.strategies.packing import boundary_bytes
 from sepwise.lowering.workload import ConvWorkload
 from sepwise.passes.errors import UnsupportedError
 
@@ -289,8 +288,5 @@ def _boundary_cycles(workload: ConvWorkload | LinearWorkload, device: Device) ->
     """Cycles to read the inputs from where their producer left them, and to write the output."""
     if not isinstance(workload, ConvWorkload):
         return 0.0
-    first = (workload.batch, workload.stages[0].in_channels, *workload.spatial)
-    element = float(workload.dtypes.input_bytes)
-    output = element * math.prod(Layout(workload.output_lanes).physical_shape(workload.output_shape))
-    nbytes = element * math.prod(Layout(workload.input_lanes).physical_shape(first)) + output
-    return stream_cycles(device, nbytes + (output if workload.residual else 0.0))
+    read, written = boundary_bytes(workload)
+    return stream_cycles(device, read + written + (written if workload.residual else 0))

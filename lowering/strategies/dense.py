@@ -29,7 +29,14 @@ from sepwise.lowering.cost import (
 from sepwise.lowering.graph import Layout
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
-from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows, start_from_bias, unroll_lanes
+from sepwise.lowering.strategies.steps import (
+    accumulate_in_registers,
+    ask_ahead,
+    split_reduction,
+    stage_rows,
+    start_from_bias,
+    unroll_lanes,
+)
 from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, row_tiles
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
@@ -133,7 +140,10 @@ class DenseStrategy:
             if accumulators * stage.kernel[-1] <= MOST_UNROLLED_FMAS:
                 sch.unroll(taps[-1])
         elif device.multiplies_by_lane:
-            unroll_lanes(sch, device, steps[-1], accumulators)
+            steps[-1] = unroll_lanes(sch, device, steps[-1], accumulators)
+            passes = tile.rows * math.ceil(width / tile.pixels)
+            inputs = workload.input_lanes > 0 and math.prod(stage.kernel) == 1 and not stage.padded
+            ask_ahead(sch, device, workload, steps, tile=(tile.pixels, tile.oc_vectors), passes=passes, inputs=inputs)
         elif accumulators * stage.in_channels_per_group * stage.kernel[-1] <= MOST_UNROLLED_FMAS:
             for loop in steps[-2:]:  # of the taps too, LLVM would keep the pixels that they share, and spill them
                 sch.unroll(loop)

@@ -7,8 +7,8 @@
 
 An input serves all rows and columns of the tile that read it, so a 3 x 3 kernel on 4 x 4 outputs loads 36 inputs for 144
 multiply-adds. What the border would multiply by zero is left out, and nothing is copied. Weights stay in registers as
-long as rows of the input read them. Each row of a tile is a sequence of lines of its own, more than the prefetcher of a small core
-follows: where such a core would wait, a row of tiles asks for what the next one reads (`prefetch`).
+long as rows of the input read them. Each row of a tile is a sequence of lines of its own, more than the prefetcher of a
+small core follows: where such a core would wait, a row of tiles asks for what the next one reads (`prefetch`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sepwise.lowering.cost import (
 from sepwise.lowering.prefetch import mark_prefetch
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.depthwise import refuse_shared_lanes
-from sepwise.lowering.strategies.packing import conv_packer, true_shapes
+from sepwise.lowering.strategies.packing import boundary_bytes, conv_packer, true_shapes
 from sepwise.lowering.strategies.steps import start_from_bias, tile_rectangle
 from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, grains
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
@@ -122,7 +122,8 @@ class DepthwiseTileStrategy:
         *outer, height, width = workload.spatials[-1]
         row_tiles = math.ceil(height / tile.rows)
         images = workload.batch * math.ceil(stage.out_channels / workload.output_lanes) * math.prod(outer)
-        each = rectangle_cycles(stage, device, tile.rows, tile.pixels) + _line_cycles(workload, device, tile)
+        lines = (_asking_cycles if _asks_ahead(workload, device, tile) else _waiting_cycles)(workload, device, tile)
+        each = rectangle_cycles(stage, device, tile.rows, tile.pixels) + lines
         cycles = images * row_tiles * math.ceil(width / tile.pixels) * each
         return parallel_cycles(cycles, images * math.ceil(row_tiles / tile.grain), threads)
 
@@ -153,12 +154,6 @@ class DepthwiseTileStrategy:
         return Implementation(function, conv_packer(workload, (1,)))
 
 
-def _input_bytes(workload: ConvWorkload, device: Device) -> int:
-    """Of the packed input."""
-    blocks = math.ceil(workload.stages[0].in_channels / workload.input_lanes)
-    return workload.batch * blocks * math.prod(workload.spatial) * device.vector_bytes
-
-
 def _rows_read(workload: ConvWorkload, tile: DepthwiseTile) -> tuple[int, int]:
     """Rows of the input that a tile reads, and how many of them the row of tiles before it has not."""
     stage = workload.stages[0]
@@ -168,23 +163,37 @@ def _rows_read(workload: ConvWorkload, tile: DepthwiseTile) -> tuple[int, int]:
 
 
 def _asks_ahead(workload: ConvWorkload, device: Device, tile: DepthwiseTile) -> bool:
-    """Whether a row of tiles asks for the rows that the next one of its task reads: they are waited for else, and level 1 holds both."""
+    """Whether a row of tiles asks for what the next one of its task reads: it would wait longer, and level 1 holds both."""
     rows = sum(_rows_read(workload, tile))
     fits = rows * workload.spatial[-1] * device.vector_bytes <= device.l1d_bytes * CACHE_SHARE
-    return tile.grain > 1 and fits and is_prefetched(device, _input_bytes(workload, device))
+    may = tile.grain > 1 and fits and is_prefetched(device, boundary_bytes(workload)[0])
+    return may and _asking_cycles(workload, device, tile) < _waiting_cycles(workload, device, tile)
 
 
-def _line_cycles(workload: ConvWorkload, device: Device, tile: DepthwiseTile) -> float:
-    """Predicts what the lines of a tile cost that it is the first to read: prefetches, or waiting."""
+def _new_lines(workload: ConvWorkload, device: Device, tile: DepthwiseTile) -> float:
+    """Lines that a tile is the first to read."""
+    _, new_rows = _rows_read(workload, tile)
+    return new_rows * tile.pixels * workload.stages[0].strides[-1] * device.vector_bytes / LINE_BYTES
+
+
+def _asking_cycles(workload: ConvWorkload, device: Device, tile: DepthwiseTile) -> float:
+    """Predicts what the prefetches of a tile cost."""
+    return (1 + LOST_SHARE) * _new_lines(workload, device, tile) / device.issue_width
+
+
+def _waiting_cycles(workload: ConvWorkload, device: Device, tile: DepthwiseTile) -> float:
+    """Predicts how long a tile waits for the lines that it is the first to read where nothing has asked for them."""
     stage = workload.stages[0]
-    rows, new_rows = _rows_read(workload, tile)
-    lines = new_rows * tile.pixels * stage.strides[-1] * device.vector_bytes / LINE_BYTES
-    if _asks_ahead(workload, device, tile):
-        return (1 + LOST_SHARE) * lines / device.issue_width
+    rows, _ = _rows_read(workload, tile)
     fmas = tile.rows * tile.pixels * math.prod(stage.kernel)
     loads = math.prod(compute.input_extents(stage, (*(1 for _ in stage.kernel[:-2]), tile.rows, tile.pixels)))
-    nbytes = _input_bytes(workload, device)
-    return waiting_cycles(device, nbytes, lines=lines, streams=rows + tile.rows, instructions=fmas + loads)
+    return waiting_cycles(
+        device,
+        boundary_bytes(workload)[0],
+        lines=_new_lines(workload, device, tile),
+        streams=rows + tile.rows,
+        instructions=fmas + loads,
+    )
 
 
 def rectangle_cycles(stage: Stage, device: Device, rows: int, pixels: int) -> float:

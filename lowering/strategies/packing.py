@@ -1,4 +1,4 @@
-"""How weights lie in memory for the strategies, packed once at compile time."""
+"""How tensors lie in memory for the strategies; weights are packed once at compile time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.workload import ConvWorkload, Stage
 
-__all__ = ["conv_packer", "oc_pack", "pack_bias", "pack_weight", "true_shapes"]
+__all__ = ["boundary_bytes", "conv_packer", "oc_pack", "pack_bias", "pack_weight", "true_shapes"]
 
 
 def oc_pack(blocks: int, oc_vectors: int) -> int:
@@ -116,6 +116,18 @@ def true_shapes(
         shapes[f"weight{index}"] = _weight_shape(stage, lanes, pack, flat=flat)
         shapes[f"bias{index}"] = (math.ceil(stage.out_channels / lanes), lanes)
     return shapes
+
+
+def boundary_bytes(workload: ConvWorkload) -> tuple[int, int]:
+    """Gives the bytes of a chain's input and of its output as they lie in memory.
+
+    Args:
+        workload: The chain.
+    """
+    first = (workload.batch, workload.stages[0].in_channels, *workload.spatial)
+    tensors = ((workload.input_lanes, first), (workload.output_lanes, workload.output_shape))
+    read, written = (workload.dtypes.input_bytes * math.prod(Layout(lanes).physical_shape(shape)) for lanes, shape in tensors)
+    return read, written
 
 
 def _weight_shape(stage: Stage, lanes: int, pack: int, *, flat: bool) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from sepwise.lowering.cost import (
 )
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
-from sepwise.lowering.strategies.steps import start_from_bias, tile_flat_pixels, unroll_lanes
+from sepwise.lowering.strategies.steps import ask_ahead, start_from_bias, tile_flat_pixels, unroll_lanes
 from sepwise.lowering.strategies.tiles import grains
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
@@ -127,7 +127,7 @@ class PointwiseStrategy:
         )
         sch = s_tir.Schedule(built.function)
         stage = workload.stages[0]
-        (n, oc_t, p_o), ic_i = tile_flat_pixels(
+        (n, oc_t, p_o), steps = tile_flat_pixels(
             sch,
             built.stages[0],
             channels=stage.in_channels_per_group,
@@ -135,7 +135,9 @@ class PointwiseStrategy:
             pixels=tile.pixels,
             oc_vectors=tile.oc_vectors,
         )
-        unroll_lanes(sch, device, ic_i, tile.pixels * tile.oc_vectors)
+        steps[-1] = unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
+        register_tile = tile.pixels, tile.oc_vectors
+        ask_ahead(sch, device, workload, steps, tile=register_tile, passes=tile.grain, inputs=not tile.adjacent)
         mark_task(sch, n)
         mark_task(sch, oc_t)
         mark_task(sch, p_o, tile.grain)

@@ -76,7 +76,7 @@ class ScalablePointwiseStrategy:
         built = compute.conv(workload, domain, round_up(blocks, tile.oc_vectors), (pack,), flat=True)
         sch = s_tir.Schedule(built.function)
         stage = workload.stages[0]
-        (n, oc_t, p), ic_i = tile_flat_pixels(
+        (n, oc_t, p), (*_, ic_i) = tile_flat_pixels(
             sch,
             built.stages[0],
             channels=stage.in_channels_per_group,

@@ -29,8 +29,15 @@ from sepwise.lowering.prefetch import mark_prefetch
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.depthwise import depthwise_cycles, unrolled_taps
 from sepwise.lowering.strategies.depthwise_tile import border_tiles, code_fits, rectangle_cycles, rectangle_fits
-from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
-from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows, start_from_bias, unroll_lanes
+from sepwise.lowering.strategies.packing import boundary_bytes, conv_packer, oc_pack, true_shapes
+from sepwise.lowering.strategies.steps import (
+    accumulate_in_registers,
+    ask_ahead,
+    split_reduction,
+    stage_rows,
+    start_from_bias,
+    unroll_lanes,
+)
 from sepwise.lowering.strategies.tiles import row_tiles
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
@@ -142,7 +149,6 @@ class SeparableStrategy:
         depthwise, pointwise = workload.stages
         *outer, height, width = workload.spatials[-1]
         blocks = math.ceil(pointwise.out_channels / workload.output_lanes)
-        in_blocks = math.ceil(depthwise.out_channels / workload.output_lanes)
         packs = (1, oc_pack(blocks, tile.oc_vectors))
         domain = (*outer, round_up(height, tile.rows), round_up(width, tile.pixels))
         built = compute.conv(workload, domain, round_up(blocks, tile.oc_vectors), packs)
@@ -169,7 +175,9 @@ class SeparableStrategy:
             vector=t_oc_v,
             output_loops=[oc_i, ow_i, oc_v],
         )
-        unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
+        steps[-1] = unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
+        passes = tile.rows * math.ceil(width / tile.pixels)
+        ask_ahead(sch, device, workload, steps, tile=(tile.pixels, tile.oc_vectors), passes=passes, inputs=False)
 
         dw_output, dw_total = sch.get_sblock(first.output), sch.get_sblock(first.accumulator)
         sch.compute_at(dw_output, oh_o, preserve_unit_loops=True)
@@ -198,7 +206,7 @@ class SeparableStrategy:
             borders = border_tiles(depthwise, workload.spatial, extents, tiles)
             for loop, (begin, end) in zip((*depth, oh_o, d_ow_o), borders, strict=True):
                 mark_border(sch, loop, begin, end)
-            if is_prefetched(device, in_blocks * math.prod(workload.spatial) * device.vector_bytes):
+            if is_prefetched(device, boundary_bytes(workload)[0]):
                 mark_prefetch(sch, d_ic_o, "data")
 
         for loop in (n, *depth, oh_o):

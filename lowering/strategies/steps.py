@@ -11,6 +11,9 @@ from tvm.ir import Range
 from tvm.ir.expr import TensorLoad, Var
 
 from sepwise.lowering.borders import mark_border
+from sepwise.lowering.cost import is_prefetched, iterations_ahead
+from sepwise.lowering.prefetch import mark_streams
+from sepwise.lowering.strategies.packing import boundary_bytes, oc_pack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "accumulate_in_registers",
+    "ask_ahead",
     "split_reduction",
     "stage_rows",
     "start_from_bias",
@@ -124,7 +128,7 @@ def tile_rectangle(sch: s_tir.Schedule, names: StageTensors, *, rank: int, rows:
 
 def tile_flat_pixels(
     sch: s_tir.Schedule, names: StageTensors, *, channels: int, lanes: int, pixels: int, oc_vectors: int
-) -> tuple[list[LoopRV], LoopRV]:
+) -> tuple[list[LoopRV], list[LoopRV]]:
     """`for n, oc_o, p: for ic` -> `for n, oc_t, p_o: for ic_o, ic_i: unrolled oc_i, p_i: vector FMA; epilogue`.
 
     Args:
@@ -136,7 +140,7 @@ def tile_flat_pixels(
         oc_vectors: Extent of `oc_i`.
 
     Returns:
-        The loops over tiles, outer first, and `ic_i`.
+        The loops over tiles, outer first, and the loops of the reduction.
     """
     output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
     n, oc_o, p, oc_v = sch.get_loops(output)
@@ -149,10 +153,10 @@ def tile_flat_pixels(
     accumulate_in_registers(
         sch, total, output, steps, unrolled=[t_oc_i, t_p_i], vector=t_oc_v, output_loops=[oc_i, p_i, oc_v]
     )
-    return [n, oc_t, p_o], steps[-1]
+    return [n, oc_t, p_o], steps
 
 
-def unroll_lanes(sch: s_tir.Schedule, device: Device, ic_i: LoopRV, accumulators: int) -> None:
+def unroll_lanes(sch: s_tir.Schedule, device: Device, ic_i: LoopRV, accumulators: int) -> LoopRV:
     """`for ic_i: load inputs; FMA` -> `for ic_u: load the inputs of its steps; unrolled: FMA by lane`, on devices that have it.
 
     Args:
@@ -160,12 +164,58 @@ def unroll_lanes(sch: s_tir.Schedule, device: Device, ic_i: LoopRV, accumulators
         device: The target.
         ic_i: The inner loop of the reduction, as `split_reduction` gives it.
         accumulators: Vectors of the register tile.
+
+    Returns:
+        The loop that is left of it.
     """
     if not device.multiplies_by_lane:
-        return
+        return ic_i
     channels = int(sch.get(ic_i).extent)
     steps = max(n for n in range(1, channels + 1) if channels % n == 0 and (n == 1 or n * accumulators <= MOST_SCHEDULED_FMAS))
-    sch.unroll(sch.split(ic_i, [None, steps])[-1])
+    left, unrolled = sch.split(ic_i, [None, steps])
+    sch.unroll(unrolled)
+    return left
+
+
+def ask_ahead(
+    sch: s_tir.Schedule,
+    device: Device,
+    workload: ConvWorkload,
+    loops: Sequence[LoopRV],
+    *,
+    tile: tuple[int, int],
+    passes: int,
+    inputs: bool,
+) -> None:
+    """`for ic_o: load weights, inputs; FMA` -> `for ic_o: load, prefetch weights behind them, inputs of the next tile; FMA`.
+
+    Where a core would not wait for them, nothing changes.
+
+    Args:
+        sch: The schedule.
+        device: The target.
+        workload: Its last stage's weights are packed as `oc_pack` says.
+        loops: The reduction of the last stage, those that are not unrolled.
+        tile: Output pixels and output channel vectors of the register tile.
+        passes: Tiles of a task that read the same weights.
+        inputs: Whether it reads the workload's input, where the next tile reads behind this one.
+    """
+    stage, (pixels, oc_vectors) = workload.stages[-1], tile
+    blocks = math.ceil(stage.out_channels / workload.output_lanes)
+    reduction, pack = stage.in_channels_per_group * math.prod(stage.kernel), oc_pack(blocks, oc_vectors)
+    weights = reduction * device.vector_bytes
+    ahead = iterations_ahead(
+        device,
+        total_bytes=weights * blocks,
+        footprint_bytes=weights * oc_vectors + reduction * pixels * device.lane_bytes,
+        panels=oc_vectors // pack,
+        passes=passes,
+        iteration_cycles=device.lanes * pixels * oc_vectors / device.fma_ports,
+    )
+    distances = {f"weight{len(workload.stages) - 1}": ahead * device.lanes * pack * device.lanes} if ahead else {}
+    if inputs and is_prefetched(device, boundary_bytes(workload)[0]):
+        distances["data"] = pixels * stage.strides[-1] * workload.input_lanes
+    mark_streams(sch, loops, distances)
 
 
 def stage_rows(sch: s_tir.Schedule, pad: SBlockRV, loop: LoopRV, workload: ConvWorkload) -> None:

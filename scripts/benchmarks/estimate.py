@@ -27,6 +27,7 @@ import numpy as np
 
 from sepwise.lowering import device as devices
 from sepwise.lowering import estimate
+from sepwise.lowering.core_model import core_model
 from sepwise.lowering.runner import EmulatedRunner, NativeRunner
 from sepwise.lowering.strategies import strategies_for
 from sepwise.lowering.trials import Step, build_trials
@@ -339,7 +340,7 @@ def main() -> None:
         workload = ConvWorkload(1, (side, side), stages, False, None, device.lanes, device.lanes)
         rows += map(asdict, measure(workload, device, host, options.schedules))
         print(f"{workload.key}: {len(rows)} schedules", file=sys.stderr)
-    model = estimate.core_model(host)
+    model = core_model(host)
     assert model is not None
     report = {
         "date": datetime.now(UTC).date().isoformat(),

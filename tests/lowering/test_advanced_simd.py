@@ -10,6 +10,7 @@ from tvm.ir import PrimType
 from tvm.ir.expr import Call, TensorLoad, Var
 
 from sepwise.lowering import advanced_simd
+from sepwise.lowering.prefetch import STREAM_LOOPS
 
 
 def ramp(start: Any, lanes: int = 4) -> tirx.Ramp:
@@ -279,6 +280,38 @@ def test_a_pointer_moves_past_each_load_and_on_to_the_next_row() -> None:
     apart = advanced_simd.load_by_streams(reduction(8, 2, weight_row=16), 32)
     assert calls(apart, "sepwise_load_float32_2") == 4
     assert distances(apart) == [64] * 4  # rows of 16 floats, of which 8 are read
+
+
+def with_streams(before: tirx.PrimFunc, mark: str) -> tirx.PrimFunc:
+    loop = before.body
+    return tirx.PrimFunc([], tirx.For(loop.loop_var, 0, loop.extent, loop.kind, loop.body, None, {STREAM_LOOPS: mark}))
+
+
+def asked(after: tirx.PrimFunc) -> list[str]:
+    """What is asked for."""
+    found: list[Call] = []
+    tvm_ffi.structural_walk(after.body, (Call, found.append), order="pre")
+    return [str(call.args[1]) for call in found if call.args and "sepwise_ask" in str(call.args[0])]
+
+
+def test_each_load_of_a_stream_asks_for_what_lies_behind_it() -> None:
+    after = advanced_simd.load_by_streams(with_streams(reduction(8, 2), "x,64"), 32)
+    assert calls(after, "sepwise_load_float32_4") == 4
+    assert asked(after) == ["pointer + T.int64(304)"] * 2  # its last vector of four, 64 floats on
+    both = advanced_simd.load_by_streams(with_streams(reduction(8, 2), "x,64;w,32"), 32)
+    assert sorted(asked(both)) == ["pointer + T.int64(176)"] * 2 + ["pointer + T.int64(304)"] * 2
+    assert str(advanced_simd.load_by_streams(with_streams(reduction(8, 2), "other,64"), 32)).count("call_extern") == str(
+        advanced_simd.load_by_streams(reduction(8, 2), 32)
+    ).count("call_extern")
+
+
+def test_a_loop_without_registers_for_streams_asks_by_index() -> None:
+    before = with_streams(reduction(7, 3), "x,28;w,48")
+    assert str(advanced_simd.load_by_streams(reduction(7, 3), 32)) == str(reduction(7, 3))
+    after = advanced_simd.load_by_streams(before, 32)
+    assert calls(after, "sepwise_load_float32_4") == 0
+    assert len(asked(after)) == 5  # 7 vectors of inputs and 12 of weights, up to 4 in a line
+    assert STREAM_LOOPS not in str(after)
 
 
 def test_a_loop_that_does_more_than_accumulate_stays() -> None:

@@ -180,15 +180,14 @@ def test_vectors_that_are_loaded_together_cost_less() -> None:
 
 
 def test_lines_are_asked_for_where_a_core_waits_and_no_x86_core_asks() -> None:
-    a53, a72, a76, n1 = map(device.get, ("cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1"))
+    a53, a72, n1 = map(device.get, ("cortex-a53", "cortex-a72", "neoverse-n1"))
     near = a72.l2_bytes * cost.CACHE_SHARE
     assert cost.is_prefetched(a72, near + 1)
     assert not cost.is_prefetched(a72, near)
     assert cost.is_prefetched(a53, a53.l1d_bytes * cost.CACHE_SHARE + 1)  # in order: it waits for level 2 too
     assert not cost.is_prefetched(a53, a53.l1d_bytes * cost.CACHE_SHARE)
-    beyond = n1.l2_bytes * cost.CACHE_SHARE + 1
-    assert cost.is_prefetched(n1, beyond)
-    assert not cost.is_prefetched(a76, beyond)  # whose third level is near
+    assert not cost.is_prefetched(n1, n1.l2_bytes)  # which has a third level
+    assert cost.is_prefetched(n1, n1.l3_bytes)
     assert not cost.is_prefetched(V3, 1 << 30)
 
 
@@ -216,6 +215,22 @@ def test_a_tile_waits_for_more_streams_than_the_prefetcher_follows() -> None:
     assert waiting(a72, 8, 200) == 0
     assert waiting(a72, 9, 128) == cost.line_wait_cycles(a72, 1 << 22)  # eight at a time
     assert waiting(a72, 9, 1024) == 8 * cost.line_wait_cycles(a72, 1 << 22)
+
+
+def test_weights_are_asked_for_where_that_costs_less_than_waiting() -> None:
+    a53, a72 = device.get("cortex-a53"), device.get("cortex-a72")
+
+    def ahead(each: device.Device, *, total: float, footprint: float = 1.0, panels: int = 1, passes: int = 100) -> int:
+        sizes = {"total_bytes": total, "footprint_bytes": footprint}
+        return cost.iterations_ahead(each, **sizes, panels=panels, passes=passes, iteration_cycles=80)
+
+    assert ahead(a53, total=a53.l1d_bytes) == 0  # from level 2 once in a hundred passes
+    assert ahead(a53, total=a53.l1d_bytes, passes=4) == 1
+    assert ahead(a53, total=a53.l1d_bytes, footprint=a53.l1d_bytes) == 1
+    assert ahead(a53, total=1 << 24, passes=4) == 3  # from memory
+    assert ahead(a72, total=1 << 24, passes=4) == 0  # its prefetcher follows them
+    assert ahead(a72, total=1 << 24, panels=7, passes=4) == 3
+    assert ahead(V3, total=1 << 24, panels=64, passes=1) == 0
 
 
 def test_iterations_share_a_counter_on_cores_out_of_order() -> None:

@@ -480,16 +480,25 @@ def runnable(name: str) -> device.Device:
 def emulated(request: pytest.FixtureRequest) -> SimpleNamespace:
     """An emulated target as kernels of a type see it, and a function that gives a float32 workload of 4 lanes that type."""
     name, dtype = request.param
-    found = device.get(name)
-    if found.emulated and shutil.which(str(found.emulator)) is None:
-        pytest.skip(f"{found.emulator} is missing: apt-get install qemu-user")
+    found = emulated_target(name)
     return SimpleNamespace(device=found.holding(dtype), typed=in_float16 if dtype == "float16" else lambda workload: workload)
 
 
 @pytest.fixture(scope="session")
 def neoverse_v1() -> device.Device:
     """The emulated target with scalable vectors."""
-    found = device.get("neoverse-v1")
+    return emulated_target("neoverse-v1")
+
+
+@pytest.fixture(scope="session")
+def cortex_a53() -> device.Device:
+    """An emulated target that runs in order."""
+    return emulated_target("cortex-a53")
+
+
+def emulated_target(name: str) -> device.Device:
+    """Finds a device that may run here."""
+    found = device.get(name)
     if found.emulated and shutil.which(str(found.emulator)) is None:
         pytest.skip(f"{found.emulator} is missing: apt-get install qemu-user")
     return found

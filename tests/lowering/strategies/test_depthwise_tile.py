@@ -162,3 +162,13 @@ def test_emulated_kernels(make_case: Callable[..., Any], check_emulated: Callabl
         tiles = STRATEGY.tiles(workload, emulated.device, 1)
         cases += [make_case(workload, STRATEGY, tile) for tile in (tiles[0], tiles[len(tiles) // 2], tiles[-1])]
     check_emulated(cases, emulated.device)
+
+
+@pytest.mark.emulated
+def test_kernels_that_ask_ahead(make_case: Callable[..., Any], check_emulated: Callable[..., None], cortex_a53: device.Device) -> None:
+    cases = []
+    for changes in ({}, {"strides": (2, 2)}, {"kernel": (5, 5), "pads_begin": (2, 2), "pads_end": (2, 2)}):
+        workload = depthwise((31, 28), 9, 4, **changes)
+        tiles = [tile for tile in STRATEGY.tiles(workload, cortex_a53, 1) if tile.grain > 1 and tile.rows > 1]
+        cases += [make_case(workload, STRATEGY, tile) for tile in (tiles[0], tiles[len(tiles) // 2])]
+    check_emulated(cases, cortex_a53)

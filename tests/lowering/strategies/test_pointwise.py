@@ -1,5 +1,7 @@
 """Pointwise kernels against the bound, in every tile; what they refuse."""
 
+import math
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +10,8 @@ import pytest
 from hypothesis import strategies as st
 
 from sepwise.lowering import device
+from sepwise.lowering.codegen import lower_kernel
+from sepwise.lowering.prefetch import STREAM_LOOPS
 from sepwise.lowering.strategies.base import Refusal
 from sepwise.lowering.strategies.pointwise import PointwiseStrategy, PointwiseTile
 from sepwise.lowering.workload import ConvWorkload, Stage
@@ -118,6 +122,31 @@ def test_refuses_groups_within_a_vector() -> None:
     assert STRATEGY.applies(pointwise((5, 5), 16, 32, 8, groups=2), v3) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "channels", "size", "oc_vectors", "inputs", "weights"),
+    [
+        ("cortex-a53", 16, 28, 2, True, False),  # 49 tiles read weights that stay in level 1
+        ("cortex-a53", 64, 4, 2, False, True),  # two tiles read them: each line is waited for
+        ("cortex-a53", 512, 14, 2, True, True),
+        ("cortex-a53", 512, 14, 3, True, True),  # without registers for streams; weights in three rows
+        ("cortex-a72", 16, 28, 2, False, False),
+        ("cortex-a72", 64, 112, 2, True, False),  # from memory
+        ("neoverse-n1", 64, 112, 2, False, False),  # from its third level
+    ],
+)
+def test_what_a_core_would_wait_for_is_asked_for(
+    name: str, channels: int, size: int, oc_vectors: int, inputs: bool, weights: bool
+) -> None:
+    target = device.get(name)
+    tile = PointwiseTile(8 if oc_vectors == 2 else 7, oc_vectors, math.ceil(size * size / 8))
+    workload = pointwise((size, size), channels, 128, target.lanes)
+    function = STRATEGY.schedule(workload, target, tile).function
+    marks = [mark for mark in re.findall(rf'"{STREAM_LOOPS}": "([^"]*)"', str(function))]
+    assert len(marks) == (inputs or weights)
+    assert ("data" in str(marks), "weight0" in str(marks)) == (inputs, weights)
+    assert ("sepwise_ask" in str(lower_kernel(function, "kernel", target).function)) == (inputs or weights)
+
+
 @pytest.mark.emulated
 def test_emulated_kernels(make_case: Callable[..., Any], check_emulated: Callable[..., None], emulated: SimpleNamespace) -> None:
     workloads = [
@@ -131,3 +160,10 @@ def test_emulated_kernels(make_case: Callable[..., Any], check_emulated: Callabl
         tiles = STRATEGY.tiles(workload, emulated.device, 1)
         cases += [make_case(workload, STRATEGY, tile) for tile in (tiles[0], tiles[len(tiles) // 2], tiles[-1])]
     check_emulated(cases, emulated.device)
+
+
+@pytest.mark.emulated
+def test_kernels_that_ask_ahead(make_case: Callable[..., Any], check_emulated: Callable[..., None], cortex_a53: device.Device) -> None:
+    workload = pointwise((28, 28), 40, 52, 4)
+    tiles = [PointwiseTile(8, 2, 98), PointwiseTile(7, 3, 112), PointwiseTile(5, 4, 40)]
+    check_emulated([make_case(workload, STRATEGY, tile) for tile in tiles], cortex_a53)
