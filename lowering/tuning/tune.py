@@ -13,15 +13,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from sepwise.lowering import device as devices
-from sepwise.lowering.build import build_objects, build_program
 from sepwise.lowering.remote import BoardError
 from sepwise.lowering.selection import Pick
 from sepwise.lowering.tuning import playoff
@@ -35,35 +32,31 @@ from sepwise.lowering.tuning.database import (
 )
 from sepwise.lowering.tuning.evolution import Evolution
 from sepwise.lowering.tuning.metaschedule import spell_record
+from sepwise.lowering.tuning.network import build_network, load_network
+from sepwise.lowering.tuning.result import KernelResult, Progress, Tuning
 from sepwise.lowering.tuning.search import BATCH, Search, Wrong
 from sepwise.lowering.tuning.space import MOST_PREDICTED, list_candidates, order
-from sepwise.lowering.tuning.structure import differs_around, find_chains, list_alternatives
+from sepwise.lowering.tuning.structure import find_chains
 from sepwise.lowering.tuning.timing import BoardGoneError, BoardTimer, open_timer
 from sepwise.lowering.tuning.trial import Tuned, Workbench
-from sepwise.lowering.verify import KernelChecker, before_grouping
-from sepwise.lowering.workload import ConvWorkload, LinearWorkload
-from sepwise.passes import fuse, load_model
-from sepwise.passes.equivalence import extract, sample_inputs
+from sepwise.lowering.verify import KernelChecker
+from sepwise.passes import load_model
 from sepwise.passes.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    import numpy as np
-
-    from sepwise.lowering.codegen import CompiledKernel
     from sepwise.lowering.device import Device
-    from sepwise.lowering.importer import ImportedGraph
-    from sepwise.lowering.program import Program
     from sepwise.lowering.remote import Board
     from sepwise.lowering.selection import Records
     from sepwise.lowering.tuning.database import Conditions, Findings
+    from sepwise.lowering.tuning.network import Network, Variant
     from sepwise.lowering.tuning.search import Settled
     from sepwise.lowering.tuning.space import Candidate
     from sepwise.lowering.tuning.structure import Chain
     from sepwise.lowering.tuning.timing import Timed, Timer
 
-__all__ = ["KernelResult", "Progress", "Tuning", "tune"]
+__all__ = ["tune"]
 
 PLAYOFF_SHARE = 0.2
 """Share of the time that is kept for the play-off."""
@@ -80,178 +73,6 @@ MOST_LOSSES = 3
 """How often in a row a board may be lost during what has run before."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a tuning has come.
-
-    Attributes:
-        kernel: What was tried last.
-        trials: Candidates that were timed or refused until then.
-        left: Candidates that are tried if none of them brings anything.
-        seconds: Since the start.
-        seconds_left: Until the end, estimated from the pace or from the time that was given.
-        default: Time of the network with the default kernels, in the timer's unit.
-        current: The same with the best ones, as far as they were timed by themselves.
-        unit: `us` or `cycles`.
-    """
-
-    kernel: str
-    trials: int
-    left: int
-    seconds: float
-    seconds_left: float
-    default: float
-    current: float
-    unit: str
-
-
-@dataclass(frozen=True, slots=True)
-class KernelResult:
-    """What tuning has found for a workload, or for the structure of a chain.
-
-    Attributes:
-        name: Its first kernel.
-        calls: Kernels of the network that compute it.
-        workload: Its key.
-        default: What the model picks.
-        chosen: What computes it now.
-        tuned: Whether that is another one.
-        default_time: Time of all its calls in the network with the default, in microseconds or estimated cycles.
-        tuned_time: The same with what was chosen.
-        low: The ratio of both is surely no less.
-        high: It is surely no more.
-        space: Candidates that the strategies declare.
-        tried: Those that were timed or refused, now or before.
-        finished: Whether nothing is left to try.
-    """
-
-    name: str
-    calls: int
-    workload: str
-    default: str
-    chosen: str
-    tuned: bool
-    default_time: float
-    tuned_time: float
-    low: float
-    high: float
-    space: int
-    tried: int
-    finished: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """What `sepwise tune` reports.
-
-    Attributes:
-        model: The network's name.
-        target: The device.
-        method: `measured` or `estimated`.
-        search: How candidates were chosen: `predicted` or `evolutionary`.
-        runner: `native`, `remote` or `emulated`.
-        unit: `us` or `cycles`.
-        threads: Workers.
-        database: The folder of the device.
-        trials: Candidates that were timed or refused.
-        records: Records that were added.
-        seconds: Time that it took.
-        default_time: Time of the network's kernels with the default, None where nothing was done.
-        tuned_time: The same as chosen.
-        low: The ratio of both is surely no less, None where nothing was done.
-        high: It is surely no more.
-        kernels: By workload, what takes longest first; those that the network has by default.
-        structures: By chain of which there is more than one structure: how many of its stages each of its kernels computes.
-        wrong: Candidates that were refused, and why.
-        history: After each batch the trials until then and the estimated time of the network.
-        notes: What is worth saying.
-    """
-
-    model: str
-    target: str
-    method: str
-    search: str
-    runner: str
-    unit: str
-    threads: int
-    database: str
-    trials: int
-    records: int
-    seconds: float
-    default_time: float | None
-    tuned_time: float | None
-    low: float | None
-    high: float | None
-    kernels: tuple[KernelResult, ...]
-    structures: tuple[KernelResult, ...]
-    wrong: tuple[Wrong, ...]
-    history: tuple[tuple[int, float], ...]
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Gives the fields that `sepwise tune --json` prints; times bear their unit in the name."""
-        unit = self.unit
-        fields = asdict(self)
-        for each in (fields, *fields["kernels"], *fields["structures"]):
-            each[f"default_{unit}"], each[f"tuned_{unit}"] = each.pop("default_time"), each.pop("tuned_time")
-        fields["wrong"] = [{"kernel": each.kernel, "candidate": str(each.pick), "reason": each.reason} for each in self.wrong]
-        return fields
-
-
-@dataclass(slots=True)
-class _Variant:
-    """A network with one structure of each chain, and those kernels that are tuned in it.
-
-    Attributes:
-        structures: Records of chains whose structure is not the default's.
-        program: The network.
-        chains: By the key of their structure; of variants those whose structure may be chosen.
-        kernels: Those that no variant before it has.
-    """
-
-    structures: dict[str, Pick]
-    program: Program
-    chains: dict[str, Chain]
-    kernels: list[Tuned] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Network:
-    """A network with what is tuned.
-
-    Attributes:
-        model: The network as it was loaded.
-        graph: The same as kernels are checked against it.
-        inputs: What it runs on.
-        variants: First as it is by default, then with other structures of its chains.
-        notes: What is worth saying.
-    """
-
-    model: ir.Model
-    graph: ir.Model
-    inputs: dict[str, np.ndarray]
-    variants: list[_Variant]
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def default(self) -> _Variant:
-        """The network with the default kernels."""
-        return self.variants[0]
-
-    @property
-    def kernels(self) -> list[Tuned]:
-        """All kernels that are tuned."""
-        return [kernel for variant in self.variants for kernel in variant.kernels]
-
-    def around(self, key: str) -> list[Tuned]:
-        """The kernels of a chain, in whatever structure."""
-        found = []
-        for variant in self.variants:
-            calls = set(variant.chains[key].calls) if key in variant.chains else set()
-            found += [kernel for kernel in variant.kernels if calls.intersection(kernel.calls)]
-        return found
 
 
 def tune(
@@ -305,7 +126,7 @@ def tune(
     merged = sum(own.merge(Database(Path(other), device)) for other in others)
     with ExitStack() as stack:
         timers, notes = _open_timers(device, threads, boards, stack)
-        network = _load(load_model(model, shapes=shapes), timers[0], float16=float16)
+        network = load_network(load_model(model, shapes=shapes), timers[0], float16=float16)
         if not network.kernels:
             raise InputError(f"Model '{network.default.program.name}': has no kernel that can be tuned.")
         network.notes += notes
@@ -338,81 +159,6 @@ def _open_timers(
     return timers, []
 
 
-def _load(model: ir.Model, timer: Timer, *, float16: bool) -> _Network:
-    """Builds the network as it is compiled without a database, and with other structures; finds what is tuned in it."""
-    program, imported = _build(model, timer, {}, float16=float16)
-    default = _Variant({}, program, find_chains(program, imported))
-    graph = before_grouping(fuse(model, float16=float16, keep_stages=True).stages)
-    network = _Network(model, graph, sample_inputs(model, 0), [default])
-    _find_kernels(network, default, imported, timer, calls=range(len(program.calls)))
-    for structures in list_alternatives(default.chains, timer.device, timer.threads):
-        program, imported = _build(model, timer, structures, float16=float16)
-        chains = find_chains(program, imported)
-        variant = _Variant({}, program, {})
-        for key, structure in structures.items():
-            reason = differs_around(chains.get(key), default.chains[key])
-            if reason is None:
-                variant.chains[key], variant.structures[key] = chains[key], structure
-            else:
-                network.notes.append(f"Chain '{default.chains[key].name}' is not tried as '{structure}': {reason}.")
-        if variant.chains:
-            network.variants.append(variant)
-            own = [call for chain in variant.chains.values() for call in chain.calls]
-            _find_kernels(network, variant, imported, timer, calls=own)
-    return network
-
-
-def _build(model: ir.Model, timer: Timer, records: Records, *, float16: bool) -> tuple[Program, ImportedGraph]:
-    """Builds a network with records; gives what it was made of too."""
-    built: list[ImportedGraph] = []
-
-    def emit(imported: ImportedGraph, compiled: Mapping[str, CompiledKernel], device: Device) -> bytes:
-        built.append(imported)
-        return build_objects(imported, compiled, device)
-
-    program, _ = build_program(model, timer.device, threads=timer.threads, float16=float16, emit=emit, records=records)
-    return program, built[-1]
-
-
-def _find_kernels(
-    network: _Network, variant: _Variant, imported: ImportedGraph, timer: Timer, *, calls: Iterable[int]
-) -> None:
-    """Finds the kernels of some calls that can be tuned and that no variant before has."""
-    program, known = variant.program, {kernel.workload.key for kernel in network.kernels}
-    by_workload: dict[str, list[int]] = {}
-    for index in calls:
-        by_workload.setdefault(program.calls[index].workload, []).append(index)
-    if by_workload.keys() <= known:
-        return
-    with closing(timer.load(program, network.inputs)) as timed:
-        checker = KernelChecker(program, timed.runner, network.graph, network.inputs)
-    own = {kernel.name: kernel.workload for kernel in imported.graph.kernels}
-    for indices in by_workload.values():
-        call = program.calls[indices[0]]
-        workload = own[call.name]
-        if not isinstance(workload, ConvWorkload | LinearWorkload) or workload.key in known:
-            continue
-        sources, targets = checker.cover(indices[0])
-        if len(targets) != 1 or len(sources) != len(set(call.inputs)):
-            network.notes.append(f"Kernel '{call.name}' keeps its default: it computes part of a node, which cannot be checked.")
-            continue
-        declared = list_candidates(workload, timer.device, timer.threads)
-        default = next(each for each in declared if (each.strategy.name, str(each.tile)) == (call.strategy, call.tile))
-        variant.kernels.append(
-            Tuned(
-                name=call.name,
-                workload=workload,
-                calls=tuple(indices),
-                default=default.pick,
-                weights=imported.weights[call.name],
-                inputs=tuple(map(program.find_value, call.inputs)),
-                output=program.find_value(call.outputs[0]),
-                part=ir.from_proto(extract(checker.model, sources, targets)),
-                feed={source: checker.tensors[source] for source in sources},
-            )
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class _Limits:
     """When a search ends."""
@@ -427,7 +173,7 @@ class _Tuner:
 
     def __init__(
         self,
-        network: _Network,
+        network: Network,
         database: Database,
         timers: Sequence[Timer],
         *,
@@ -529,7 +275,7 @@ class _Tuner:
         """Finds out where the network's time goes, and queues candidates."""
         times: list[list[float]] = []
 
-        def profile(variant: _Variant) -> None:
+        def profile(variant: Variant) -> None:
             with closing(self._timer.load(variant.program, self._network.inputs)) as timed:
                 times.append([sorted(samples)[len(samples) // 2] for samples in timed.time_network(PROFILE_ROUNDS)])
 
@@ -691,11 +437,11 @@ class _Tuner:
 
     def _load(self, records: Records) -> playoff.Team:
         """Builds and loads the network with candidates."""
-        program, imported = _build(self._network.model, self._timer, records, float16=self._float16)
+        program, imported = build_network(self._network.model, self._timer, records, float16=self._float16)
         chains = {key: chain.calls for key, chain in find_chains(program, imported).items()}
         return playoff.Team(self._timer.load(program, self._network.inputs), chains)
 
-    def _load_variant(self, variant: _Variant, records: Records) -> Timed:
+    def _load_variant(self, variant: Variant, records: Records) -> Timed:
         """Builds and loads the network with the structures of a variant, and candidates."""
         return self._load({**variant.structures, **records}).timed
 

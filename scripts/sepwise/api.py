@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.bundle import Bundle, Weights
     from sepwise.lowering.remote import Board
     from sepwise.lowering.selection import Records
-    from sepwise.lowering.tuning.tune import Progress, Tuning
+    from sepwise.lowering.tuning.result import Progress, Tuning
     from sepwise.passes.convert_input import ImageFormat
     from sepwise.passes.equivalence import Verification
 

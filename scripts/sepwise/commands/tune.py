@@ -15,7 +15,7 @@ from sepwise.options import AsJson, Float16, Key, Model, Rpc, Shape, Target, Thr
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sepwise.lowering.tuning.tune import Progress, Tuning
+    from sepwise.lowering.tuning.result import Progress, Tuning
 
 __all__ = ["tune"]
 

@@ -9,7 +9,7 @@ from sepwise.files import new_file, require_writable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sepwise.lowering.tuning.tune import Tuning
+    from sepwise.lowering.tuning.result import Tuning
     from sepwise.passes.equivalence import Verification
 
 __all__ = ["require_places", "write_html", "write_junit", "write_tuning"]

@@ -12,7 +12,7 @@ from sepwise.report.shapes import draw_line, draw_rectangle, draw_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sepwise.lowering.tuning.tune import KernelResult, Tuning
+    from sepwise.lowering.tuning.result import KernelResult, Tuning
     from sepwise.report.markup import Child
     from sepwise.report.provenance import Provenance
 

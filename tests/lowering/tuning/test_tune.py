@@ -37,10 +37,11 @@ from sepwise.lowering.tuning import search, timing, trial
 from sepwise.lowering.tuning import tune as tuning
 from sepwise.lowering.tuning.database import EVIDENCE, RECORDS, Database, Verdict, find_conditions, read_records
 from sepwise.lowering.tuning.intervals import Interval
+from sepwise.lowering.tuning.result import Progress, Tuning
 from sepwise.lowering.tuning.search import BATCH, Search
 from sepwise.lowering.tuning.space import list_candidates
 from sepwise.lowering.tuning.timing import Method, Place, Timed
-from sepwise.lowering.tuning.tune import Progress, Tuning, tune
+from sepwise.lowering.tuning.tune import tune
 from sepwise.lowering.verify import verify_model
 from sepwise.passes import load_model
 from sepwise.passes.errors import CheckFailed, InputError

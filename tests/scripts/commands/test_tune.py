@@ -10,8 +10,8 @@ import pytest
 
 from sepwise import api
 from sepwise.lowering.selection import Pick
+from sepwise.lowering.tuning.result import KernelResult, Progress, Tuning
 from sepwise.lowering.tuning.search import Wrong
-from sepwise.lowering.tuning.tune import KernelResult, Progress, Tuning
 
 KERNELS = (
     KernelResult("k0", 2, "conv/a", "dense rows=1", "dense rows=2", True, 200.0, 150.0, 0.74, 0.76, 380, 24, True),

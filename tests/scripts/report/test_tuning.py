@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 import pytest
 
 from sepwise.lowering.selection import Pick
+from sepwise.lowering.tuning.result import KernelResult, Tuning
 from sepwise.lowering.tuning.search import Wrong
-from sepwise.lowering.tuning.tune import KernelResult, Tuning
 from sepwise.report.provenance import Provenance
 from sepwise.report.tuning import render_tuning
 
