@@ -21,6 +21,7 @@ from tvm import s_tir
 
 from sepwise.lowering import compute
 from sepwise.lowering.borders import mark_border
+from sepwise.lowering.core_model import core_model
 from sepwise.lowering.cost import (
     CACHE_SHARE,
     EPILOGUE_CYCLES,
@@ -51,6 +52,7 @@ __all__ = [
     "DepthwiseTileStrategy",
     "border_tiles",
     "code_fits",
+    "inside_share",
     "rectangle_cycles",
     "rectangle_fits",
     "weights_of_row",
@@ -123,7 +125,8 @@ class DepthwiseTileStrategy:
         row_tiles = math.ceil(height / tile.rows)
         images = workload.batch * math.ceil(stage.out_channels / workload.output_lanes) * math.prod(outer)
         lines = (_asking_cycles if _asks_ahead(workload, device, tile) else _waiting_cycles)(workload, device, tile)
-        each = rectangle_cycles(stage, device, tile.rows, tile.pixels) + lines
+        inside = inside_share(stage, workload.spatial, workload.spatials[-1])
+        each = rectangle_cycles(stage, device, tile.rows, tile.pixels, inside=inside) + lines
         cycles = images * row_tiles * math.ceil(width / tile.pixels) * each
         return parallel_cycles(cycles, images * math.ceil(row_tiles / tile.grain), threads)
 
@@ -196,29 +199,56 @@ def _waiting_cycles(workload: ConvWorkload, device: Device, tile: DepthwiseTile)
     )
 
 
-def rectangle_cycles(stage: Stage, device: Device, rows: int, pixels: int) -> float:
-    """Predicts the cycles of one register tile.
+def inside_share(stage: Stage, inputs: Sequence[int], outputs: Sequence[int]) -> float:
+    """Gives the part of the taps that read the input and no padding, which is left out.
 
     Args:
         stage: The convolution.
-        device: Ports and registers.
+        inputs: Spatial extents of its input.
+        outputs: Spatial extents that are computed.
+
+    Returns:
+        More than 0 and at most 1.
+    """
+    share = 1.0
+    for axis, (available, extent) in enumerate(zip(inputs, outputs, strict=True)):
+        taps = (
+            place * stage.strides[axis] + tap * stage.dilations[axis] - stage.pads_begin[axis]
+            for place in range(extent)
+            for tap in range(stage.kernel[axis])
+        )
+        share *= sum(0 <= tap < available for tap in taps) / (extent * stage.kernel[axis])
+    return share
+
+
+def rectangle_cycles(stage: Stage, device: Device, rows: int, pixels: int, *, inside: float) -> float:
+    """Predicts the cycles of one register tile.
+
+    A core that runs out of order begins the next tiles while the chains of one are not done: as many as its reorder buffer holds.
+
+    Args:
+        stage: The convolution.
+        device: Ports, registers and the core.
         rows: Output rows in registers.
         pixels: Output pixels of each row.
+        inside: The part of the taps that is computed, on average.
 
     Returns:
         Cycles for multiply-adds, for loads of inputs and of weights that do not stay in registers, and for the epilogue.
     """
     accumulators, taps = rows * pixels, math.prod(stage.kernel)
-    fmas = accumulators * taps
+    fmas = accumulators * taps * inside
     columns = _columns(stage, pixels)
-    loads = math.prod(compute.input_extents(stage, (*(1 for _ in stage.kernel[:-2]), rows, pixels)))
+    loads = inside * math.prod(compute.input_extents(stage, (*(1 for _ in stage.kernel[:-2]), rows, pixels)))
     if accumulators + taps + columns > device.vector_registers:
-        loads += taps
+        loads += taps * inside
+    core = core_model(device)
+    at_a_time = max(1.0, core.reorder_entries / (fmas + loads)) if core is not None else 1.0
     cycles = max(
         fmas / device.fma_ports,
         loads / device.load_ports,
         (fmas + loads) / device.issue_width,
-        taps * device.fma_latency_cycles,
+        taps * inside * device.fma_latency_cycles / at_a_time,
     )
     return cycles + LOST_SHARE * loads / device.issue_width + accumulators * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
 

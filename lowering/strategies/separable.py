@@ -28,7 +28,7 @@ from sepwise.lowering.cost import copy_cycles, is_prefetched, micro_kernel_cycle
 from sepwise.lowering.prefetch import mark_prefetch
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.depthwise import depthwise_cycles, unrolled_taps
-from sepwise.lowering.strategies.depthwise_tile import border_tiles, code_fits, rectangle_cycles, rectangle_fits
+from sepwise.lowering.strategies.depthwise_tile import border_tiles, code_fits, inside_share, rectangle_cycles, rectangle_fits
 from sepwise.lowering.strategies.packing import boundary_bytes, conv_packer, oc_pack, true_shapes
 from sepwise.lowering.strategies.steps import (
     accumulate_in_registers,
@@ -124,7 +124,8 @@ class SeparableStrategy:
         row_tasks, p_tiles = math.ceil(height / tile.rows), math.ceil(width / tile.pixels)
         if tile.rectangle:
             rectangles = p_tiles * tile.pixels // tile.rectangle
-            first = in_blocks * rectangles * rectangle_cycles(depthwise, device, tile.rows, tile.rectangle)
+            inside = inside_share(depthwise, workload.spatial, workload.spatials[1])
+            first = in_blocks * rectangles * rectangle_cycles(depthwise, device, tile.rows, tile.rectangle, inside=inside)
         else:
             staged = depthwise.padded or width % tile.pixels != 0
             first = in_blocks * depthwise_cycles(
@@ -230,4 +231,4 @@ def _rectangles(workload: ConvWorkload, device: Device, rows: int, width: int) -
         and rectangle_fits(depthwise, device, rows, pixels)
         and code_fits(depthwise, workload.spatial, extents, (*ones, rows, pixels))
     ]
-    return sorted(found, key=lambda pixels: rectangle_cycles(depthwise, device, rows, pixels) / pixels)[:1]
+    return sorted(found, key=lambda pixels: rectangle_cycles(depthwise, device, rows, pixels, inside=1.0) / pixels)[:1]

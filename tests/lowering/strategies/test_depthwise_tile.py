@@ -106,8 +106,27 @@ def test_border_tiles() -> None:
 def test_an_input_read_once_is_cheaper() -> None:
     a72 = device.get("cortex-a72")
     stage = depthwise((56, 56), 4, 4).stages[0]
-    in_rows, in_one_row = (depthwise_tile.rectangle_cycles(stage, a72, *sizes) for sizes in ((4, 4), (1, 16)))
+    in_rows, in_one_row = (depthwise_tile.rectangle_cycles(stage, a72, *sizes, inside=1.0) for sizes in ((4, 4), (1, 16)))
     assert in_rows < in_one_row
+
+
+def test_taps_in_the_padding_cost_nothing() -> None:
+    stage = depthwise((5, 7), 8, 8).stages[0]
+    assert depthwise_tile.inside_share(stage, (5, 7), (5, 7)) == pytest.approx((13 / 15) * (19 / 21))
+    free = replace(stage, pads_begin=(0, 0), pads_end=(0, 0))
+    assert depthwise_tile.inside_share(free, (5, 7), (3, 5)) == 1.0
+    strided = replace(stage, strides=(2, 2), dilations=(2, 1), pads_begin=(2, 1), pads_end=(2, 1))
+    assert depthwise_tile.inside_share(strided, (5, 7), (3, 4)) == pytest.approx((7 / 9) * (10 / 12))
+    v3 = device.get("x86-64-v3")
+    whole, part = (depthwise_tile.rectangle_cycles(stage, v3, 4, 2, inside=inside) for inside in (1.0, 0.8))
+    assert part < whole
+
+
+def test_tiles_of_a_core_out_of_order_overlap() -> None:
+    stage = depthwise((20, 20), 8, 8, kernel=(5, 5)).stages[0]
+    host = replace(device.get("x86-64-v3"), cpu="toaster")  # whose core is not known
+    alone, together = (depthwise_tile.rectangle_cycles(stage, each, 1, 2, inside=1.0) for each in (host, replace(host, cpu="znver5")))
+    assert alone - together > 25 * host.fma_latency_cycles / 2  # several chains of 25 taps at a time
 
 
 @pytest.mark.parametrize(
