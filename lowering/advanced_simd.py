@@ -38,12 +38,12 @@ from tvm import tirx
 from tvm.ir import PrimType
 from tvm.ir.expr import Call, StringImm, TensorLoad, Var
 
-from sepwise.lowering.cost import LEAST_TOGETHER, MOST_TOGETHER, SPARE_REGISTERS
+from sepwise.lowering.cost import LEAST_TOGETHER, LINE_BYTES, MOST_TOGETHER, SPARE_REGISTERS
 from sepwise.lowering.lane_loads import map_runs, shuffle, writes_registers
 from sepwise.lowering.prefetch import STREAM_LOOPS, prefetch_code, stream_distances
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     Expr = Any  # tvm has no type stubs
 
@@ -252,7 +252,9 @@ def _by_streams(
         # LLVM would unroll a short loop, and load what all of it reads first
         extent = Var("extent", PrimType("int32"))
         before.append(tirx.Bind(extent, tirx.call_extern("int32", "sepwise_extent", loop.extent // repeats)))
-    iterations = [_moving(run, moves, places, distances) for _ in range(repeats)]
+    moved = {move.number for move in moves}
+    by_index = _asks((stream for number, stream in enumerate(streams) if number not in moved), distances)
+    iterations = [[*by_index, *_moving(run, moves, places, distances)] for _ in range(repeats)]
     for iteration in iterations[1:]:
         iteration[:0] = _behind(run[-1], moves)
     body = tirx.SeqStmt([statement for iteration in iterations for statement in iteration])
@@ -289,17 +291,26 @@ def _reads_place(
 
 
 def _asking(loop: tirx.For, run: Sequence[tirx.Stmt], streams: Sequence[_Stream], distances: Mapping[str, int]) -> tirx.Stmt:
-    """A loop that asks for what lies behind its loads, of each line once."""
-    asks = []
-    for stream in streams:
-        if ahead := distances.get(stream.source.name, 0):
-            for part in stream.parts(MOST_TOGETHER):
-                behind = tirx.address_of(tirx.BufferLoad(stream.source, [stream.base + part[-1] + ahead]))
-                asks.append(tirx.Evaluate(tirx.call_extern("void", _ASK, tirx.call_extern("int64", "sepwise_place", behind))))
+    """A loop that asks for what lies behind its loads."""
+    asks = _asks(streams, distances)
     if not asks:
         return loop
     body = tirx.SeqStmt([*asks, *run])
     return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, loop.annotations)
+
+
+def _asks(streams: Iterable[_Stream], distances: Mapping[str, int]) -> list[tirx.Stmt]:
+    """Asks for what lies behind the loads of streams, by index and of each line once."""
+    asks: list[tirx.Stmt] = []
+    for stream in streams:
+        ahead, asked = distances.get(stream.source.name, 0), math.inf
+        line = LINE_BYTES * 8 // int(stream.source.ty.dtype.dtype.bits)
+        for offset in sorted(stream.readers, reverse=True) if ahead else ():
+            if asked - offset >= line:
+                behind = tirx.address_of(tirx.BufferLoad(stream.source, [stream.base + offset + ahead]))
+                asks.append(tirx.Evaluate(tirx.call_extern("void", _ASK, tirx.call_extern("int64", "sepwise_place", behind))))
+                asked = offset
+    return asks
 
 
 def _moving(

@@ -5,17 +5,17 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, fields
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sepwise.lowering.device import FACTS_FILE
 from sepwise.passes.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sepwise.lowering.device import Device
 
 __all__ = ["CoreModel", "core_model"]
-
-_FACTS_FILE = Path(__file__).parent / "devices.toml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,4 +69,4 @@ def core_model(device: Device) -> CoreModel | None:
     Returns:
         Its facts, or None where `devices.toml` has no such core.
     """
-    return _models(_FACTS_FILE).get(device.cpu)
+    return _models(FACTS_FILE).get(device.cpu)

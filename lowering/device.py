@@ -15,7 +15,19 @@ from typing import Any, Literal
 
 from sepwise.passes.errors import InputError
 
-__all__ = ["Device", "Reach", "detect", "emulated_here", "get", "host_flags", "load", "missing_flags", "names", "reach"]
+__all__ = [
+    "FACTS_FILE",
+    "Device",
+    "Reach",
+    "detect",
+    "emulated_here",
+    "get",
+    "host_flags",
+    "load",
+    "missing_flags",
+    "names",
+    "reach",
+]
 
 HOST = "host"
 Isa = Literal["x86", "arm"]
@@ -23,7 +35,8 @@ Isa = Literal["x86", "arm"]
 UNICORN = "unicorn"
 """The emulator that is a Python package and runs in this process; all others are programs of qemu-user."""
 
-_FACTS_FILE = Path(__file__).parent / "devices.toml"
+FACTS_FILE = Path(__file__).parent / "devices.toml"
+"""Devices and cores."""
 _X86_LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2")
 _AVX512_FLAGS = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
 _AVX2_FLAGS = frozenset({"avx2", "fma"})
@@ -189,7 +202,7 @@ class _Core:
 
 def names() -> list[str]:
     """Lists the devices by the names that `get` takes, `host` first."""
-    return [HOST, *load(_FACTS_FILE)]
+    return [HOST, *load(FACTS_FILE)]
 
 
 def get(name: str) -> Device:
@@ -210,7 +223,7 @@ def get(name: str) -> Device:
     """
     if name == HOST:
         return detect()
-    devices = load(_FACTS_FILE)
+    devices = load(FACTS_FILE)
     if name in devices:
         return devices[name]
     close = difflib.get_close_matches(name, names(), n=1)
@@ -370,7 +383,7 @@ def describe_machine(*, machine: str, cpus: list[dict[str, str]], cpu_folder: Pa
     """
     if machine not in ("x86_64", "aarch64"):
         raise InputError(f"Target 'host': this machine is {machine}; known are x86_64 and aarch64. Name a target.")
-    levels = load(_FACTS_FILE)
+    levels = load(FACTS_FILE)
     if machine == "x86_64":
         core = _recognise_x86(cpus)
         wide = core.flags >= _AVX512_FLAGS
@@ -454,7 +467,7 @@ def _read_caches(folder: Path) -> dict[int, int]:
 @cache
 def _cores(kind: str) -> list[dict[str, Any]]:
     """Reads the table of recognisable cores."""
-    with _FACTS_FILE.open("rb") as file:
+    with FACTS_FILE.open("rb") as file:
         cores: list[dict[str, Any]] = tomllib.load(file)[kind]
     return cores
 
@@ -468,7 +481,7 @@ def _common_flags(cpus: list[dict[str, str]], key: str) -> frozenset[str]:
 def _recognise_x86(cpus: list[dict[str, str]]) -> _Core:
     """Recognises the core of an x86 machine, or else the level of its flags; below the lowest level, that level's facts."""
     present = _common_flags(cpus, "flags")
-    levels = load(_FACTS_FILE)
+    levels = load(FACTS_FILE)
     level = next((levels[name] for name in _X86_LEVELS if levels[name].flags <= present), None)
     if level is None:
         return _unrecognised("x86-64", frozenset(), (), levels[_X86_LEVELS[-1]])
@@ -500,14 +513,14 @@ def _recognise_arm(cpus: list[dict[str, str]]) -> _Core:
             if (core["implementer"], core["part"]) not in parts:
                 continue
             if (name := core.get("device")) is not None:
-                device = load(_FACTS_FILE)[name]
+                device = load(FACTS_FILE)[name]
                 if present >= device.flags:
                     return _Core(device.cpu, device.flags, device.features, _core_facts(device), f"detected: {device.cpu}")
             elif present >= set(core["flags"]):
                 return _recognised(core, frozenset(core["flags"]))
     used = {flag: feature for flag, feature in _ARM_FEATURES.items() if flag in present}
     features = tuple(used.values())
-    return _unrecognised("generic", frozenset({"asimd", *used}), features, load(_FACTS_FILE)["cortex-a72"])
+    return _unrecognised("generic", frozenset({"asimd", *used}), features, load(FACTS_FILE)["cortex-a72"])
 
 
 def _recognised(core: dict[str, Any], flags: frozenset[str]) -> _Core:

@@ -36,6 +36,7 @@ from sepwise.lowering.graph import pack, unpack
 from sepwise.lowering.guarded import UNWRITTEN, Access, AccessError, Stage, StageMemory, require_alike, run_alone
 from sepwise.lowering.link import count_plugin, link_executable, link_shared
 from sepwise.lowering.memory_plan import ALIGNMENT_BYTES
+from sepwise.lowering.prefetch_loads import carry_out_prefetches
 from sepwise.lowering.program import Home
 from sepwise.passes.errors import InputError, SepwiseError
 
@@ -822,8 +823,12 @@ class EmulatedRunner(GuestRunner):
         with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
             counts = Path(folder) / "counts"
             plugin = count_plugin(_emulator_major(self._emulator))
-            options = [f"counts={counts}", f"skip={calls * warm}", *(f"core={cache}" for cache in caches)]
-            command = self._command("-plugin", ",".join([str(plugin), *options]))
+            executable = Path(folder) / "counted"
+            executable.write_bytes(carry_out_prefetches(self._executable.read_bytes()))
+            executable.chmod(0o700)
+            loads = f"prefetches={int(self.device.triple.startswith('aarch64'))}"
+            options = [f"counts={counts}", f"skip={calls * warm}", loads, *(f"core={cache}" for cache in caches)]
+            command = self._command(executable, "-plugin", ",".join([str(plugin), *options]))
             guest = _ProcessGuest(self.program, command, self.device.name)
             try:
                 for value, array in zip(self.program.inputs, arrays, strict=True):
@@ -850,9 +855,9 @@ class EmulatedRunner(GuestRunner):
             if self._remove is not None:
                 self._remove()
 
-    def _command(self, *options: str) -> list[str]:
+    def _command(self, executable: Path, *options: str) -> list[str]:
         """Writes the emulator's command line."""
-        return [self._emulator, "-cpu", str(self.device.emulator_option), *options, str(self._executable)]
+        return [self._emulator, "-cpu", str(self.device.emulator_option), *options, str(executable)]
 
     def _open_guest(self) -> Guest:
         """Gives the running emulator, started anew where it has died."""
@@ -862,7 +867,7 @@ class EmulatedRunner(GuestRunner):
             if self.device.emulator == devices.UNICORN:
                 self._guest = _BareGuest(self.program, self._executable, self.device)
             else:
-                self._guest = _ProcessGuest(self.program, self._command(), self.device.name)
+                self._guest = _ProcessGuest(self.program, self._command(self._executable), self.device.name)
         return self._guest
 
 

@@ -2,7 +2,8 @@
  *
  * The guest says which call runs by the system call MARK (see emulated.c): its argument is the index plus one, 0 for
  * none. Options: `counts=FILE`, where the answer goes at the end; `skip=N`, calls at the start that only warm the caches;
- * and for each core whose caches are modelled `core=L1:WAYS:L2:WAYS:LINE:STREAMS`, sizes in bytes.
+ * `prefetches=1` where loads of AArch64 into its zero register are prefetches; and for each core whose caches are modelled
+ * `core=L1:WAYS:L2:WAYS:LINE:STREAMS`, sizes in bytes.
  *
  * A block is what qemu translates at once: straight-line code of one entry, which ends at a branch, at a page's end or after
  * 512 instructions. The file has lines
@@ -15,7 +16,7 @@
  * A core has two levels of write-back caches, least recently used first out, indexed by virtual addresses, and a table of
  * streams beside the first: two misses at most REACH lines apart start a stream in their direction, and from then on a
  * hardware prefetcher has asked for what is missed within that reach of its head. Lone misses are remembered for a while, and
- * end no stream. Nothing waits for a store.
+ * end no stream. Nothing waits for a store, or for a line that a prefetch asks for; that one is no load either.
  *
  * The declarations are those that version 1 to 5 of the plugin interface share; QEMU_PLUGIN_VERSION says which one to ask for. */
 #include <inttypes.h>
@@ -100,6 +101,7 @@ struct edge {
 struct instruction {
   struct block *block;
   uint8_t kinds;
+  bool prefetches;
 };
 
 struct block {
@@ -129,6 +131,7 @@ static struct block *touched;
 static struct block *previous;
 static uint64_t slot; /* the running call's index plus one, 0 for none */
 static uint64_t skipped;
+static bool with_prefetches;
 static FILE *file;
 
 /* Puts a line first in its set. Gives whether it was there; what it drove out goes to `victim`. */
@@ -182,10 +185,10 @@ static bool continues(struct core *core, uint64_t line) {
   return foreseen;
 }
 
-static void touch(struct core *core, uint64_t line, bool store, uint64_t *events) {
+static void touch(struct core *core, uint64_t line, bool store, bool prefetch, uint64_t *events) {
   uint64_t victim = NO_LINE, second = NO_LINE;
   if (use(&core->l1, line, store, &victim)) return;
-  bool foreseen = continues(core, line);
+  bool foreseen = prefetch || continues(core, line);
   enum event miss = store ? (foreseen ? L1_STORED : L1_STREAMED) : (foreseen ? L1_STREAMED : L1_DEMANDED);
   ++events[miss];
   if (!use(&core->l2, line, false, &second)) ++events[miss + L2_STREAMED - L1_STREAMED];
@@ -204,14 +207,17 @@ static void accessed(unsigned int cpu, memory_info info, uint64_t address, void 
   struct instruction *instruction = data;
   struct block *block = instruction->block;
   bool store = qemu_plugin_mem_is_store(info);
-  uint64_t nbytes = UINT64_C(1) << qemu_plugin_mem_size_shift(info);
-  instruction->kinds |= store ? STORES : LOADS;
-  block->bytes[store] += nbytes;
+  bool prefetch = instruction->prefetches;
+  uint64_t nbytes = prefetch ? 1 : UINT64_C(1) << qemu_plugin_mem_size_shift(info);
+  if (!prefetch) {
+    instruction->kinds |= store ? STORES : LOADS;
+    block->bytes[store] += nbytes;
+  }
   for (int i = 0; i < core_count; ++i) {
     struct core *core = cores + i;
     uint64_t first = address >> core->line_shift, last = (address + nbytes - 1) >> core->line_shift;
-    touch(core, first, store, block->events[i]);
-    if (last != first) touch(core, last, store, block->events[i]);
+    touch(core, first, store, prefetch, block->events[i]);
+    if (last != first) touch(core, last, store, prefetch, block->events[i]);
   }
 }
 
@@ -228,6 +234,12 @@ static void executed(unsigned int cpu, void *data) {
   if (edge < block->edges + MAX_EDGES) edge->from = previous;
   ++edge->count;
   previous = block;
+}
+
+/* Whether an instruction loads into the zero register: LDR with an immediate, LDUR, LDR with a register. */
+static bool is_prefetch(const uint8_t *code) {
+  uint32_t word = code[0] | (uint32_t)code[1] << 8 | (uint32_t)code[2] << 16 | (uint32_t)code[3] << 24;
+  return (word & 0xffc0001f) == 0xf940001f || (word & 0xffe00c1f) == 0xf840001f || (word & 0xffe00c1f) == 0xf860081f;
 }
 
 static void translated(plugin_id id, struct qemu_plugin_tb *translation) {
@@ -248,8 +260,9 @@ static void translated(plugin_id id, struct qemu_plugin_tb *translation) {
     size_t nbytes = qemu_plugin_insn_size(instruction);
     uintptr_t answer = qemu_plugin_insn_data(instruction, to, nbytes);
     if (answer > nbytes) memcpy(to, (const void *)answer, nbytes);
-    to += nbytes;
     block->instructions[i].block = block;
+    block->instructions[i].prefetches = with_prefetches && is_prefetch(to);
+    to += nbytes;
     qemu_plugin_register_vcpu_mem_cb(instruction, accessed, 0, MEMORY_READ_AND_WRITE, block->instructions + i);
   }
   *last_block = block;
@@ -338,6 +351,7 @@ __attribute__((visibility("default"))) int qemu_plugin_install(plugin_id id, con
   (void)info;
   for (int i = 0; i < argc; ++i) {
     if (!strncmp(argv[i], "counts=", 7)) file = fopen(argv[i] + 7, "w");
+    if (!strncmp(argv[i], "prefetches=", 11)) with_prefetches = argv[i][11] == '1';
     if (!strncmp(argv[i], "skip=", 5)) skipped = strtoull(argv[i] + 5, NULL, 10);
     if (!strncmp(argv[i], "core=", 5) && !add_core(argv[i] + 5)) return -1;
   }

@@ -19,12 +19,14 @@ from sepwise.lowering import compute
 from sepwise.lowering.cost import (
     COPY_CYCLES,
     EPILOGUE_CYCLES,
+    LINE_BYTES,
     TILE_OVERHEAD_CYCLES,
     copy_cycles,
     parallel_cycles,
+    waiting_cycles,
 )
 from sepwise.lowering.strategies.base import Implementation, Refusal
-from sepwise.lowering.strategies.packing import conv_packer, true_shapes
+from sepwise.lowering.strategies.packing import boundary_bytes, conv_packer, true_shapes
 from sepwise.lowering.strategies.steps import accumulate_in_registers, stage_rows, start_from_bias
 from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, row_tiles
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.strategies.tiles import RowTile
     from sepwise.lowering.workload import ConvWorkload, Stage
 
-__all__ = ["DepthwiseStrategy", "depthwise_cycles", "refuse_shared_lanes", "unrolled_taps"]
+__all__ = ["DepthwiseStrategy", "depthwise_cycles", "refuse_shared_lanes", "staging_wait_cycles", "unrolled_taps"]
 
 
 class DepthwiseStrategy:
@@ -71,6 +73,7 @@ class DepthwiseStrategy:
         blocks = math.ceil(stage.out_channels / workload.output_lanes)
         row_tasks = math.ceil(height / tile.rows)
         cycles = depthwise_cycles(stage, device, tile.rows, width, tile.pixels, staged=stage.padded)
+        cycles += staging_wait_cycles(workload, device, tile.rows) * stage.padded
         tasks = workload.batch * blocks * math.prod(outer) * row_tasks
         return parallel_cycles(tasks * cycles, tasks, threads)
 
@@ -143,6 +146,24 @@ def refuse_shared_lanes(workload: ConvWorkload) -> Refusal | None:
     if workload.input_lanes != workload.output_lanes:
         return Refusal("input and output are packed differently")
     return None
+
+
+def staging_wait_cycles(workload: ConvWorkload, device: Device, rows: int) -> float:
+    """Predicts how long the copy of the padded rows of one vector of channels waits for its lines.
+
+    Args:
+        workload: Its first stage reads them.
+        device: The core; one that follows a single stream does not follow both what is read and what is written.
+        rows: Output rows of that stage.
+
+    Returns:
+        Cycles.
+    """
+    stage, (*_, height, width) = workload.stages[0], workload.spatial
+    vectors = math.prod(stage.kernel[:-2]) * min(rows * stage.strides[-2], height) * width
+    nbytes, _ = boundary_bytes(workload)
+    lines = vectors * device.vector_bytes / LINE_BYTES
+    return waiting_cycles(device, nbytes, lines=lines, streams=2, instructions=2 * vectors)
 
 
 def depthwise_cycles(stage: Stage, device: Device, rows: int, width: int, pixels: int, *, staged: bool) -> float:

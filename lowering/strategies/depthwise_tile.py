@@ -124,9 +124,9 @@ class DepthwiseTileStrategy:
         *outer, height, width = workload.spatials[-1]
         row_tiles = math.ceil(height / tile.rows)
         images = workload.batch * math.ceil(stage.out_channels / workload.output_lanes) * math.prod(outer)
-        lines = (_asking_cycles if _asks_ahead(workload, device, tile) else _waiting_cycles)(workload, device, tile)
+        waiting = (_asking_cycles if _asks_ahead(workload, device, tile) else _waiting_cycles)(workload, device, tile)
         inside = inside_share(stage, workload.spatial, workload.spatials[-1])
-        each = rectangle_cycles(stage, device, tile.rows, tile.pixels, inside=inside) + lines
+        each = rectangle_cycles(stage, device, tile.rows, tile.pixels, inside=inside) + waiting
         cycles = images * row_tiles * math.ceil(width / tile.pixels) * each
         return parallel_cycles(cycles, images * math.ceil(row_tiles / tile.grain), threads)
 
@@ -167,8 +167,9 @@ def _rows_read(workload: ConvWorkload, tile: DepthwiseTile) -> tuple[int, int]:
 
 def _asks_ahead(workload: ConvWorkload, device: Device, tile: DepthwiseTile) -> bool:
     """Whether a row of tiles asks for what the next one of its task reads: it would wait longer, and level 1 holds both."""
-    rows = sum(_rows_read(workload, tile))
-    fits = rows * workload.spatial[-1] * device.vector_bytes <= device.l1d_bytes * CACHE_SHARE
+    read = sum(_rows_read(workload, tile)) * workload.spatial[-1]
+    written = tile.rows * workload.spatials[-1][-1]
+    fits = (read + written) * device.vector_bytes <= device.l1d_bytes * CACHE_SHARE
     may = tile.grain > 1 and fits and is_prefetched(device, boundary_bytes(workload)[0])
     return may and _asking_cycles(workload, device, tile) < _waiting_cycles(workload, device, tile)
 
@@ -180,8 +181,10 @@ def _new_lines(workload: ConvWorkload, device: Device, tile: DepthwiseTile) -> f
 
 
 def _asking_cycles(workload: ConvWorkload, device: Device, tile: DepthwiseTile) -> float:
-    """Predicts what the prefetches of a tile cost."""
-    return (1 + LOST_SHARE) * _new_lines(workload, device, tile) / device.issue_width
+    """Predicts what the prefetches of a tile cost: as many in each row as it may begin lines."""
+    _, new_rows = _rows_read(workload, tile)
+    in_row = math.ceil(tile.pixels * workload.stages[0].strides[-1] * device.vector_bytes / LINE_BYTES)
+    return (1 + LOST_SHARE) * new_rows * in_row / device.issue_width
 
 
 def _waiting_cycles(workload: ConvWorkload, device: Device, tile: DepthwiseTile) -> float:
@@ -208,7 +211,7 @@ def inside_share(stage: Stage, inputs: Sequence[int], outputs: Sequence[int]) ->
         outputs: Spatial extents that are computed.
 
     Returns:
-        More than 0 and at most 1.
+        At most 1; 0 where all of them read padding.
     """
     share = 1.0
     for axis, (available, extent) in enumerate(zip(inputs, outputs, strict=True)):
@@ -243,7 +246,7 @@ def rectangle_cycles(stage: Stage, device: Device, rows: int, pixels: int, *, in
     if accumulators + taps + columns > device.vector_registers:
         loads += taps * inside
     core = core_model(device)
-    at_a_time = max(1.0, core.reorder_entries / (fmas + loads)) if core is not None else 1.0
+    at_a_time = max(1.0, core.reorder_entries / max(fmas + loads, 1.0)) if core is not None else 1.0
     cycles = max(
         fmas / device.fma_ports,
         loads / device.load_ports,

@@ -27,7 +27,7 @@ from sepwise.lowering.borders import mark_border
 from sepwise.lowering.cost import copy_cycles, is_prefetched, micro_kernel_cycles, parallel_cycles, register_tile_fits
 from sepwise.lowering.prefetch import mark_prefetch
 from sepwise.lowering.strategies.base import Implementation, Refusal
-from sepwise.lowering.strategies.depthwise import depthwise_cycles, unrolled_taps
+from sepwise.lowering.strategies.depthwise import depthwise_cycles, staging_wait_cycles, unrolled_taps
 from sepwise.lowering.strategies.depthwise_tile import border_tiles, code_fits, inside_share, rectangle_cycles, rectangle_fits
 from sepwise.lowering.strategies.packing import boundary_bytes, conv_packer, oc_pack, true_shapes
 from sepwise.lowering.strategies.steps import (
@@ -131,6 +131,7 @@ class SeparableStrategy:
             first = in_blocks * depthwise_cycles(
                 depthwise, device, tile.rows, p_tiles * tile.pixels, tile.pixels, staged=staged
             )
+            first += in_blocks * staging_wait_cycles(workload, device, tile.rows) * staged
         reduction = pointwise.in_channels
         second = tile.rows * p_tiles * oc_tiles * micro_kernel_cycles(
             device, tile.pixels, tile.oc_vectors, reduction, weights_together=together

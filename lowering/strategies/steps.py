@@ -11,7 +11,7 @@ from tvm.ir import Range
 from tvm.ir.expr import TensorLoad, Var
 
 from sepwise.lowering.borders import mark_border
-from sepwise.lowering.cost import is_prefetched, iterations_ahead
+from sepwise.lowering.cost import is_prefetched, iterations_ahead, line_wait_cycles
 from sepwise.lowering.prefetch import mark_streams
 from sepwise.lowering.strategies.packing import boundary_bytes, oc_pack
 
@@ -37,6 +37,10 @@ __all__ = [
 
 MOST_SCHEDULED_FMAS = 100
 """Multiply-adds of one iteration that LLVM schedules without loading all of its inputs first."""
+
+
+NEXT_TILE_SHARE = 0.25
+"""Share of level 1 that a reduction may take so that what it asks for of the next tile stays there, as sets have few ways."""
 
 
 def split_reduction(sch: s_tir.Schedule, ic: LoopRV, channels: int, lanes: int) -> list[LoopRV]:
@@ -187,9 +191,10 @@ def ask_ahead(
     passes: int,
     inputs: bool,
 ) -> None:
-    """`for ic_o: load weights, inputs; FMA` -> `for ic_o: load, prefetch weights behind them, inputs of the next tile; FMA`.
+    """`for ic_o: load weights, inputs; FMA` -> `for ic_o: load, prefetch weights and inputs of later iterations; FMA`.
 
-    Where a core would not wait for them, nothing changes.
+    Inputs are those of the same pixels some blocks of channels on, as what is asked for earlier is driven out before it is read;
+    those of the next tile where a whole reduction takes little of level 1. Where a core would not wait, nothing changes.
 
     Args:
         sch: The schedule.
@@ -198,23 +203,30 @@ def ask_ahead(
         loops: The reduction of the last stage, those that are not unrolled.
         tile: Output pixels and output channel vectors of the register tile.
         passes: Tiles of a task that read the same weights.
-        inputs: Whether it reads the workload's input, where the next tile reads behind this one.
+        inputs: Whether it reads the workload's input.
     """
     stage, (pixels, oc_vectors) = workload.stages[-1], tile
     blocks = math.ceil(stage.out_channels / workload.output_lanes)
     reduction, pack = stage.in_channels_per_group * math.prod(stage.kernel), oc_pack(blocks, oc_vectors)
-    weights = reduction * device.vector_bytes
+    weights, taken = reduction * device.vector_bytes, reduction * pixels * device.lane_bytes
+    iteration_cycles = device.lanes * pixels * oc_vectors / device.fma_ports
     ahead = iterations_ahead(
         device,
         total_bytes=weights * blocks,
-        footprint_bytes=weights * oc_vectors + reduction * pixels * device.lane_bytes,
+        footprint_bytes=weights * oc_vectors + taken,
         panels=oc_vectors // pack,
         passes=passes,
-        iteration_cycles=device.lanes * pixels * oc_vectors / device.fma_ports,
+        iteration_cycles=iteration_cycles,
     )
     distances = {f"weight{len(workload.stages) - 1}": ahead * device.lanes * pack * device.lanes} if ahead else {}
-    if inputs and is_prefetched(device, boundary_bytes(workload)[0]):
-        distances["data"] = pixels * stage.strides[-1] * workload.input_lanes
+    nbytes, _ = boundary_bytes(workload)
+    whole_blocks = int(sch.get(loops[-1]).extent) == 1  # else several iterations read the same inputs
+    if inputs and whole_blocks and is_prefetched(device, nbytes):
+        if weights * oc_vectors + 2 * taken <= device.l1d_bytes * NEXT_TILE_SHARE:
+            distances["data"] = pixels * stage.strides[-1] * workload.input_lanes
+        else:
+            later = math.ceil(line_wait_cycles(device, nbytes) / iteration_cycles)
+            distances["data"] = max(later, 1) * math.prod(workload.spatial) * workload.input_lanes
     mark_streams(sch, loops, distances)
 
 

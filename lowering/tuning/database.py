@@ -32,6 +32,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from sepwise.lowering.artifact import device_from_json, device_to_json, own_version
+from sepwise.lowering.core_model import core_model
 from sepwise.lowering.selection import Pick
 from sepwise.lowering.tuning.intervals import Interval
 from sepwise.passes.errors import InputError
@@ -191,6 +192,8 @@ def find_conditions(device: Device, threads: int, method: Method) -> Conditions:
 def _digest(device: Device) -> str:
     """Hashes what matters of a device."""
     facts = {fact: value for fact, value in device_to_json(device).items() if fact not in _NO_MATTER}
+    core = core_model(device)
+    facts["core"] = None if core is None else asdict(core)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sepwise.lowering.core_model import _FACTS_FILE, _models
+from sepwise.lowering.core_model import _models
+from sepwise.lowering.device import FACTS_FILE
 from sepwise.passes.errors import InputError
 
 
@@ -16,6 +17,6 @@ def test_a_core_needs_every_fact_with_its_source(tmp_path: Path) -> None:
 
 
 def test_a_core_may_be_like_another() -> None:
-    znver5, znver4 = (_models(_FACTS_FILE)[cpu] for cpu in ("znver5", "znver4"))
+    znver5, znver4 = (_models(FACTS_FILE)[cpu] for cpu in ("znver5", "znver4"))
     assert znver4.line_bytes == znver5.line_bytes
     assert znver4.reorder_entries < znver5.reorder_entries
