@@ -21,6 +21,7 @@ __all__ = [
     "LINE_BYTES",
     "MOST_TOGETHER",
     "SPARE_REGISTERS",
+    "apart_stay",
     "copy_cycles",
     "is_prefetched",
     "iterations_ahead",
@@ -301,6 +302,25 @@ def is_prefetched(device: Device, nbytes: float) -> bool:
     in_order = core is not None and core.reorder_entries == 0
     from_memory = nbytes > max(device.l2_bytes, device.l3_bytes) * CACHE_SHARE
     return device.multiplies_by_lane and (from_memory or (in_order and line_wait_cycles(device, nbytes) > 0))
+
+
+def apart_stay(device: Device, count: int, stride_bytes: int) -> bool:
+    """Tells whether lines that are a stride apart stay in the first-level cache together.
+
+    Args:
+        device: Gives the cache and its ways; of a core whose ways are not known nothing stays.
+        count: Lines.
+        stride_bytes: From each to the next: where it is near a multiple of the sets, they share few of these.
+
+    Returns:
+        Whether no set has more of them than ways.
+    """
+    core = core_model(device)
+    if core is None:
+        return False
+    sets = device.l1d_bytes // (core.line_bytes * core.l1d_ways)
+    used = sets // math.gcd(stride_bytes // core.line_bytes, sets)
+    return math.ceil(count / used) <= core.l1d_ways
 
 
 def iterations_ahead(

@@ -11,7 +11,7 @@ from tvm.ir import Range
 from tvm.ir.expr import TensorLoad, Var
 
 from sepwise.lowering.borders import mark_border
-from sepwise.lowering.cost import is_prefetched, iterations_ahead, line_wait_cycles
+from sepwise.lowering.cost import apart_stay, is_prefetched, iterations_ahead, line_wait_cycles
 from sepwise.lowering.prefetch import mark_streams
 from sepwise.lowering.strategies.packing import boundary_bytes, oc_pack
 
@@ -40,7 +40,7 @@ MOST_SCHEDULED_FMAS = 100
 
 
 NEXT_TILE_SHARE = 0.25
-"""Share of level 1 that a reduction may take so that what it asks for of the next tile stays there, as sets have few ways."""
+"""Share of level 1 that a reduction may take so that what it asks for of the next tile stays there."""
 
 
 def split_reduction(sch: s_tir.Schedule, ic: LoopRV, channels: int, lanes: int) -> list[LoopRV]:
@@ -194,7 +194,8 @@ def ask_ahead(
     """`for ic_o: load weights, inputs; FMA` -> `for ic_o: load, prefetch weights and inputs of later iterations; FMA`.
 
     Inputs are those of the same pixels some blocks of channels on, as what is asked for earlier is driven out before it is read;
-    those of the next tile where a whole reduction takes little of level 1. Where a core would not wait, nothing changes.
+    those of the next tile where a whole reduction takes little of level 1, and no more lines of a set than it has ways. Where a
+    core would not wait, nothing changes.
 
     Args:
         sch: The schedule.
@@ -222,11 +223,12 @@ def ask_ahead(
     nbytes, _ = boundary_bytes(workload)
     whole_blocks = int(sch.get(loops[-1]).extent) == 1  # else several iterations read the same inputs
     if inputs and whole_blocks and is_prefetched(device, nbytes):
-        if weights * oc_vectors + 2 * taken <= device.l1d_bytes * NEXT_TILE_SHARE:
+        plane = math.prod(workload.spatial) * workload.input_lanes
+        near = weights * oc_vectors + 2 * taken <= device.l1d_bytes * NEXT_TILE_SHARE
+        if near and apart_stay(device, math.ceil(stage.in_channels / workload.input_lanes), plane * device.lane_bytes):
             distances["data"] = pixels * stage.strides[-1] * workload.input_lanes
         else:
-            later = math.ceil(line_wait_cycles(device, nbytes) / iteration_cycles)
-            distances["data"] = max(later, 1) * math.prod(workload.spatial) * workload.input_lanes
+            distances["data"] = max(1, math.ceil(line_wait_cycles(device, nbytes) / iteration_cycles)) * plane
     mark_streams(sch, loops, distances)
 
 

@@ -217,6 +217,16 @@ def test_a_tile_waits_for_more_streams_than_the_prefetcher_follows() -> None:
     assert waiting(a72, 9, 1024) == 8 * cost.line_wait_cycles(a72, 1 << 22)
 
 
+def test_lines_apart_stay_as_long_as_their_sets_have_ways() -> None:
+    a72 = device.get("cortex-a72")  # 256 sets of two ways
+    assert cost.apart_stay(a72, 512, 64)
+    assert not cost.apart_stay(a72, 513, 64)
+    assert cost.apart_stay(a72, 8, 64 * 64)  # four sets
+    assert not cost.apart_stay(a72, 9, 64 * 64)
+    assert not cost.apart_stay(a72, 3, 64 * 256)  # one set
+    assert not cost.apart_stay(replace(a72, cpu="toaster"), 1, 64)
+
+
 def test_weights_are_asked_for_where_that_costs_less_than_waiting() -> None:
     a53, a72 = device.get("cortex-a53"), device.get("cortex-a72")
 

@@ -1,12 +1,26 @@
-"""Prefetches: which lines a tile asks for, how far ahead, and where it does so; and what asks for nothing."""
+"""Prefetches: which lines a tile asks for, how far ahead, and where it does so; what asks for nothing; and what caches make of it."""
 
+import shutil
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import PrimType
 from tvm.ir.expr import Call, Var
 
+from sepwise.lowering import device, estimate
 from sepwise.lowering.prefetch import PREFETCH_LOOP, prefetch_next
+from sepwise.lowering.runner import EmulatedRunner
+from sepwise.lowering.strategies import strategies_for
+from sepwise.lowering.strategies.base import Tile
+from sepwise.lowering.strategies.depthwise_tile import DepthwiseTile
+from sepwise.lowering.strategies.pointwise import PointwiseTile
+from sepwise.lowering.strategies.separable import SeparableTile
+from sepwise.lowering.strategies.tiles import RowTile
+from sepwise.lowering.trials import Step, build_trials
+from sepwise.lowering.workload import ConvWorkload, Stage
 
 PLANE, ROW = 4096, 256  # floats
 DATA = tirx.decl_buffer((16 * PLANE,), "float32", "data")
@@ -107,3 +121,46 @@ def test_other_parameters_and_other_loops_ask_for_nothing() -> None:
     unmarked = marked().body
     plain = tirx.PrimFunc([], tirx.For(unmarked.loop_var, 0, 16, unmarked.kind, unmarked.body))
     assert str(prefetch_next(plain)) == str(plain)
+
+
+def depthwise(channels: int, stride: int = 1) -> Stage:
+    return Stage(channels, channels, channels, (3, 3), (stride, stride), (1, 1), (1, 1), (1, 1))
+
+
+def pointwise(channels: int, out_channels: int, stride: int = 1) -> Stage:
+    return Stage(channels, out_channels, 1, (1, 1), (stride, stride), (0, 0), (0, 0), (1, 1))
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize(
+    ("name", "size", "stages", "tile", "most_left"),
+    [
+        ("cortex-a53", 56, [depthwise(32)], DepthwiseTile(4, 4, 15, 14), 0.1),
+        ("cortex-a53", 112, [depthwise(8, 2)], DepthwiseTile(2, 8, 15, 28), 0.1),
+        ("cortex-a55", 28, [pointwise(64, 24)], PointwiseTile(8, 2, 98), 0.05),  # inputs of the next tile
+        ("cortex-a55", 28, [pointwise(256, 24)], PointwiseTile(8, 2, 98), 0.05),  # of blocks further on
+        ("cortex-a53", 14, [pointwise(320, 60)], RowTile(7, 7, 3), 0.2),  # no registers for streams
+        ("cortex-a53", 28, [pointwise(128, 24, 2)], RowTile(7, 7, 2), 0.2),  # inputs apart from each other
+        ("cortex-a72", 112, [pointwise(64, 16)], PointwiseTile(4, 4, 784), 0.1),  # inputs of the next tile would share too few sets
+        ("cortex-a53", 28, [depthwise(64), pointwise(64, 48)], SeparableTile(2, 7, 3, 7), 0.5),
+    ],
+)
+def test_lines_that_are_asked_for_are_there_when_they_are_read(
+    name: str, size: int, stages: list[Stage], tile: Tile, most_left: float
+) -> None:
+    target = device.get(name)
+    if target.emulated and shutil.which(str(target.emulator)) is None:
+        pytest.skip(f"{target.emulator} is missing: apt-get install qemu-user")
+    deaf = replace(target, cpu="cortex-a57", l2_bytes=1 << 40)  # of which no latency is known, and which never reads from memory
+    chain = ConvWorkload(1, (size, size), tuple(stages), False, None, 4, 4)
+    able = (each for each in strategies_for(chain) if each.applies(chain, target) is None)
+    strategy = next(each for each in able if isinstance(tile, type(each.tiles(chain, target, 1)[0])))
+    program = build_trials(chain, [[Step(chain, strategy, tile, seen)] for seen in (target, deaf)], target)
+    rng, geometry = np.random.default_rng(0), estimate.cache_geometry(target)
+    assert geometry is not None
+    with EmulatedRunner(program, target) as runner:
+        inputs = {value.name: rng.standard_normal(value.type.shape, dtype=np.float32) for value in program.inputs}
+        counts = runner.count(inputs, caches=[geometry])
+    left, waited = (sum(run.misses[0].l1_demanded for run in call.runs.values()) for call in counts.calls)
+    assert waited > size * size / 4
+    assert left < most_left * waited
