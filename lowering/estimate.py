@@ -20,14 +20,14 @@ vectors it loads, and, in order and where a vector takes several cycles to load,
 
 Transfers run beside the arithmetic of their own block, whatever the core: lines that are foreseen come by a prefetcher. Only a
 core that runs out of order hides anything of a miss that is not, up to what its reorder buffer holds. A prefetch instruction
-foresees one: it asks for a line and waits for nothing (Arm DDI 0487, PRFM; Intel 325383, PREFETCHh). The emulator passes it
-over, so as many misses of its block, and of those that always run before or behind it, count as foreseen as it asks for lines.
-On ARM a stream of stores that fills whole lines
-does not read them first.
+foresees one: it asks for a line and waits for nothing (Arm DDI 0487, PRFM; Intel 325383, PREFETCHh). In a Program's kernels for
+AArch64 the emulator carries it out (`prefetch_loads`), so that the caches hold the line, or have driven it out again before it is
+read. In all other code it passes it over: as many misses of its block, and of those that always run before or behind it, count as
+foreseen as it asks for lines. On ARM a stream of stores that fills whole lines does not read them first.
 
 **Known limits.** One thread; no TLB, no branch misses, no instruction cache, no conflict of other cores for memory. Every
-prefetch is taken to hide one miss of these blocks, however early it comes and whichever line it asks for. A loop is
-timed as if it went on: what a large reorder buffer overlaps of its end with the next loop's start is missed. LLVM times
+prefetch of other code is taken to hide one miss, however early it comes and whichever line it asks for; what ours ask for is
+there at once. A loop is timed as if it went on: what a large reorder buffer overlaps of its end with the next loop's start is missed. LLVM times
 Cortex-A72, A76 and A78 by its model of the A57, so the A76 takes the Neoverse-N1's; it lets the A53 wait 10 cycles for
 the accumulator of a chained multiply-add, so the A53 takes the A55's, which forwards it; the N1's own is 3 wide, so the
 device's width is given. The A57's of LLVM 14, no more of LLVM 22, lets an address that a load updates wait for the load:
