@@ -21,17 +21,17 @@ vectors it loads, and, in order and where a vector takes several cycles to load,
 Transfers run beside the arithmetic of their own block, whatever the core: lines that are foreseen come by a prefetcher. Only a
 core that runs out of order hides anything of a miss that is not, up to what its reorder buffer holds. A prefetch instruction
 foresees one: it asks for a line and waits for nothing (Arm DDI 0487, PRFM; Intel 325383, PREFETCHh). In a Program's kernels for
-AArch64 the emulator carries it out (`prefetch_loads`), so that the caches hold the line, or have driven it out again before it is
-read. In all other code it passes it over: as many misses of its block, and of those that always run before or behind it, count as
-foreseen as it asks for lines. On ARM a stream of stores that fills whole lines does not read them first.
+AArch64 the emulator carries it out (`prefetch_loads`), so that the caches hold the line, or have driven it out again before it
+is read. In all other code it passes it over: as many misses of its block count as foreseen as it asks for lines. On ARM a
+stream of stores that fills whole lines does not read them first.
 
 **Known limits.** One thread; no TLB, no branch misses, no instruction cache, no conflict of other cores for memory. Every
-prefetch of other code is taken to hide one miss, however early it comes and whichever line it asks for; what ours ask for is
-there at once. A loop is timed as if it went on: what a large reorder buffer overlaps of its end with the next loop's start is missed. LLVM times
-Cortex-A72, A76 and A78 by its model of the A57, so the A76 takes the Neoverse-N1's; it lets the A53 wait 10 cycles for
-the accumulator of a chained multiply-add, so the A53 takes the A55's, which forwards it; the N1's own is 3 wide, so the
-device's width is given. The A57's of LLVM 14, no more of LLVM 22, lets an address that a load updates wait for the load:
-the newest LLVM that is installed is taken.
+prefetch of other code is taken to hide one miss of its own block, however early it comes and whichever line it asks for; what
+ours ask for is there at once. A loop is timed as if it went on: what a large reorder buffer overlaps of its end with the next
+loop's start is missed. LLVM times Cortex-A72, A76 and A78 by its model of the A57, so the A76 takes the Neoverse-N1's; it lets
+the A53 wait 10 cycles for the accumulator of a chained multiply-add, so the A53 takes the A55's, which forwards it; the N1's
+own is 3 wide, so the device's width is given. The A57's of LLVM 14, no more of LLVM 22, lets an address that a load updates
+wait for the load: the newest LLVM that is installed is taken.
 `docs/benchmarks/estimate.md` says how well the method does where hardware is at hand.
 """
 
@@ -375,36 +375,17 @@ def _transfer_cycles(run: BlockRun, core: int, device: Device, line_bytes: int) 
     return line_bytes * (near / device.l2_bytes_per_cycle + beyond / device.memory_bytes_per_cycle)
 
 
-def _straight_runs(call: CallCounts) -> list[list[int]]:
-    """Groups the blocks of a call that always follow each other: qemu cuts at the end of a page, wherever it lies in a loop."""
-    behind = {
-        before: number
-        for number, run in call.runs.items()
-        for before in run.predecessors
-        if before in call.runs and before != number and run.predecessors == {before: call.runs[before].count}
-    }
-    later, groups = set(behind.values()), []
-    for number in call.runs:
-        if number not in later:
-            groups.append([number])
-            while groups[-1][-1] in behind:
-                groups[-1].append(behind[groups[-1][-1]])
-    return groups
-
-
-def _waiting_cycles(
-    runs: Sequence[BlockRun], assembly: dict[bytes, tuple[str, ...]], core: int, device: Device, model: CoreModel
-) -> float:
-    """Cycles in which blocks that follow each other wait for lines that no prefetcher nor they themselves have asked for."""
-    near, beyond = sum(run.misses[core].l1_demanded for run in runs), sum(run.misses[core].l2_demanded for run in runs)
-    asked = sum(run.count * sum(map(bool, map(_PREFETCH.match, assembly[run.block.code]))) for run in runs)
-    if asked >= near:
+def _waiting_cycles(run: BlockRun, body: tuple[str, ...], core: int, device: Device, model: CoreModel) -> float:
+    """Cycles in which a block waits for lines that neither a prefetcher nor the block has asked for, all times together."""
+    misses = run.misses[core]
+    asked = run.count * sum(map(bool, map(_PREFETCH.match, body)))
+    if asked >= misses.l1_demanded:
         return 0.0
     hidden = model.reorder_entries / device.issue_width
-    latency = (near - beyond) * max(0.0, model.l2_latency_cycles - hidden)
-    latency += beyond * max(0.0, model.memory_latency_cycles - hidden)
-    at_a_time = near / sum(run.count * run.block.instructions for run in runs) * model.reorder_entries
-    return latency * (1 - asked / near) / max(1.0, at_a_time)
+    latency = (misses.l1_demanded - misses.l2_demanded) * max(0.0, model.l2_latency_cycles - hidden)
+    latency += misses.l2_demanded * max(0.0, model.memory_latency_cycles - hidden)
+    at_a_time = misses.l1_demanded / (run.count * run.block.instructions) * model.reorder_entries
+    return latency * (1 - asked / misses.l1_demanded) / max(1.0, at_a_time)
 
 
 def _call_cycles(
@@ -435,8 +416,7 @@ def _call_cycles(
         else:
             cycles = pace * run.count * run.block.instructions
         total += max(cycles, _transfer_cycles(run, core, device, model.line_bytes))
-    for group in _straight_runs(call):
-        total += _waiting_cycles([call.runs[number] for number in group], assembly, core, device, model)
+        total += _waiting_cycles(run, assembly[run.block.code], core, device, model)
     return total
 
 

@@ -10,8 +10,8 @@ begins anew, and its first lines are waited for.
 The lines that a tile reads and the tile before it does not are asked for once, an iteration of the marked loop early, but for
 those that this iteration reads itself: half of them at the head of the tile, half where it reads what lies before the first of
 that half, so that a core has room for them; not beside each row, which costs LLVM registers. The last iteration asks for lines
-behind its own, which is allowed for any address, and is the next plane where tensors are packed. It runs on flat functions, their
-tiles unrolled and their statements in order.
+behind its own, which is allowed for any address: of a packed tensor these are the first of the next plane. It runs on flat
+functions, their tiles unrolled and their statements in order.
 
 A reduction that reads weights and the same channels of many pixels has two streams at least, and those of a tile's pixels begin
 anew in each block of channels. There every load of a tensor asks for what lies a distance behind it (`advanced_simd`).

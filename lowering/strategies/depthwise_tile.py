@@ -215,12 +215,10 @@ def inside_share(stage: Stage, inputs: Sequence[int], outputs: Sequence[int]) ->
     """
     share = 1.0
     for axis, (available, extent) in enumerate(zip(inputs, outputs, strict=True)):
-        taps = (
-            place * stage.strides[axis] + tap * stage.dilations[axis] - stage.pads_begin[axis]
-            for place in range(extent)
-            for tap in range(stage.kernel[axis])
-        )
-        share *= sum(0 <= tap < available for tap in taps) / (extent * stage.kernel[axis])
+        stride, taps = stage.strides[axis], range(stage.kernel[axis])
+        places = (stage.dilations[axis] * tap - stage.pads_begin[axis] for tap in taps)  # that the first output reads
+        counts = (min(extent, -(-(available - place) // stride)) - max(0, -(place // stride)) for place in places)
+        share *= sum(max(count, 0) for count in counts) / (extent * stage.kernel[axis])
     return share
 
 

@@ -136,21 +136,6 @@ def test_a_line_that_is_asked_for_is_not_waited_for(prefetch: bytes) -> None:
 
 
 @needs_mca
-def test_a_loop_that_a_page_cuts_waits_as_a_whole_one() -> None:
-    device = devices.get("cortex-a53")
-    head, rest = PREFETCH + b"".join(FMLAS[:4]), b"".join(FMLAS[4:]) + SUBS + BRANCH
-    loop = {0: COUNT - 1, -1: 1}
-    for misses, waits in ((COUNT, False), (2 * COUNT, True)):
-        found = []
-        for missed in (Misses(l1_demanded=misses), Misses(l1_streamed=misses)):
-            first = run(head, before={-1: 1, 1: COUNT - 1})
-            found.append(cycles(device, first, run(rest, before={0: COUNT}, misses=missed)))
-        assert (found[0] > found[1]) is waits
-        apart = cycles(device, run(head, before=loop), run(rest, before={0: COUNT - 1, -1: 1}, misses=Misses(l1_demanded=misses)))
-        assert apart > found[0], "a block that is reached by another way waits for what it asks for itself"
-
-
-@needs_mca
 def test_a_call_without_instructions_takes_no_time() -> None:
     assert estimate.estimate_cycles(Counts((CallCounts({}),)), devices.get("cortex-a72"), devices.get("cortex-a72")) == (0.0,)
 
