@@ -293,7 +293,8 @@ strategy takes its own first tile. All tensors are packed in both families, so t
 ## By lane or broadcast
 
 Broadcast over by lane, the best strategy of either: above 1 by lane wins. Broadcast loads each input into all lanes of a
-register, as packed schedules for x86 do; by lane an input is a lane of a vector that was loaded whole.
+register, as packed schedules for x86 do; by lane an input is a lane of a vector that was loaded whole. By lane kernels also ask
+ahead for lines that the core would wait for, which the estimate's caches carry out; broadcast ones do not.
 
 | core | kind | chains | instructions | estimated cycles | from, to | broadcast wins |
 |---|---|---|---|---|---|---|
