@@ -30,6 +30,7 @@ from sepwise.lowering.graph import Layout
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
 from sepwise.lowering.strategies.steps import (
+    Source,
     accumulate_in_registers,
     ask_ahead,
     split_reduction,
@@ -142,8 +143,9 @@ class DenseStrategy:
         elif device.multiplies_by_lane:
             steps[-1] = unroll_lanes(sch, device, steps[-1], accumulators)
             passes = tile.rows * math.ceil(width / tile.pixels)
-            inputs = workload.input_lanes > 0 and math.prod(stage.kernel) == 1 and not stage.padded
-            ask_ahead(sch, device, workload, steps, tile=(tile.pixels, tile.oc_vectors), passes=passes, inputs=inputs)
+            once = workload.input_lanes > 0 and math.prod(stage.kernel) == 1 and not stage.padded
+            source = Source.input_of(workload) if once else None
+            ask_ahead(sch, device, workload, steps, tile=(tile.pixels, tile.oc_vectors), passes=passes, source=source)
         elif accumulators * stage.in_channels_per_group * stage.kernel[-1] <= MOST_UNROLLED_FMAS:
             for loop in steps[-2:]:  # of the taps too, LLVM would keep the pixels that they share, and spill them
                 sch.unroll(loop)

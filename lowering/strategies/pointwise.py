@@ -28,7 +28,7 @@ from sepwise.lowering.cost import (
 )
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
-from sepwise.lowering.strategies.steps import ask_ahead, start_from_bias, tile_flat_pixels, unroll_lanes
+from sepwise.lowering.strategies.steps import Source, ask_ahead, start_from_bias, tile_flat_pixels, unroll_lanes
 from sepwise.lowering.strategies.tiles import grains
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
@@ -137,7 +137,8 @@ class PointwiseStrategy:
         )
         steps[-1] = unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
         register_tile = tile.pixels, tile.oc_vectors
-        ask_ahead(sch, device, workload, steps, tile=register_tile, passes=tile.grain, inputs=not tile.adjacent)
+        source = None if tile.adjacent else Source.input_of(workload)
+        ask_ahead(sch, device, workload, steps, tile=register_tile, passes=tile.grain, source=source)
         mark_task(sch, n)
         mark_task(sch, oc_t)
         mark_task(sch, p_o, tile.grain)

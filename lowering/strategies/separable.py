@@ -31,6 +31,7 @@ from sepwise.lowering.strategies.depthwise import depthwise_cycles, staging_wait
 from sepwise.lowering.strategies.depthwise_tile import border_tiles, code_fits, inside_share, rectangle_cycles, rectangle_fits
 from sepwise.lowering.strategies.packing import boundary_bytes, conv_packer, oc_pack, true_shapes
 from sepwise.lowering.strategies.steps import (
+    Source,
     accumulate_in_registers,
     ask_ahead,
     split_reduction,
@@ -179,7 +180,10 @@ class SeparableStrategy:
         )
         steps[-1] = unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
         passes = tile.rows * math.ceil(width / tile.pixels)
-        ask_ahead(sch, device, workload, steps, tile=(tile.pixels, tile.oc_vectors), passes=passes, inputs=False)
+        staged = tile.rows * domain[-1]
+        in_blocks = math.ceil(depthwise.out_channels / workload.output_lanes)
+        source = Source(first.output, in_blocks * staged * device.vector_bytes, staged)
+        ask_ahead(sch, device, workload, steps, tile=(tile.pixels, tile.oc_vectors), passes=passes, source=source)
 
         dw_output, dw_total = sch.get_sblock(first.output), sch.get_sblock(first.accumulator)
         sch.compute_at(dw_output, oh_o, preserve_unit_loops=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tvm_ffi
 from tvm import s_tir, tirx
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.workload import ConvWorkload
 
 __all__ = [
+    "Source",
     "accumulate_in_registers",
     "ask_ahead",
     "split_reduction",
@@ -181,6 +182,26 @@ def unroll_lanes(sch: s_tir.Schedule, device: Device, ic_i: LoopRV, accumulators
     return left
 
 
+class Source(NamedTuple):
+    """A packed tensor that a reduction reads.
+
+    Attributes:
+        name: Of its buffer.
+        nbytes: Of the whole tensor.
+        pixels: Of one block of channels.
+    """
+
+    name: str
+    nbytes: int
+    pixels: int
+
+    @classmethod
+    def input_of(cls, workload: ConvWorkload) -> Source:
+        """The input of a workload."""
+        nbytes, _ = boundary_bytes(workload)
+        return cls("data", nbytes, math.prod(workload.spatial))
+
+
 def ask_ahead(
     sch: s_tir.Schedule,
     device: Device,
@@ -189,7 +210,7 @@ def ask_ahead(
     *,
     tile: tuple[int, int],
     passes: int,
-    inputs: bool,
+    source: Source | None,
 ) -> None:
     """`for ic_o: load weights, inputs; FMA` -> `for ic_o: load, prefetch weights and inputs of later iterations; FMA`.
 
@@ -204,7 +225,7 @@ def ask_ahead(
         loops: The reduction of the last stage, those that are not unrolled.
         tile: Output pixels and output channel vectors of the register tile.
         passes: Tiles of a task that read the same weights.
-        inputs: Whether it reads the workload's input.
+        source: What it reads, None where that is padded or each pixel reads several.
     """
     stage, (pixels, oc_vectors) = workload.stages[-1], tile
     blocks = math.ceil(stage.out_channels / workload.output_lanes)
@@ -220,15 +241,15 @@ def ask_ahead(
         iteration_cycles=iteration_cycles,
     )
     distances = {f"weight{len(workload.stages) - 1}": ahead * device.lanes * pack * device.lanes} if ahead else {}
-    nbytes, _ = boundary_bytes(workload)
     whole_blocks = int(sch.get(loops[-1]).extent) == 1  # else several iterations read the same inputs
-    if inputs and whole_blocks and is_prefetched(device, nbytes):
-        plane = math.prod(workload.spatial) * workload.input_lanes
+    if source is not None and whole_blocks and is_prefetched(device, source.nbytes):
+        lanes = workload.output_lanes
+        plane = source.pixels * lanes
         near = weights * oc_vectors + 2 * taken <= device.l1d_bytes * NEXT_TILE_SHARE
-        if near and apart_stay(device, math.ceil(stage.in_channels / workload.input_lanes), plane * device.lane_bytes):
-            distances["data"] = pixels * stage.strides[-1] * workload.input_lanes
+        if near and apart_stay(device, math.ceil(stage.in_channels / lanes), plane * device.lane_bytes):
+            distances[source.name] = pixels * stage.strides[-1] * lanes
         else:
-            distances["data"] = max(1, math.ceil(line_wait_cycles(device, nbytes) / iteration_cycles)) * plane
+            distances[source.name] = max(1, math.ceil(line_wait_cycles(device, source.nbytes) / iteration_cycles)) * plane
     mark_streams(sch, loops, distances)
 
 

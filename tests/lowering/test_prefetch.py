@@ -142,7 +142,7 @@ def pointwise(channels: int, out_channels: int, stride: int = 1) -> Stage:
         ("cortex-a53", 14, [pointwise(320, 60)], RowTile(7, 7, 3), 0.2),  # no registers for streams
         ("cortex-a53", 28, [pointwise(128, 24, 2)], RowTile(7, 7, 2), 0.2),  # inputs apart from each other
         ("cortex-a72", 112, [pointwise(64, 16)], PointwiseTile(4, 4, 784), 0.1),  # inputs of the next tile would share too few sets
-        ("cortex-a53", 28, [depthwise(64), pointwise(64, 48)], SeparableTile(2, 7, 3, 7), 0.5),
+        ("cortex-a53", 28, [depthwise(64), pointwise(64, 48)], SeparableTile(4, 7, 3, 4), 0.3),
     ],
 )
 def test_lines_that_are_asked_for_are_there_when_they_are_read(
