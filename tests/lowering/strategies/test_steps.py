@@ -98,9 +98,9 @@ def test_a_rectangle_is_in_registers_and_reads_the_input_itself() -> None:
 
 def test_flat_pixels_are_in_registers() -> None:
     sch, names = convolution(1, 1, flat=True)
-    loops, ic_i = tile_flat_pixels(sch, names, channels=8, lanes=4, pixels=6, oc_vectors=2)
+    loops, steps = tile_flat_pixels(sch, names, channels=8, lanes=4, pixels=6, oc_vectors=2)
     assert [int(sch.get(loop).extent) for loop in loops] == [1, 1, 10]
-    assert int(sch.get(ic_i).extent) == 4
+    assert [int(sch.get(loop).extent) for loop in steps] == [2, 4]
     assert extents(sch, names.output) == [1, 1, 10, 2, 6, 4]
     assert extents(sch, f"{names.accumulator}_update")[-5:] == [2, 4, 2, 6, 4]
 
