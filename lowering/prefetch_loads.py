@@ -1,12 +1,12 @@
 """Prefetches made loads that nothing waits for, so that an emulator carries them out.
 
 qemu passes a prefetch over: which line it asks for, and whether the line is still there when it is read, would stay unknown. On
-AArch64 a load into the register that is always zero has the same operands, one bit apart (Arm DDI 0487, PRFM and LDR):
+AArch64 a load into the register that is always zero has the same operands in the same places (Arm DDI 0487, PRFM and LDR):
 
     prfm pldl1keep, [x0, #64]   ->   ldr xzr, [x0, #64]           also unscaled offsets, and registers for offsets
 
 No compiler writes such a load, so that what counts (`runtime/count.c`) knows it. Unlike a prefetch it must not reach unmapped
-memory: the program maps more behind its tensors than any prefetch of ours reaches (`runtime/emulated.c`).
+memory: the program maps 256 MiB behind its tensors, and ours reach a few blocks of channels (`runtime/emulated.c`).
 """
 
 from __future__ import annotations

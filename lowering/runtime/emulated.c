@@ -32,7 +32,7 @@ static void transfer(long number, int file, void *memory, int64_t nbytes, int ma
   }
 }
 
-/* Memory with as much behind it as prefetches reach at most, which may be loads where they are counted. */
+/* Memory with more mapped behind it, where prefetches reach, which are loads where they are counted. */
 static void *allocate(int64_t nbytes) {
   int64_t behind = sizeof(void *) == 8 ? INT64_C(1) << 28 : 1;
   long address = call_system(SYS_mmap, 0, nbytes + behind, 3 /* read, write */, 0x4022 /* private, anonymous, not reserved */, -1, 0);
