@@ -8,7 +8,8 @@ settled as the best, with a record. One that has not won, or is wrong, or during
 whoever writes down what is settled has it as soon as it is known, and loses one candidate where the process ends.
 
 Batches go to the kernel that can still save most: its time in the network, halved for each batch that has brought nothing. After
-`PATIENCE` such batches in a row, or when there is nothing left to try, a kernel is done.
+`PATIENCE` such batches in a row, or when there is nothing left to try, a kernel is done. Estimates have no noise: small gains far
+down the order show there too, and `EXACT_PATIENCE` batches look for them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ BATCH = 8
 """Candidates that are compiled together."""
 
 PATIENCE = 3
-"""Batches without any gain after which a kernel is done."""
+"""Batches without any gain after which a kernel is done, where times have noise."""
+
+EXACT_PATIENCE = 12
+"""The same where times are the same each time."""
 
 FIRST_ROUNDS = 12
 """Samples of each candidate at first; fewer tell nothing with the doubt of `intervals`."""
@@ -79,10 +83,6 @@ class Proposer(Protocol):
 
 class Bench(Protocol):
     """Makes trials (see `trial.Workbench`)."""
-
-    @property
-    def exact(self) -> bool:
-        """Whether times are the same each time."""
 
     @property
     def place(self) -> Place:
@@ -135,6 +135,7 @@ class Search:
         default: What the model picks.
         queue: What is still to be tried.
         share: Time that the network spends in it, in the timer's unit.
+        exact: Whether times are the same each time.
         verified: Candidates that have a record, worst first; the default is the first.
         fruitless: Batches in a row that have brought nothing.
         unverified: Why the default could not be verified, so that nothing is compared with it; None where it was.
@@ -145,15 +146,21 @@ class Search:
     default: Candidate
     queue: list[Candidate]
     share: float
+    exact: bool
     verified: dict[Pick, Interval] = field(default_factory=dict)
     fruitless: int = 0
     unverified: str | None = None
     proposer: Proposer | None = None
 
     @property
+    def patience(self) -> int:
+        """Batches without any gain after which it is done."""
+        return EXACT_PATIENCE if self.exact else PATIENCE
+
+    @property
     def done(self) -> bool:
         """Whether nothing more is tried."""
-        return self.unverified is not None or (bool(self.verified) and (not self.queue or self.fruitless >= PATIENCE))
+        return self.unverified is not None or (bool(self.verified) and (not self.queue or self.fruitless >= self.patience))
 
     @property
     def best(self) -> Pick:
@@ -168,7 +175,7 @@ class Search:
     @property
     def left(self) -> int:
         """Candidates that are tried if none of them brings anything."""
-        return min(len(self.queue), BATCH * (PATIENCE - self.fruitless))
+        return min(len(self.queue), BATCH * (self.patience - self.fruitless))
 
     @property
     def promise(self) -> float:
@@ -229,7 +236,7 @@ class Search:
         if pick in trial.refused:
             return Settled(pick, None, trial.refused[pick])
         try:
-            won, ratio, samples = self._race(pick, trial, exact=bench.exact)
+            won, ratio, samples = self._race(pick, trial)
             if not won:
                 return Settled(pick, ratio)
             check = trial.check(pick)
@@ -240,27 +247,27 @@ class Search:
             return Settled(pick, ratio, f"wrong: {check.reason or check.status}")
         return self._verify(Settled(pick, ratio), samples, check, bench)
 
-    def _race(self, pick: Pick, trial: TrialLike, *, exact: bool) -> tuple[bool, float, dict[Pick, list[float]]]:
+    def _race(self, pick: Pick, trial: TrialLike) -> tuple[bool, float, dict[Pick, list[float]]]:
         """Times a candidate against the best until then, and with both the default.
 
         Returns:
             Whether it has won, its time over that of the best, and all samples.
         """
         samples: dict[Pick, list[float]] = {each: [] for each in (self.default.pick, self.best, pick)}
-        rounds, confirmed = FIRST_ROUNDS, exact
+        rounds, confirmed = FIRST_ROUNDS, self.exact
         while True:
             for each, more in zip(samples, trial.time(list(samples), rounds), strict=True):
                 samples[each] += more
-            whole, late = (compare(samples[pick][start:], samples[self.best][start:], exact=exact) for start in (0, -rounds))
+            whole, late = (compare(samples[pick][start:], samples[self.best][start:], exact=self.exact) for start in (0, -rounds))
             won = confirmed and whole.faster and late.faster
             rounds, confirmed = len(samples[pick]), True
-            if won or exact or not whole.hopeful or rounds >= MOST_ROUNDS or sum(map(sum, samples.values())) >= LONGEST_US:
+            if won or self.exact or not whole.hopeful or rounds >= MOST_ROUNDS or sum(map(sum, samples.values())) >= LONGEST_US:
                 return won, whole.ratio, samples
 
     def _verify(self, settled: Settled, samples: Mapping[Pick, list[float]], check: Check, bench: Bench) -> Settled:
         """Notes what a verified candidate took beside the default."""
         ours, theirs = samples[settled.pick], samples[self.default.pick]
-        interval = compare(ours, theirs, exact=bench.exact)
+        interval = compare(ours, theirs, exact=self.exact)
         self.verified[settled.pick] = interval
         times = statistics.median(ours), statistics.median(theirs)
         evidence = Evidence(settled.pick, -1, *times, interval, len(ours), check.worst_ratio or 0.0, bench.place)

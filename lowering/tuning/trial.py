@@ -179,11 +179,6 @@ class Workbench:
         self.timer = timer
 
     @property
-    def exact(self) -> bool:
-        """Whether times are the same each time."""
-        return self.timer.exact
-
-    @property
     def place(self) -> Place:
         """Where candidates run."""
         return self.timer.place

@@ -307,7 +307,7 @@ class _Tuner:
             candidates, evolves = list(space.values()), self._order == EVOLUTIONARY
             ordered = order(candidates, kernel.default, elsewhere, most_predicted=math.inf if evolves else MOST_PREDICTED)
             queue = [each for each in ordered if each.pick not in tried]
-            search = Search(kernel, space[kernel.default], queue, shares[key])
+            search = Search(kernel, space[kernel.default], queue, shares[key], self._timer.exact)
             search.verified = {pick: evidence.interval for pick, evidence in known.items() if pick in space}
             if evolves:
                 ratios = {pick: interval.ratio for pick, interval in search.verified.items()}

@@ -10,7 +10,7 @@ import pytest
 
 from sepwise.lowering.remote import BoardError
 from sepwise.lowering.selection import Pick
-from sepwise.lowering.tuning.search import BATCH, MOST_ROUNDS, PATIENCE, Search, Settled
+from sepwise.lowering.tuning.search import BATCH, EXACT_PATIENCE, MOST_ROUNDS, PATIENCE, Search, Settled
 from sepwise.lowering.tuning.space import Candidate
 from sepwise.passes.equivalence import Check
 
@@ -93,13 +93,13 @@ class ScriptedTrial:
         return Check("kernel", "k", (), status, 0.5, 1.0, 0.5, None, None, reason="off by 7" if status == "failed" else "")
 
 
-def search(count: int = 3 * BATCH, *, share: float = 100.0) -> tuple[Search, dict[Pick, Candidate]]:
+def search(count: int = 3 * BATCH, *, share: float = 100.0, exact: bool = False) -> tuple[Search, dict[Pick, Candidate]]:
     candidates = [candidate(size) for size in range(count + 1)]
-    return Search(SimpleNamespace(name="k"), candidates[0], candidates[1:], share), {c.pick: c for c in candidates}
+    return Search(SimpleNamespace(name="k"), candidates[0], candidates[1:], share, exact), {c.pick: c for c in candidates}
 
 
 def exhaust(script: Script, count: int = 3 * BATCH) -> Search:
-    found, candidates = search(count)
+    found, candidates = search(count, exact=script.exact)
     while not found.done:
         step(found, script, candidates)
     return found
@@ -155,10 +155,11 @@ def test_a_refused_candidate_is_not_timed() -> None:
     assert found.best == DEFAULT
 
 
-def test_it_gives_up_where_batches_bring_nothing() -> None:
-    script = Script()
+@pytest.mark.parametrize(("exact", "patience"), [(False, PATIENCE), (True, EXACT_PATIENCE)])
+def test_it_gives_up_where_batches_bring_nothing(exact: bool, patience: int) -> None:
+    script = Script(exact=exact)
     found = exhaust(script, 100 * BATCH)
-    assert len(script.opened) == PATIENCE
+    assert len(script.opened) == patience
     assert script.opened[1] == [0, *range(BATCH + 1, 2 * BATCH + 1)]
     assert found.queue
 
@@ -225,7 +226,7 @@ def test_nothing_is_compared_with_a_default_that_cannot_be_verified() -> None:
 
 def test_an_estimate_is_taken_once() -> None:
     script = Script({3: 60.0}, exact=True)
-    found, candidates = search(BATCH)
+    found, candidates = search(BATCH, exact=True)
     step(found, script, candidates)
     assert script.sampled == 1 + 2 * 3 + 3 * (BATCH - 3)
     assert found.best == pick(3)
@@ -262,7 +263,7 @@ class Proposer:
 
 
 def test_a_proposer_chooses_and_is_told_times_over_the_defaults() -> None:
-    found, candidates = search()
+    found, candidates = search(exact=True)
     last = len(candidates) - 1
     found.proposer = proposer = Proposer()
     settled = step(found, Script({last: 50.0, last - 1: 25.0}, refused={last - 2: "too wide"}, exact=True), candidates)

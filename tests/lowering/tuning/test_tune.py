@@ -363,7 +363,7 @@ def chained(network: Callable[[str], ir.Model], tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "chain.onnx"
     onnx.save(ir.to_proto(network(CHAIN_TEXT)), path)
     monkeypatch.setattr(search, "BATCH", 2)
-    monkeypatch.setattr(search, "PATIENCE", 1)
+    monkeypatch.setattr(search, "EXACT_PATIENCE", 1)
 
     def tuned(times: Times, **options: Any) -> Tuning:
         monkeypatch.setattr(tuning, "open_timer", lambda *_: ScriptedTimer(times))
