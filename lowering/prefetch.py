@@ -205,7 +205,7 @@ def _prefetches(
         first, middle = 0, len(offsets) // 2
         for at, offset in enumerate(offsets):
             if at and at == middle:
-                first = readers[offset]
+                first = readers[min(read for read in readers if read >= offset)]  # lines may lie between two reads
             beyond = tirx.IntImm("int64", (offset - offsets[0]) * element_bytes)
             ask = tirx.call_extern("void", "sepwise_prefetch", place + beyond)
             before.setdefault(first, []).append(tirx.Evaluate(ask))

@@ -116,6 +116,20 @@ def test_half_of_them_stand_at_the_head_and_half_where_their_rows_are_read() -> 
     assert asks == [1, 13, 14]  # behind the pointer; in front of the second row's last vector
 
 
+def test_a_line_that_no_read_begins_in_is_asked_for_before_the_read_behind_it() -> None:
+    """Reads 12 floats apart, lines of 16: 36 and 20 floats behind the first are asked for, and 20 is between two reads."""
+    block = Var("block", PrimType("int32"))
+    register = [tirx.Ramp(tirx.IntImm("int32", 0), tirx.IntImm("int32", 1), 4)]
+    ramps = [tirx.Ramp(block * PLANE + 12 * place, tirx.IntImm("int32", 1), 4) for place in range(4)]
+    body = tirx.SeqStmt([tirx.BufferStore(SUMS, tirx.BufferLoad(DATA, [ramp]), register) for ramp in ramps])
+    after = prefetch_next(tirx.PrimFunc([], tirx.For(block, 0, 16, tirx.ForKind.SERIAL, body, None, {PREFETCH_LOOP: "data,0"})))
+    assert found(after)[1] == [0, 4 * 4, 4 * 20, 4 * 36]
+    order: list[str] = []
+    tvm_ffi.structural_walk(after.body, (tirx.Stmt, lambda each: order.append(type(each).__name__)), order="pre")
+    kinds = [kind for kind in order if kind in ("Evaluate", "BufferStore")]
+    assert kinds == ["Evaluate"] * 2 + ["BufferStore"] * 2 + ["Evaluate"] * 2 + ["BufferStore"] * 2
+
+
 def test_other_parameters_and_other_loops_ask_for_nothing() -> None:
     assert found(prefetch_next(marked(OTHER))) == ([], [])
     unmarked = marked().body
