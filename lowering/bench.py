@@ -378,6 +378,8 @@ def bench(
     for core in others:
         if core.triple != device.triple:
             raise InputError(f"Core '{core.name}': does not run code for {target} ({core.triple}, not {device.triple}).")
+        if lacking := sorted(device.flags - core.flags):
+            raise InputError(f"Core '{core.name}': does not run code for {target}, it has no {', '.join(lacking)}.")
     for each in (device, *others) if float16 else ():
         require_float16(each)
     original = Path(model)

@@ -191,10 +191,12 @@ def build_program(
         The Program and the report.
 
     Raises:
-        InputError: The device does not compute in float16.
+        InputError: The device does not compute in float16, or there are to be threads and it has no operating system.
         UnsupportedError: An operator or element type cannot be compiled.
     """
     started = time.perf_counter()
+    if threads > 1 and not device.hosted:
+        raise InputError(f"Target '{device.name}': has no operating system, and so no threads; leave --threads {threads} out.")
     if float16:
         require_float16(device)
     canonical = canonicalize(model)

@@ -488,7 +488,7 @@ class _Writer:
         capitals = name.upper()
         self.inputs = _name_tensors(program.inputs, f"{capitals}_INPUT", frozenset({"weights"}))
         self.outputs = _name_tensors(program.outputs, f"{capitals}_OUTPUT", frozenset())
-        self.hosted = "-linux-" in device.triple
+        self.hosted = device.hosted
         self.separate = weights == "separate"
         self.archive, self.shared, self.weights_file = f"lib{name}.a", f"lib{name}.so", f"{name}.bin"
         self.arena_bytes = program.memory_bytes()

@@ -32,6 +32,7 @@ class CoreModel:
         streams: Sequences of lines that the prefetcher follows.
         l2_latency_cycles: What a load takes longer that hits level 2 instead of level 1.
         memory_latency_cycles: The same where it misses level 2: level 3 where there is one, or memory.
+        sources: Where each fact comes from, as pairs of fact and source.
     """
 
     model: str
@@ -43,6 +44,7 @@ class CoreModel:
     streams: int
     l2_latency_cycles: int
     memory_latency_cycles: int
+    sources: tuple[tuple[str, str], ...]
 
 
 @cache
@@ -50,13 +52,14 @@ def _models(path: Path) -> dict[str, CoreModel]:
     """Reads the tables `core` of a facts file, by LLVM's name of the cpu."""
     with path.open("rb") as file:
         tables: dict[str, dict[str, Any]] = tomllib.load(file).get("core", {})
-    needed = {field.name for field in fields(CoreModel)}
+    needed = {field.name for field in fields(CoreModel)} - {"sources"}
     models = {}
     for cpu, own in tables.items():
         facts = {**tables.get(own.get("like", ""), {}), **{fact: entry for fact, entry in own.items() if fact != "like"}}
         if set(facts) != needed or any(set(entry) != {"value", "source"} or not entry["source"] for entry in facts.values()):
             raise InputError(f"{path.name}: core '{cpu}': needed are {', '.join(sorted(needed))}, each as {{ value, source }}.")
-        models[cpu] = CoreModel(**{fact: entry["value"] for fact, entry in facts.items()})
+        sources = tuple((fact, entry["source"]) for fact, entry in facts.items())
+        models[cpu] = CoreModel(**{fact: entry["value"] for fact, entry in facts.items()}, sources=sources)
     return models
 
 

@@ -120,6 +120,11 @@ class Device:
         return self.lanes * self.lane_bytes
 
     @property
+    def hosted(self) -> bool:
+        """Whether it has an operating system, with threads and shared libraries."""
+        return "-linux-" in self.triple
+
+    @property
     def emulator_option(self) -> str | None:
         """What `-cpu` of the emulator takes: the cpu, with the length of its scalable vectors; None where there is none."""
         if self.emulator_cpu is None or not self.scalable_bytes:

@@ -153,7 +153,7 @@ def install(device: Device) -> str | None:
     model, tools = core_model(device), _find_tools()
     if model is None or _machine(device) not in _SENTINELS or (tools is not None and tools.version >= model.llvm):
         return None
-    return "apt-get install llvm" if tools is None else f"apt-get install llvm-{_PACKAGED}"
+    return f"apt-get install llvm-{_PACKAGED}"
 
 
 def unseen(device: Device, *, scalable: bool) -> str | None:

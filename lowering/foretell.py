@@ -178,7 +178,8 @@ def _count_instructions(body: Any, device: Device) -> int:
 
     def vectors(value: Any) -> int:
         dtype = value.ty.dtype
-        return math.ceil(int(dtype.lanes) * int(dtype.bits) / (8 * device.vector_bytes))
+        lanes = abs(int(dtype.lanes))  # below 0 where they are scalable
+        return math.ceil(lanes * int(dtype.bits) / (8 * device.vector_bytes))
 
     def on_store(store: tirx.BufferStore) -> None:
         nonlocal found

@@ -794,7 +794,7 @@ class EmulatedRunner(GuestRunner):
         """Counts what one run executes, call by call, and what would miss the caches of cores.
 
         The loop that starts the tasks counts with its call: some ten instructions a task. Where all that the Program touches
-        may fit a cache, it runs once before, so that the caches are as a run leaves them to the next.
+        fits the target's second-level cache, it runs once before, so that the caches are as a run leaves them to the next.
 
         Args:
             inputs: As for `run`.
@@ -818,7 +818,7 @@ class EmulatedRunner(GuestRunner):
                 return Counts(tuple(bare.counts))
         tensors = (*self.program.inputs, *self.program.outputs)
         footprint = self.program.constants.nbytes + self.program.arena_bytes + sum(value.type.nbytes for value in tensors)
-        warm = footprint <= max((cache.l2_bytes for cache in caches), default=0)
+        warm = bool(caches) and footprint <= self.device.l2_bytes
         calls = len(self.program.calls)
         with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
             counts = Path(folder) / "counts"

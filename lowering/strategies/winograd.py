@@ -56,6 +56,9 @@ __all__ = ["Winograd2Strategy", "Winograd4Strategy", "WinogradTile"]
 BEYOND_LEVEL_3 = 4
 """How much faster a level 3 cache, where there is one, is read than memory: `Device.memory_bytes_per_cycle` is its rate."""
 
+NETWORK_BYTES = 128 << 20
+"""Weights and tensors of a large network for cpus (Xception has 92 MB): a level 3 that has room for them keeps them between runs."""
+
 
 @dataclass(frozen=True, slots=True)
 class WinogradTile:
@@ -126,8 +129,8 @@ class _WinogradStrategy:
     ) -> float:
         """Copy, transforms and products of each block, with weights streamed once for each.
 
-        The weights are more than direct convolution reads, and of a network no cache holds them from one run to the next: the
-        first read of what is more comes from memory, with little to hide behind where few tiles read each weight.
+        The weights are more than direct convolution reads, and of a network few caches hold them from one run to the next: the
+        first read of what is more comes from beyond level 2, with little to hide behind where few tiles read each weight.
         """
         outputs, size = self.algorithm.outputs, self.algorithm.size
         in_blocks, blocks = _blocks(workload)
@@ -255,8 +258,9 @@ def _blocks(workload: ConvWorkload) -> tuple[int, int]:
 
 
 def _cold_bytes_per_cycle(device: Device) -> float:
-    """Rate at which weights come that other kernels have evicted since the last run."""
-    return device.memory_bytes_per_cycle / (BEYOND_LEVEL_3 if device.l3_bytes else 1)
+    """Rate at which weights come that other kernels have evicted since the last run, from level 3 where that holds a network."""
+    from_memory = 0 < device.l3_bytes < NETWORK_BYTES
+    return device.memory_bytes_per_cycle / (BEYOND_LEVEL_3 if from_memory else 1)
 
 
 def _transform_cycles(device: Device, operations: int, loads: int, stores: int) -> float:

@@ -193,7 +193,7 @@ def _digest(device: Device) -> str:
     """Hashes what matters of a device."""
     facts = {fact: value for fact, value in device_to_json(device).items() if fact not in _NO_MATTER}
     core = core_model(device)
-    facts["core"] = None if core is None else asdict(core)
+    facts["core"] = None if core is None else {fact: value for fact, value in asdict(core).items() if fact != "sources"}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 

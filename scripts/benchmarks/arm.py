@@ -58,7 +58,7 @@ from sepwise.passes.saving import save_model
 from sepwise.samples import DETECTOR, fetch_networks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sepwise.lowering.counts import Counts
     from sepwise.lowering.device import Device
@@ -588,6 +588,11 @@ def make_table(results: dict[str, Any]) -> str:
         f"|---|---|---|{'---|' * len(names)}---|",
     ]
     ratios: dict[str, dict[str, tuple[float | None, float | None]]] = {}
+    incomplete = {
+        (network["core"], network["network"])
+        for network in results["networks"]
+        if any(count["failure"] for count in network["runtimes"])
+    }
     for network in results["networks"]:
         found = {count["runtime"]: count for count in network["runtimes"]}
         over = _over_best(found, "instructions_per_mac"), _over_best(found, "estimated_cycles")
@@ -598,12 +603,15 @@ def make_table(results: dict[str, Any]) -> str:
         lines.append(f"| {network['core']} | {network['network']} | {shape} | {' | '.join(cells)} | {_cell(*over)} |")
     lines.append("")
     for core, overs in ratios.items():
-        whole = [over for name, over in overs.items() if name != BLOCK]
+        whole = {name: over for name, over in overs.items() if name != BLOCK}
         if len(whole) < 2:
             continue
-        exact, estimated = (_geometric_mean([each for each in column if each]) for column in zip(*whole, strict=True))
         without = f", {BLOCK} left out" if BLOCK in overs else ""
-        lines.append(f"Geometric means of the last column, {core}, {len(whole)} networks{without}: {_cell(exact, estimated)}.")
+        mean = f"Geometric means of the last column, {core}, {len(whole)} networks{without}: {_mean_cell(whole.values())}"
+        complete = [over for name, over in whole.items() if (core, name) not in incomplete]
+        if 1 < len(complete) < len(whole):
+            mean += f"; of the {len(complete)} that every peer computes: {_mean_cell(complete)}"
+        lines.append(f"{mean}.")
     releases = [f"{name} {number}" for name, number in versions.items()]
     lines += ["", f"Versions: {', '.join(releases)}; estimated with LLVM {', '.join(estimators)}.", ""]
     for network in results["networks"]:
@@ -624,6 +632,11 @@ def _cell(exact: float | None, estimated: float | None, unit: float = 1.0) -> st
     """Two numbers of a kind beside each other."""
     left = "-" if exact is None else f"{exact:.3f}"
     return f"{left} / {'-' if estimated is None else f'{estimated * unit:.2f}'}"
+
+
+def _mean_cell(overs: Iterable[tuple[float | None, float | None]]) -> str:
+    """The geometric means of pairs."""
+    return _cell(*(_geometric_mean([each for each in column if each]) for column in zip(*overs, strict=True)))
 
 
 def _geometric_mean(values: Sequence[float]) -> float | None:

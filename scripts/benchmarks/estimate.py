@@ -314,6 +314,8 @@ Rank correlation is Spearman's: over all schedules, and the mean of that within 
 of {report["runs"]} runs. The spread is a standard deviation: two thirds of all schedules take between 1/{factor:.2f} and
 {factor:.2f} times what the median ratio makes of their estimate. So it ranks kernels and schedules; it does not promise
 milliseconds, and of ARM cores it knows no more than LLVM's models of them and the facts of `devices.toml` do.
+No schedule here prefetches, as only kernels for AArch64 do: that a line is there as soon as it was asked for, as the estimate
+has it, is held against nothing.
 
 {write_boards(boards)}"""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sepwise.files import new_file, require_empty, require_writable, resolve, save_reproducer
 
@@ -71,6 +71,15 @@ class TargetFacts:
         vector_registers: Architectural vector registers.
         scalable_bytes: Scalable vector of the machine that stands for the target, 0 for none.
         flushes_subnormals: Whether vector arithmetic takes and gives 0 for numbers below the normal range.
+        fma_ports: Vector fused multiply-adds that can start in one cycle.
+        load_ports: Vector loads that can start in one cycle.
+        scalable_ports: Multiply-adds of scalable vectors, and loads of them, that can start in one cycle.
+        issue_width: Instructions that can be renamed, or issued in order, in one cycle.
+        fma_latency_cycles: Cycles from one accumulation to the next on the same register.
+        l2_bytes_per_cycle: What one core streams from its level 2 cache in one cycle.
+        memory_bytes_per_cycle: What one core streams from beyond its level 2 cache in one cycle.
+        core: Further facts of the core by name (`lowering.core_model.CoreModel`), their `sources` among them; None where the core
+            is not modelled.
         cores: Physical cores of the machine that stands for the target.
         clock_hz: Its clock, None where it is not known or varies.
         l1d_bytes: Level 1 data cache.
@@ -96,6 +105,14 @@ class TargetFacts:
     vector_registers: int
     scalable_bytes: int
     flushes_subnormals: bool
+    fma_ports: float
+    load_ports: float
+    scalable_ports: int
+    issue_width: int
+    fma_latency_cycles: int
+    l2_bytes_per_cycle: float
+    memory_bytes_per_cycle: float
+    core: dict[str, Any] | None
     cores: int
     clock_hz: int | None
     l1d_bytes: int
@@ -169,6 +186,7 @@ def targets() -> list[TargetFacts]:
         Facts of each, in the order of `devices.toml`.
     """
     from sepwise.lowering import device, estimate
+    from sepwise.lowering.core_model import core_model
 
     found = []
     for name in device.names():
@@ -177,6 +195,8 @@ def targets() -> list[TargetFacts]:
         same = {field.name: getattr(facts, field.name) for field in fields(TargetFacts) if hasattr(facts, field.name)}
         memory = {"flash_bytes": facts.flash_bytes or None, "ram_bytes": facts.ram_bytes or None}
         own = {"emulator_cpu": facts.emulator_option, "sources": dict(facts.sources), **memory}
+        model = core_model(facts)
+        own["core"] = None if model is None else asdict(model) | {"sources": dict(model.sources)}
         lacking = {"estimate_install": estimate.install(facts) if reach.method == "emulated" else None}
         found.append(TargetFacts(**same | asdict(reach) | own | lacking))
     return found

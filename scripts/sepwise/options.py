@@ -267,7 +267,7 @@ def read_inputs(texts: Sequence[str]) -> dict[str, np.ndarray]:
         Arrays by input name.
 
     Raises:
-        InputError: A text or a file cannot be read so.
+        InputError: A text or a file cannot be read so, or an input is given twice.
     """
     from sepwise.files import read_arrays
     from sepwise.passes.errors import InputError
@@ -279,10 +279,12 @@ def read_inputs(texts: Sequence[str]) -> dict[str, np.ndarray]:
             arrays = read_arrays(Path(file))
             if set(arrays) != {""}:
                 raise InputError(f"--input {text}: {file} holds several arrays; give the npz without a name.")
-            inputs[name] = arrays[""]
+            arrays = {name: arrays[""]}
         else:
             arrays = read_arrays(Path(text))
             if "" in arrays:
                 raise InputError(f"--input {text}: an npy file needs its input's name, as in x={text}.")
-            inputs |= arrays
+        if twice := arrays.keys() & inputs.keys():
+            raise InputError(f"--input {text}: {', '.join(sorted(twice))} is given twice.")
+        inputs |= arrays
     return inputs

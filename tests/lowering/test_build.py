@@ -293,6 +293,11 @@ def test_an_unknown_target_is_an_input_error(file: Path) -> None:
         build.compile(file, target="rpi9")
 
 
+def test_threads_are_refused_where_no_system_has_any(file: Path) -> None:
+    with pytest.raises(InputError, match="Target 'cortex-m7': has no operating system, and so no threads; leave --threads 2 out"):
+        build.compile(file, target="cortex-m7", threads=2)
+
+
 # float16 ---------------------------------------------------------------------------------------------------------------
 
 

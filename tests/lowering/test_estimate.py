@@ -10,7 +10,7 @@ from sepwise.lowering import estimate
 from sepwise.lowering.core_model import core_model
 from sepwise.lowering.counts import Block, BlockRun, CallCounts, Counts, Misses
 
-needs_mca = pytest.mark.skipif(estimate.llvm_version() is None, reason="llvm-mca is missing: apt-get install llvm")
+needs_mca = pytest.mark.skipif(estimate.llvm_version() is None, reason="llvm-mca is missing: apt-get install llvm-19")
 
 FMLA = bytes.fromhex("20cc224e")  # fmla v0.4s, v1.4s, v2.4s
 FMLAS = [bytes([register | 0x20, 0xCC, 0x22, 0x4E]) for register in (0, 3, 4, 5, 6, 7, 8, 9)]  # into as many registers
@@ -169,7 +169,7 @@ def test_a_core_without_model_says_so() -> None:
 def test_missing_tools_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert estimate._find_tools(str(tmp_path)) is None
     monkeypatch.setattr(estimate, "_find_tools", lambda: None)
-    assert estimate.install(devices.get("cortex-a72")) == "apt-get install llvm"
+    assert estimate.install(devices.get("cortex-a72")) == "apt-get install llvm-19"
     assert estimate.install(devices.get("cortex-m7")) is None  # has no estimate in any case
 
 

@@ -70,7 +70,7 @@ def test_lanes_that_move(lanes: list[int], instructions: int) -> None:
     assert both - first == instructions
 
 
-@pytest.mark.parametrize("target", ["cortex-m7", "cortex-a72"])
+@pytest.mark.parametrize("target", ["cortex-m7", "cortex-a72", "neoverse-v1"])
 def test_a_bundle_is_as_it_was_foretold(target: str, block: Path, tmp_path: Path) -> None:
     manifest = bundle(block, tmp_path / "block", target=target).manifest
     found = foretell(load_model(block), device.get(target))

@@ -44,6 +44,17 @@ def test_targets_name_the_host_first() -> None:
     assert known["cortex-a72"] == known["host"] == (None, None)
 
 
+def test_facts_come_with_their_values_and_sources() -> None:
+    cores = {target.name: target.core for target in sepwise.targets()}
+    assert cores["cortex-m7"] is None
+    for target in sepwise.targets():
+        assert {"fma_ports", "issue_width", "l2_bytes_per_cycle"} <= (set(target.to_json()) & set(target.sources))
+        if target.core is not None:
+            assert set(target.core) == {*target.core["sources"], "sources"}
+    assert cores["cortex-a53"] is not None
+    assert cores["cortex-a53"]["streams"] == 2
+
+
 def test_export_and_fuse(tmp_path: Path) -> None:
     path = sepwise.export("separable_block", tmp_path / "m.onnx", shape=(1, 8, 16, 16))
     fusion = sepwise.fuse(path, tmp_path / "fused.onnx")

@@ -85,6 +85,9 @@ def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
         read_inputs([f"x={tmp_path / 'x.npz'}"])
     with pytest.raises(InputError, match=r"numpy\.save"):
         read_inputs([f"x={tmp_path / 'text'}"])
+    np.savez(tmp_path / "named.npz", x=np.arange(3.0), y=np.arange(3.0))
+    with pytest.raises(InputError, match="x is given twice"):
+        read_inputs([f"x={tmp_path / 'x.npy'}", str(tmp_path / "named.npz")])
 
 
 def test_what_is_asked_of_the_verbs() -> None:

@@ -98,6 +98,14 @@ def test_chosen_where_channels_are_many_enough() -> None:
         assert narrow.strategy.name == "dense", name
 
 
+def test_weights_are_cold_where_level_3_does_not_hold_a_network() -> None:
+    """What F(4 x 4) has more of them than direct convolution, 27 of 36, comes from memory, or else from level 3."""
+    small = replace(device.get("x86-64-v3"), l3_bytes=32 << 20)
+    workload, tile, strategy = square((7, 7), 64, 64, small.lanes), WinogradTile(2, 2, 4, 1), Winograd4Strategy()
+    cold, warm = (strategy.predicted_cycles(workload, each, 1, tile) for each in (small, replace(small, l3_bytes=256 << 20)))
+    assert cold - warm == pytest.approx(27 * 64 * 64 * 4 * (4 - 1) / small.memory_bytes_per_cycle)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -23,7 +23,7 @@ from sepwise.passes.errors import InputError
 SIDE = 6
 needs_emulated_a72 = pytest.mark.skipif(
     estimate.llvm_version() is None or shutil.which("qemu-aarch64") is None or not device.get("cortex-a72").emulated,
-    reason="llvm-mca or qemu-aarch64 is missing: apt-get install llvm qemu-user",
+    reason="llvm-mca or qemu-aarch64 is missing: apt-get install llvm-19 qemu-user",
 )
 
 

@@ -39,6 +39,7 @@ def test_the_page_compares_with_the_best_peer(arm: ModuleType) -> None:
     networks = [
         {**common, "network": "a", "input": [1, 3, 8, 8], "runtimes": first},
         {**common, "network": "b", "input": [1, 8], "runtimes": second},
+        {**common, "network": "c", "input": [1, 8], "runtimes": first},
         {**common, "network": arm.BLOCK, "input": [1, 8], "runtimes": [count("sepwise", 0.1, 1e6), count("p", 0.4, 2e6)]},
         {**common, "core": "cortex-a55", "network": "a", "input": [1, 3, 8, 8], "runtimes": first},
         {**common, "core": "cortex-a55", "network": arm.BLOCK, "input": [1, 8], "runtimes": first},
@@ -49,7 +50,10 @@ def test_the_page_compares_with_the_best_peer(arm: ModuleType) -> None:
     assert "| cortex-a72 | a | 1 x 3 x 8 x 8 | 0.300 / 2.00 | 0.400 / 1.00 | 0.600 / 4.00 | 0.750 / 2.00 |" in page
     assert "| cortex-a72 | b | 1 x 8 | 0.400 / 3.00 | - / - | 0.300 / - | 1.333 / - |" in page
     means = [line for line in page.splitlines() if line.startswith("Geometric")]
-    assert means == ["Geometric means of the last column, cortex-a72, 2 networks, inverted_residual left out: 1.000 / -."]
+    assert means == [
+        "Geometric means of the last column, cortex-a72, 3 networks, inverted_residual left out: 0.909 / 2.00; "
+        "of the 2 that every peer computes: 0.750 / 2.00."
+    ]
     assert "- b on cortex-a72, p: did not run: why" in page
     assert "Versions: sepwise 1.2, p 1.2, q 1.2; estimated with LLVM 22." in page
 
