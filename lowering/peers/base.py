@@ -123,4 +123,4 @@ def run_converter(command: Sequence[object], written: Path) -> None:
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     if not written.exists():
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise SepwiseError(f"conversion failed: {lines[-1] if lines else f'status {done.returncode}'}")
+        raise SepwiseError("; ".join(["conversion failed", f"status {done.returncode} and no {written.name}", *lines[-1:]]))

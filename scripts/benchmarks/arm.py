@@ -387,7 +387,7 @@ def prepare_network(name: str, device: Device, folder: Path) -> PreparedNetwork:
     model = load_model(path, shapes=shapes)
     work = folder / "networks" / path.stem
     work.mkdir(parents=True, exist_ok=True)
-    source = work / f"{path.stem}.onnx"
+    source = work / "network.onnx"  # an identifier: pnnx spells other names differently in those of its files
     canonical = canonicalize(model)
     save_model(canonical, work / "new.onnx")
     if not source.exists() or source.read_bytes() != (work / "new.onnx").read_bytes():  # conversions of the old one are stale

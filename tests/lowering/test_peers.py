@@ -93,9 +93,9 @@ def test_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_converter_that_fails(tmp_path: Path) -> None:
     said = [sys.executable, "-c", "import sys; sys.exit('no such operator')"]
-    with pytest.raises(SepwiseError, match=r"^conversion failed: no such operator$"):
+    with pytest.raises(SepwiseError, match=r"^conversion failed; status 1 and no net.mnn; no such operator$"):
         base.run_converter(said, tmp_path / "net.mnn")
-    with pytest.raises(SepwiseError, match=r"^conversion failed: status 0$"):
+    with pytest.raises(SepwiseError, match=r"^conversion failed; status 0 and no net.mnn$"):
         base.run_converter([sys.executable, "-c", ""], tmp_path / "net.mnn")
 
 
