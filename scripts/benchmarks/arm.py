@@ -636,7 +636,8 @@ def _cell(exact: float | None, estimated: float | None, unit: float = 1.0) -> st
 
 def _mean_cell(overs: Iterable[tuple[float | None, float | None]]) -> str:
     """The geometric means of pairs."""
-    return _cell(*(_geometric_mean([each for each in column if each]) for column in zip(*overs, strict=True)))
+    exact, estimated = (_geometric_mean([each for each in column if each]) for column in zip(*overs, strict=True))
+    return _cell(exact, estimated)
 
 
 def _geometric_mean(values: Sequence[float]) -> float | None:
