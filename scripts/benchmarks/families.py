@@ -237,7 +237,7 @@ def compare_fusion(chains: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def judge_fusion(chains: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """By core, of chains that are built with a depthwise and a pointwise stage in one kernel: cycles over the best way apart."""
+    """By core, of chains that are built with both stages of a pair in one kernel: cycles over the best way apart."""
     found: dict[str, list[float]] = {}
     for chain in chains:
         if FUSED in chain["chosen"]:
