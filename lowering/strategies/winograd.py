@@ -57,7 +57,7 @@ BEYOND_LEVEL_3 = 4
 """How much faster a level 3 cache, where there is one, is read than memory: `Device.memory_bytes_per_cycle` is its rate."""
 
 NETWORK_BYTES = 128 << 20
-"""Weights and tensors of a large network (Xception has 92 MB of weights): a level 3 with room for them keeps them between runs."""
+"""Weights and tensors of a large network (Xception: 92 MB of weights): a level 3 with room for them keeps them between runs."""
 
 
 @dataclass(frozen=True, slots=True)
