@@ -361,12 +361,12 @@ static void accept_client(int listening) {
   if (client < 0) return;
   set_patience(client, PATIENCE_S);
   int seconds = greet(client);
-  const char *folder = getenv("TMPDIR");
-  snprintf(work, sizeof work, "%s/sepwise-XXXXXX", folder ? folder : "/tmp");
   if (seconds < 0 || pipe2(ends, O_CLOEXEC)) {
     close(client);
     return;
   }
+  const char *folder = getenv("TMPDIR");
+  snprintf(work, sizeof work, "%s/sepwise-XXXXXX", folder ? folder : "/tmp"); /* a session's own until it ends */
   pid_t child = mkdtemp(work) ? fork() : -1;
   if (child == 0) {
     close(listening);

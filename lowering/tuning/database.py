@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sepwise.lowering.artifact import device_from_json, device_to_json, own_version
 from sepwise.lowering.core_model import core_model
@@ -249,7 +249,7 @@ class Database:
             traces = [_read_pick(line) for line in _read_lines(self.folder / RECORDS)]
         for number, text in enumerate(lines, 1):
             try:
-                line = json.loads(text)
+                line = _parse(text)
                 reason = _differs(line["conditions"], wanted)
                 if reason is None:
                     _take(findings, line, traces)
@@ -257,7 +257,7 @@ class Database:
                     others[reason] = others.get(reason, 0) + 1
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 place = self.folder / EVIDENCE
-                logger.warning("%s, line %d: is not what was written there (%s); left out.", place, number, error)
+                logger.warning("%s, line %d: is not what was written there (%r); left out.", place, number, error)
         findings.refused = [f"{count} records are {reason}" for reason, count in others.items()]
         return findings
 
@@ -454,7 +454,7 @@ def read_records(root: Path, device: Device, threads: int) -> Records:
 
 
 def find_neighbours(roots: Sequence[Path], device: Device) -> list[Database]:
-    """Finds folders of other devices whose verdicts may be worth a trial, the nearest device first.
+    """Finds folders of other devices whose verdicts may be worth a trial, the nearest first, such as one of equal facts.
 
     Args:
         roots: Databases.
@@ -465,9 +465,10 @@ def find_neighbours(roots: Sequence[Path], device: Device) -> list[Database]:
     """
     found: list[tuple[float, Database]] = []
     for root in roots:
+        own = Database(root, device).folder.name
         for folder in sorted(root.iterdir()) if root.is_dir() else []:
             other = _read_device(folder)
-            if other is None or (other.isa, other.lanes) != (device.isa, device.lanes) or _digest(other) == _digest(device):
+            if other is None or (other.isa, other.lanes) != (device.isa, device.lanes) or folder.name == own:
                 continue
             neighbour = Database(root, other)
             neighbour.folder = folder
@@ -476,7 +477,7 @@ def find_neighbours(roots: Sequence[Path], device: Device) -> list[Database]:
 
 
 def read_picks(database: Database) -> dict[str, list[Pick]]:
-    """Reads what won on a device, whatever the conditions: candidates for another one.
+    """Reads what won on a device, whatever the conditions: candidates for other devices and conditions.
 
     Args:
         database: The device's folder.
@@ -493,6 +494,16 @@ def read_picks(database: Database) -> dict[str, list[Pick]]:
 
 
 # Lines ------------------------------------------------------------------------------------------------------------------
+
+_TRIED: Final[dict[str, type]] = {"workload": str, "conditions": dict, "strategy": str, "sizes": dict}
+_NUMBERS: Final = ("median", "default_median", "ratio", "low", "high")
+_RECORDED: Final = {**_TRIED, "record": int, "rounds": int, **dict.fromkeys(_NUMBERS, float)}
+_FIELDS: Final[dict[str, dict[str, type]]] = {
+    "tried": _TRIED,
+    "record": {**_RECORDED, "worst_ratio": float, "place": str},
+    "verdict": {**_RECORDED, "tuned": bool, "finished": bool},
+}
+"""What a line of evidence holds, by its kind."""
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -519,7 +530,8 @@ def _parse(line: str) -> dict[str, Any]:
         found = json.loads(line)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) and {"kind", "workload", "conditions"} <= set(found) else {}
+    fields = _FIELDS.get(str(found.get("kind"))) if isinstance(found, dict) else None
+    return found if fields is not None and all(isinstance(found.get(name), kind) for name, kind in fields.items()) else {}
 
 
 def _line(conditions: Conditions, line: Mapping[str, Any]) -> str:

@@ -160,7 +160,9 @@ class Search:
     @property
     def done(self) -> bool:
         """Whether nothing more is tried."""
-        return self.unverified is not None or (bool(self.verified) and (not self.queue or self.fruitless >= self.patience))
+        return self.unverified is not None or (
+            self.default.pick in self.verified and (not self.queue or self.fruitless >= self.patience)
+        )
 
     @property
     def best(self) -> Pick:
@@ -214,7 +216,7 @@ class Search:
         known = [candidates[pick] for pick in dict.fromkeys([self.default.pick, self.best])]
         gained = False
         with bench.open(self.kernel, known, batch) as trial:
-            if not self.verified:
+            if self.default.pick not in self.verified:
                 check = trial.check(self.default.pick)
                 if check.status != "passed":
                     self.unverified = check.reason or check.status

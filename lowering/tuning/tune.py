@@ -192,7 +192,7 @@ class _Tuner:
         self._open: dict[str, int] = {}  # by workload, candidates that a board has yet to settle
         self._failures: list[Exception] = []
         self._ending = False
-        self._elsewhere = [read_picks(neighbour) for neighbour in find_neighbours(roots, timer.device)]
+        self._elsewhere = [read_picks(each) for each in (database, *find_neighbours(roots, timer.device))]
         self._spaces: dict[str, dict[Pick, Candidate]] = {}
         self._searches: dict[str, Search] = {}
         self._trials = self.records = self._timed = 0
@@ -234,6 +234,9 @@ class _Tuner:
         if not self._timed and not any(len(each.verified) > 1 for each in self._searches.values()):
             if any(each.queue for each in self._searches.values() if each.unverified is None):
                 raise InputError("No candidate was timed: no time or no trials were left. Give more with --seconds or --trials.")
+            wrong = [f"kernel '{each.kernel.name}': {each.unverified}" for each in self._searches.values() if each.unverified]
+            if wrong:
+                raise CheckFailed(f"No candidate was timed: the defaults that they would be compared with are wrong, {wrong[0]}")
         self._insist(lambda: self._play(deadline))
         self._insist(lambda: self._play_structures(deadline, open_chains))
 

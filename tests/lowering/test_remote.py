@@ -248,6 +248,8 @@ def test_a_server_that_ends_leaves_nothing(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with board_server() as server, open_board(server.address):
         assert len(list(tmp_path.iterdir())) == 1
+        with pytest.raises(InputError, match="busy with another client"):
+            open_board(server.address, timeout_s=0.3)
         server.process.terminate()
         assert server.process.wait(timeout=30) == 0
     assert not list(tmp_path.iterdir())

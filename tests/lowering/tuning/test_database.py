@@ -170,6 +170,22 @@ def test_a_damaged_line_takes_nothing_else_with_it(own: Database, caplog: pytest
     assert f"{EVIDENCE}, line 3" in caplog.text
 
 
+@pytest.mark.parametrize(("fact", "value"), [("sizes", [1]), ("tuned", None), ("record", "first"), ("median", "fast")])
+def test_a_line_with_a_wrong_fact_is_left_out_wherever_it_is_read(
+    own: Database, tmp_path: Path, fact: str, value: object
+) -> None:
+    settle(own, "w", SEVEN)
+    lines = (own.folder / EVIDENCE).read_text().splitlines()
+    wrong = [json.dumps({**json.loads(line), "workload": "v", fact: value}) for line in lines]
+    (own.folder / EVIDENCE).write_text("\n".join([*lines, wrong[-1], ""]))
+    assert set(own.read(HERE).verdicts) == {"w"}
+    assert read_picks(own) == {"w": [SEVEN]}
+    other = Database(tmp_path / "other", A72)
+    other.create()
+    assert other.merge(own) == 1
+    assert read_records(other.root, A72, 1) == {"w": SEVEN}
+
+
 @pytest.fixture
 def full_disk() -> Iterator[None]:
     """Lets no file grow by more than a few bytes: a write is cut short, as on a full disk."""
@@ -268,6 +284,13 @@ def test_neighbours_are_those_of_the_same_kind_the_nearest_first(tmp_path: Path)
     distances = [database._distance(A72, each.device) for each in found]
     assert distances == sorted(distances)
     assert read_picks(found[0]) == {"w": [SEVEN]}
+
+
+def test_a_board_of_the_same_facts_is_the_nearest_neighbour(tmp_path: Path) -> None:
+    for name in ("cortex-a76", "cortex-a72"):
+        Database(tmp_path, device.get(name)).create()
+    assert [each.device.name for each in find_neighbours([tmp_path], device.get("rpi4"))] == ["cortex-a72", "cortex-a76"]
+    assert [each.device.name for each in find_neighbours([tmp_path], A72)] == ["cortex-a76"]
 
 
 def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path) -> None:

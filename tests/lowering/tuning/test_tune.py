@@ -314,6 +314,17 @@ def test_nothing_but_refused_candidates_is_an_error(run: Callable[..., Tuning], 
         run(trials=BATCH)
 
 
+def test_defaults_that_are_all_wrong_are_an_error(run: Callable[..., Tuning], monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = trial.KernelChecker.check
+
+    def check(checker: Any, index: int) -> Any:
+        return [replace(each, status="failed", reason="off by 7") for each in checked(checker, index)]
+
+    monkeypatch.setattr(trial.KernelChecker, "check", check)
+    with pytest.raises(CheckFailed, match=r"the defaults that they would be compared with are wrong, kernel 'k.*': off by 7"):
+        run()
+
+
 def test_another_devices_winner_is_tried_first(
     run: Callable[..., Tuning], built: tuple[dict[str, Any], Times], tmp_path: Path
 ) -> None:
