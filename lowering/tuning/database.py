@@ -495,12 +495,12 @@ def read_picks(database: Database) -> dict[str, list[Pick]]:
 
 # Lines ------------------------------------------------------------------------------------------------------------------
 
-_TRIED: Final[dict[str, type]] = {"workload": str, "conditions": dict, "strategy": str, "sizes": dict}
+_TRIED: Final[dict[str, Any]] = {"workload": str, "conditions": dict, "strategy": str, "sizes": dict}
 _NUMBERS: Final = ("median", "default_median", "ratio", "low", "high")
-_RECORDED: Final = {**_TRIED, "record": int, "rounds": int, **dict.fromkeys(_NUMBERS, float)}
-_FIELDS: Final[dict[str, dict[str, type]]] = {
+_RECORDED: Final = {**_TRIED, "record": int, "rounds": int, **dict.fromkeys(_NUMBERS, int | float)}
+_FIELDS: Final = {
     "tried": _TRIED,
-    "record": {**_RECORDED, "worst_ratio": float, "place": str},
+    "record": {**_RECORDED, "worst_ratio": int | float, "place": str},
     "verdict": {**_RECORDED, "tuned": bool, "finished": bool},
 }
 """What a line of evidence holds, by its kind."""
