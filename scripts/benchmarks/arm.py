@@ -582,8 +582,8 @@ def make_table(results: dict[str, Any]) -> str:
         "Each cell: instructions per multiply-accumulate, which are exact, then estimated Mcycles, which are not. One thread, "
         f"float32, {' to '.join(sorted({min(dates), max(dates)}))}, made by `scripts/benchmarks/arm.sh`. The floor is 0.25 "
         "instructions: one multiply-add of 4 lanes each, less where Winograd's algorithm saves some. The last column is sepwise "
-        "over the best peer, for either. In the estimate what sepwise prefetches is there at once, and each prefetch of a peer hides "
-        "a miss.",
+        "over the best peer, for either. In the estimate what sepwise prefetches is there at once, and each prefetch of a peer "
+        "hides a miss.",
         "",
         f"| core | network | input | {' | '.join(names)} | over the best |",
         f"|---|---|---|{'---|' * len(names)}---|",
