@@ -45,9 +45,10 @@ def test_targets_name_the_host_first() -> None:
 
 
 def test_facts_come_with_their_values_and_sources() -> None:
-    cores = {target.name: target.core for target in sepwise.targets()}
+    targets = sepwise.targets()
+    cores = {target.name: target.core for target in targets}
     assert cores["cortex-m7"] is None
-    for target in sepwise.targets():
+    for target in targets:
         assert {"fma_ports", "issue_width", "l2_bytes_per_cycle"} <= (set(target.to_json()) & set(target.sources))
         if target.core is not None:
             assert set(target.core) == {*target.core["sources"], "sources"}
