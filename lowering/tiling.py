@@ -95,7 +95,11 @@ def _replacement(variable: Var, replaced: Mapping[str, tuple[Var, Any]]) -> Any:
 
 
 def _clamp_loop(loop: tirx.For) -> tirx.Stmt:
-    """`v = tile_index * m + i` -> `v = min(tile_index * m, limit) + i` in the bindings of the blocks inside."""
+    """`v = tile_index * m * k + i` -> `v = min(tile_index * m, limit) * k + i` in the bindings of the blocks inside.
+
+    `k` is the stride where inputs are staged: all blocks have the same minimum, or TVM would not see that what is written is what is
+    read, and stage the rows of every task in a place of their own.
+    """
     if CLAMP_LOOP not in loop.annotations:
         return loop
     extent, tile = map(int, str(loop.annotations[CLAMP_LOOP]).split(","))
@@ -104,9 +108,9 @@ def _clamp_loop(loop: tirx.For) -> tirx.Stmt:
     def on_mul(product: tirx.Mul) -> Any:
         if not (isinstance(product.a, Var) and product.a.same_as(loop.loop_var)):
             return product
-        numerator = (extent - tile) * int(product.b)
-        assert numerator % tile == 0, "a block inside must step by whole elements"
-        return tirx.min(product, numerator // tile)
+        elements, rest = divmod(int(product.b), tile)
+        assert rest == 0, "a block inside must step by whole tiles"
+        return tirx.min(loop.loop_var * tile, extent - tile) * elements
 
     def on_realize(realize: s_tir.SBlockRealize) -> tirx.Stmt:
         values = [tvm_ffi.structural_map(value, (tirx.Mul, on_mul)) for value in realize.iter_values]
