@@ -33,6 +33,7 @@ __all__ = [
     "register_tile_fits",
     "register_tiles",
     "repeats_iterations",
+    "staged_cycles",
     "stream_cycles",
     "vectors_together",
     "waiting_cycles",
@@ -228,6 +229,23 @@ def copy_cycles(device: Device, nbytes: float, *, footprint_bytes: float) -> flo
     if footprint_bytes <= device.l2_bytes * CACHE_SHARE:
         return nbytes / device.l2_bytes_per_cycle
     return nbytes / device.memory_bytes_per_cycle
+
+
+def staged_cycles(device: Device, nbytes: float, *, passes: int, task_bytes: float, pass_bytes: float) -> float:
+    """Predicts the cycles to write what a task stages and to read it in passes.
+
+    Args:
+        device: Gives the caches' sizes and rates.
+        nbytes: Bytes staged.
+        passes: Times that the task reads them.
+        task_bytes: What else a task goes through before it stages the next: what it stages from, weights, outputs.
+        pass_bytes: What else a pass goes through: its weights and outputs.
+
+    Returns:
+        Cycles, 0 where it stays in the first-level cache.
+    """
+    again = copy_cycles(device, nbytes * (passes - 1), footprint_bytes=nbytes + pass_bytes)
+    return copy_cycles(device, 2 * nbytes, footprint_bytes=nbytes + task_bytes) + again
 
 
 def line_cycles(device: Device, footprint_bytes: float) -> float:

@@ -97,8 +97,8 @@ def _replacement(variable: Var, replaced: Mapping[str, tuple[Var, Any]]) -> Any:
 def _clamp_loop(loop: tirx.For) -> tirx.Stmt:
     """`v = tile_index * m * k + i` -> `v = min(tile_index * m, limit) * k + i` in the bindings of the blocks inside.
 
-    `k` is the stride where inputs are staged: all blocks have the same minimum, or TVM would not see that what is written is what is
-    read, and stage the rows of every task in a place of their own.
+    `k` is the stride where inputs are staged. All blocks share one minimum: else TVM does not see that what is written is what is
+    read, and stages the rows of every task in a place of their own.
     """
     if CLAMP_LOOP not in loop.annotations:
         return loop

@@ -25,6 +25,7 @@ from sepwise.lowering.cost import (
     line_cycles,
     micro_kernel_cycles,
     parallel_cycles,
+    staged_cycles,
 )
 from sepwise.lowering.graph import Layout
 from sepwise.lowering.strategies.base import Implementation, Refusal
@@ -98,13 +99,13 @@ class DenseStrategy:
         waits = lines * line_cycles(device, staged_bytes) if tile.adjacent else 0.0
         cycles = tile.rows * p_tiles * oc_tiles * (kernel + waits)
         weight_tile = reduction * tile.oc_vectors * device.vector_bytes
-        live, moved = staged_bytes + weight_tile, staged_bytes * oc_tiles
         if stage.padded:
             cycles += staged_bytes / device.vector_bytes * COPY_CYCLES
-            # A staged row is written and read again behind the rows that it is copied from and what the task has stored.
-            live += staged_bytes + tile.rows * width * blocks * device.vector_bytes
-            moved += staged_bytes
-        inputs = copy_cycles(device, moved, footprint_bytes=live)
+            stored = float(tile.rows * width * device.vector_bytes)
+            task_bytes, pass_bytes = staged_bytes + weight_tile + blocks * stored, weight_tile + tile.oc_vectors * stored
+            inputs = staged_cycles(device, staged_bytes, passes=oc_tiles, task_bytes=task_bytes, pass_bytes=pass_bytes)
+        else:
+            inputs = copy_cycles(device, staged_bytes * oc_tiles, footprint_bytes=staged_bytes + weight_tile)
         weights = copy_cycles(device, weight_tile * oc_tiles, footprint_bytes=weight_tile * oc_tiles + staged_bytes)
         rereads = weight_tile * oc_tiles * (tile.rows * p_tiles - 1)
         weights += copy_cycles(device, rereads, footprint_bytes=weight_tile)

@@ -24,7 +24,14 @@ from tvm import s_tir
 
 from sepwise.lowering import compute
 from sepwise.lowering.borders import mark_border
-from sepwise.lowering.cost import copy_cycles, is_prefetched, micro_kernel_cycles, parallel_cycles, register_tile_fits
+from sepwise.lowering.cost import (
+    copy_cycles,
+    is_prefetched,
+    micro_kernel_cycles,
+    parallel_cycles,
+    register_tile_fits,
+    staged_cycles,
+)
 from sepwise.lowering.prefetch import mark_prefetch
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.depthwise import depthwise_cycles, staging_wait_cycles, unrolled_taps
@@ -140,7 +147,11 @@ class SeparableStrategy:
         vector = device.vector_bytes
         weight_tile = reduction * tile.oc_vectors * vector
         rows_bytes = in_blocks * tile.rows * p_tiles * tile.pixels * vector
-        inputs = copy_cycles(device, rows_bytes * oc_tiles, footprint_bytes=rows_bytes + weight_tile)
+        *depth, in_rows, in_width = compute.input_extents(depthwise, (1,) * len(outer) + (tile.rows, width))
+        source_bytes = in_blocks * math.prod(depth) * in_rows * in_width * vector
+        stored = tile.rows * width * vector
+        task_bytes, pass_bytes = source_bytes + weight_tile + blocks * stored, weight_tile + tile.oc_vectors * stored
+        inputs = staged_cycles(device, rows_bytes, passes=oc_tiles, task_bytes=task_bytes, pass_bytes=pass_bytes)
         weights = copy_cycles(device, weight_tile * oc_tiles, footprint_bytes=weight_tile * oc_tiles + rows_bytes)
         rereads = weight_tile * oc_tiles * (tile.rows * p_tiles - 1)
         weights += copy_cycles(device, rereads, footprint_bytes=weight_tile)
