@@ -58,8 +58,9 @@ __all__ = [
     "weights_of_row",
 ]
 
-MOST_PEELED_FMAS = 9 * MOST_UNROLLED_FMAS
-"""Multiply-adds of all versions of a tile together: beyond, code would fill the instruction cache."""
+MOST_PEELED_FMAS = 12 * MOST_UNROLLED_FMAS
+"""Multiply-adds of all versions of a tile together, 4 x 3 where the last one is moved back along an axis: beyond, code would fill
+the instruction cache."""
 
 MOST_LOADED_AHEAD = 6
 """Inputs that LLVM loads before they are used."""
