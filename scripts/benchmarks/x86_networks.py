@@ -56,6 +56,7 @@ __all__ = [
     "NETWORKS",
     "TARGETS",
     "Network",
+    "check_outputs",
     "checksum_sources",
     "measure_memory",
     "time_compilation",
@@ -246,7 +247,7 @@ class _Cold:
         self.name, self.version, self.time = worker.name, worker.version, worker.time_cold
 
 
-def _check(worker: Worker, reference: Reference) -> None:
+def check_outputs(worker: Worker, reference: Reference) -> None:
     """Holds a runtime's outputs against the oracle's.
 
     Raises:
@@ -286,11 +287,11 @@ def time_peers(
         workers: list[Worker] = []
         for target in targets:
             workers.append(stack.enter_context(Worker(network.job(target, threads))))
-            _check(workers[-1], network.reference(target, threads))
+            check_outputs(workers[-1], network.reference(target, threads))
         for peer in peers:
             try:
                 worker = _open_peer(stack, peer, network.job(targets[0], threads))
-                _check(worker, network.reference(targets[0], threads))
+                check_outputs(worker, network.reference(targets[0], threads))
             except SepwiseError as error:
                 failures[peer] = " ".join(str(error).split())
                 continue
@@ -336,7 +337,7 @@ def time_peak(network: Network, threads: int, rounds: int) -> list[Row]:
         unset = dict.fromkeys(name for name in os.environ if name.startswith("OPENBLAS_"))
         jobs = [replace(job, runtime=name) for name in (OURS, *YARDSTICKS)]
         workers = [stack.enter_context(Worker(each, environment=unset)) for each in jobs]
-        _check(workers[0], network.reference("host", threads))
+        check_outputs(workers[0], network.reference("host", threads))
         ours_us, *others_us = time_in_rounds(workers, rounds)
     row: Row = {"network": network.name, "threads": threads, "date": date.today().isoformat(), "rounds": rounds}
     row |= {"macs": program.macs, "ours": asdict(summarise(workers[0], ours_us))}
@@ -366,7 +367,7 @@ def measure_memory(network: Network, peers: Sequence[str]) -> list[Row]:
         try:
             with ExitStack() as stack:
                 worker = _open_peer(stack, runtime, replace(job, simplified=job.original))
-                _check(worker, network.reference("host", 1))
+                check_outputs(worker, network.reference("host", 1))
                 row |= {"version": worker.version, **worker.measure_memory(MEMORY_RUNS)}
         except SepwiseError as error:
             if runtime == OURS:
