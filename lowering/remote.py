@@ -17,13 +17,14 @@ import os
 import socket
 import struct
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import numpy as np
 import onnx
@@ -46,6 +47,7 @@ __all__ = [
     "TIMEOUT_SECONDS",
     "Board",
     "BoardError",
+    "Connect",
     "RemoteRunner",
     "list_boards",
     "open_board",
@@ -56,11 +58,13 @@ __all__ = [
 TIMEOUT_SECONDS: Final = 60.0
 """How long a board may take for one answer where the caller says nothing else."""
 
+_MOST_SECONDS: Final = 86400.0
 _RETRY_SECONDS: Final = 0.2
 _PIECE_BYTES: Final = 1 << 22
 _NOWHERE: Final = -(1 << 63)
 _ENTRIES: Final = ("open", "allocate", "write", "read", "main", "run", "time", "time_calls", "protect", "run_alone")
 _MACHINES: Final = ("aarch64", "x86_64")
+_WRONG_ANSWERS: Final = (OSError, ValueError, LookupError, TypeError)
 
 Address = tuple[str, int]
 
@@ -69,6 +73,24 @@ class BoardError(SepwiseError):
     """A board that was reached does not answer any more."""
 
     exit_status = 2
+
+
+class Connect(Protocol):
+    """What connects to a board, each time it is called."""
+
+    def __call__(self, *, within_s: float | None = None) -> Board:
+        """Connects.
+
+        Args:
+            within_s: How long to wait for the connection; as long as for an answer where None.
+
+        Returns:
+            The connection.
+
+        Raises:
+            InputError: There is none within that time.
+            BoardError: The board goes while it is connected to.
+        """
 
 
 def read_address(option: str, text: str) -> Address:
@@ -91,7 +113,7 @@ def read_address(option: str, text: str) -> Address:
 
 
 def open_board(
-    rpc: str | None, *, tracker: str | None = None, key: str | None = None, timeout_s: float = TIMEOUT_SECONDS
+    rpc: str | None, *, tracker: str | None = None, key: str | None = None, timeout_s: float | None = None
 ) -> Board | None:
     """Connects to the board that options name.
 
@@ -99,7 +121,7 @@ def open_board(
         rpc: `HOST:PORT` of its server.
         tracker: `HOST:PORT` of a tracker that knows some, with `key`.
         key: Which of them; with `rpc` what the server was started with.
-        timeout_s: How long to wait for it, and then for each of its answers.
+        timeout_s: How long to wait for it, and then for each of its answers; `TIMEOUT_SECONDS` where None.
 
     Returns:
         The connection, None where no option names a board.
@@ -107,15 +129,15 @@ def open_board(
     Raises:
         InputError: The options contradict each other, or there is no such board.
     """
-    _check_options(rpc, tracker, key, timeout_s)
+    patience_s = _check_options(rpc, tracker, key, timeout_s)
     if tracker is not None and key is not None:
-        return _open_free_board(read_address("--tracker", tracker), key, timeout_s)
-    return None if rpc is None else Board(read_address("--rpc", rpc), key or "", timeout_s=timeout_s)
+        return _open_free_board(read_address("--tracker", tracker), key, timeout_s=patience_s)
+    return None if rpc is None else Board(read_address("--rpc", rpc), key or "", timeout_s=patience_s)
 
 
 def list_boards(
-    rpc: str | None, *, tracker: str | None = None, key: str | None = None, timeout_s: float = TIMEOUT_SECONDS
-) -> list[Callable[[], Board]]:
+    rpc: str | None, *, tracker: str | None = None, key: str | None = None, timeout_s: float | None = None
+) -> list[Connect]:
     """Lists the boards that options name: one, or as many as a tracker knows of a key, free or not.
 
     Args:
@@ -130,28 +152,31 @@ def list_boards(
     Raises:
         InputError: The options contradict each other, or the tracker knows no such board.
     """
-    _check_options(rpc, tracker, key, timeout_s)
+    patience_s = _check_options(rpc, tracker, key, timeout_s)
     if rpc is not None:
-        return [functools.partial(Board, read_address("--rpc", rpc), key or "", timeout_s=timeout_s)]
+        return [functools.partial(Board, read_address("--rpc", rpc), key or "", timeout_s=patience_s)]
     if tracker is None or key is None:
         return []
     address = read_address("--tracker", tracker)
-    with _open_tracker(address, timeout_s) as (who, _, keys):
+    with _open_tracker(address, _Deadline(patience_s)) as (who, _, keys):
         if key not in keys:
             raise InputError(f"{who}: knows no board of key '{key}'; it knows {_spell_keys(keys)}.")
-    return [functools.partial(_open_free_board, address, key, timeout_s)] * keys.count(key)
+    return [functools.partial(_open_free_board, address, key, timeout_s=patience_s)] * keys.count(key)
 
 
-def _check_options(rpc: str | None, tracker: str | None, key: str | None, timeout_s: float) -> None:
-    """Refuses options that contradict each other."""
+def _check_options(rpc: str | None, tracker: str | None, key: str | None, timeout_s: float | None) -> float:
+    """Refuses options that contradict each other, and gives the time for one answer."""
     if rpc is not None and tracker is not None:
         raise InputError(f"--rpc {rpc} and --tracker {tracker}: a board is reached by one of them. Give one.")
-    if timeout_s <= 0:
-        raise InputError(f"--timeout {timeout_s:g}: needed are seconds, more than 0.")
+    if timeout_s is not None and not 0 < timeout_s <= _MOST_SECONDS:
+        raise InputError(f"--timeout {timeout_s:g}: needed are seconds, more than 0 and {_MOST_SECONDS:g} (a day) at most.")
     if tracker is not None and not key:
         raise InputError(f"--tracker {tracker}: a tracker knows boards by their keys. Give one with --key.")
     if rpc is None and tracker is None and key is not None:
         raise InputError(f"--key {key}: says which board. Give --tracker or --rpc with it.")
+    if rpc is None and tracker is None and timeout_s is not None:
+        raise InputError(f"--timeout {timeout_s:g}: says how long to wait for a board. Give --tracker or --rpc with it.")
+    return TIMEOUT_SECONDS if timeout_s is None else timeout_s
 
 
 class Board:
@@ -164,13 +189,16 @@ class Board:
         timeout_s: How long it may take for one answer.
     """
 
-    def __init__(self, address: Address, key: str = "", *, timeout_s: float = TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self, address: Address, key: str = "", *, timeout_s: float = TIMEOUT_SECONDS, within_s: float | None = None
+    ) -> None:
         """Connects, and waits its turn where the board serves another client.
 
         Args:
             address: Where its server listens.
             key: What the server asks for.
-            timeout_s: How long to wait for the connection, and then for each answer.
+            timeout_s: How long to wait for each answer.
+            within_s: How long to wait for the connection in all; `timeout_s` where None, and no longer than that.
 
         Raises:
             InputError: Nobody listens there, it is no RPC server, or it is busy for too long.
@@ -180,17 +208,11 @@ class Board:
         self.timeout_s = timeout_s
         self._lost = False
         self._numbers = itertools.count()
-        peer = _find_server(self.name, address, timeout_s)
-        try:
-            self._session: Any = rpc.connect(*peer, key)
-        except tvm.error.InternalError as error:
-            hint = "Give the key that it was started with by --key." if "matches key" in str(error) else "Try again."
-            raise InputError(f"{self.name}: does not take this client ({_last_line(error)}). {hint}") from error
-        self._socket = _find_socket(peer)
-        seconds, microseconds = divmod(int(timeout_s * 1e6), 1_000_000)
-        for side in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            self._socket.setsockopt(socket.SOL_SOCKET, side, struct.pack("@ll", seconds, microseconds))
+        deadline = _Deadline(timeout_s if within_s is None else min(timeout_s, within_s))
+        self._session, self._socket = _connect(self.name, address, key, deadline)
+        self._wait_for_answers(deadline.left_s)
         self.machine, self.flags = self._describe()
+        self._wait_for_answers(timeout_s)
 
     @property
     def lost(self) -> bool:
@@ -222,8 +244,8 @@ class Board:
             self._lose()
             if os.strerror(errno.EAGAIN) in str(error):
                 raise BoardError(
-                    f"{self.name}: no answer within {self.timeout_s:g} s, {doing}. Look whether it still runs, or give it longer "
-                    "by --timeout."
+                    f"{self.name}: no answer within {_spell(self._patience_s)}, {doing}. Look whether it still runs, or give it "
+                    "longer by --timeout."
                 ) from error
             raise BoardError(
                 f"{self.name}: the connection was lost, {doing}. The code ended there or the server did, or the network is gone; "
@@ -291,6 +313,13 @@ class Board:
         """Closes."""
         self.close()
 
+    def _wait_for_answers(self, seconds: float) -> None:
+        """Sets how long it may take for one answer from now on."""
+        self._patience_s = seconds
+        time_value = struct.pack("@ll", *divmod(max(int(seconds * 1e6), 1), 1_000_000))  # 0 would be no limit
+        for side in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, side, time_value)
+
     def _lose(self) -> None:
         """Ends the connection under TVM's hands: what is still asked fails at once, and the server ends what hangs."""
         self._lost = True
@@ -343,99 +372,202 @@ def _last_line(error: Exception) -> str:
 # Finding a server -----------------------------------------------------------------------------------------------------
 
 
-def _dial(who: str, address: Address, timeout_s: float) -> socket.socket:
+class _Deadline:
+    """When to wait no longer.
+
+    Attributes:
+        seconds: How long it is from the start.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """Starts."""
+        self.seconds = seconds
+        self._until = time.monotonic() + seconds
+
+    @property
+    def left_s(self) -> float:
+        """What is left, never nothing, as that often stands for no limit."""
+        return max(self._until - time.monotonic(), 1e-3)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has come."""
+        return time.monotonic() >= self._until
+
+    def __str__(self) -> str:
+        """How long it is, for messages."""
+        return _spell(self.seconds)
+
+
+def _spell(seconds: float) -> str:
+    """Spells a time."""
+    return f"{round(seconds, 2):g} s"
+
+
+def _dial(who: str, address: Address, deadline: _Deadline) -> socket.socket:
     """Connects, or says why not."""
     try:
-        return socket.create_connection(address, timeout=timeout_s)
+        return socket.create_connection(address, timeout=deadline.left_s)
     except ConnectionRefusedError:
         raise InputError(f"{who}: nobody listens there. Start the server, or check the port.") from None
     except socket.gaierror as error:
         raise InputError(f"{who}: no such host ({error.strerror}).") from None
+    except UnicodeError:
+        raise InputError(f"{who}: no such host (that is not how one is named).") from None
     except TimeoutError:
-        raise InputError(f"{who}: no answer within {timeout_s:g} s. Check that it is on, and the address.") from None
+        raise InputError(f"{who}: no answer within {deadline}. Check that it is on, and the address.") from None
     except OSError as error:
         raise InputError(f"{who}: cannot be reached: {error.strerror}.") from None
 
 
-def _find_server(who: str, address: Address, timeout_s: float) -> Address:
-    """Waits until a server is free, greeting it under a key that none has, and gives its numeric address.
-
-    TVM waits for the answer to its own greeting without end; who answers this one, answers that.
-    """
-    until = time.monotonic() + timeout_s
-    greeting = f"client:{uuid.uuid4()}".encode()
-    while True:
-        with _dial(who, address, timeout_s) as link:
-            try:
-                host, port, *_ = link.getpeername()
-                link.sendall(struct.pack("<2i", base.RPC_MAGIC, len(greeting)) + greeting)
-                (code,) = struct.unpack("<i", base.recvall(link, 4))
-            except TimeoutError:
-                raise InputError(f"{who}: takes no client within {timeout_s:g} s; it is busy, or no RPC server.") from None
-            except OSError:
-                code = None
-        if code == base.RPC_CODE_MISMATCH:
-            return host, port
-        if code != base.RPC_CODE_DUPLICATE:
-            raise InputError(f"{who}: is no RPC server. Check the port.")
-        if time.monotonic() > until:
-            raise InputError(
-                f"{who}: busy with another client for {timeout_s:g} s. Wait, give --timeout, or share it by a tracker."
-            )
-        time.sleep(_RETRY_SECONDS)
-
-
-def _find_socket(peer: Address) -> socket.socket:
-    """Finds the socket of the newest connection to a peer, which TVM keeps to itself; the copy may be closed."""
-    for entry in sorted(map(int, os.listdir("/proc/self/fd")), reverse=True):
+def _connect(who: str, address: Address, key: str, deadline: _Deadline) -> tuple[Any, socket.socket]:
+    """Waits until a server takes this client; gives TVM's session, and a copy of the socket that TVM keeps to itself."""
+    busy = False
+    while not (busy and deadline.over):
         try:
-            copy = os.dup(entry)
-        except OSError:  # gone since
-            continue
-        try:
-            found = socket.socket(fileno=copy)
-        except OSError:  # no socket
-            os.close(copy)
-            continue
-        try:
-            if found.getpeername()[:2] == peer:
+            peer = _greet(who, address, deadline)
+            if peer is not None and (found := _take(who, peer, key, deadline)) is not None:
                 return found
-        except OSError:  # not connected
-            pass
-        found.close()
-    raise BoardError(f"Board {peer[0]}:{peer[1]}: the connection was lost as soon as it was there.")
+        except InputError:
+            if not (busy and deadline.over):
+                raise
+        busy = True
+        time.sleep(min(_RETRY_SECONDS, deadline.left_s))
+    raise InputError(f"{who}: busy with another client for {deadline}. Wait, give --timeout, or share it by a tracker.")
+
+
+def _greet(who: str, address: Address, deadline: _Deadline) -> Address | None:
+    """Greets a server under a key that none has, and gives its numeric address; None where it is busy.
+
+    TVM waits for the answer to its own greeting as long as the system does; who answers this one, answers that.
+    """
+    greeting = f"client:{uuid.uuid4()}".encode()
+    with _dial(who, address, deadline) as link:
+        try:
+            host, port, *_ = link.getpeername()
+            link.settimeout(deadline.left_s)
+            link.sendall(struct.pack("<2i", base.RPC_MAGIC, len(greeting)) + greeting)
+            (code,) = struct.unpack("<i", base.recvall(link, 4))
+        except TimeoutError:
+            raise InputError(f"{who}: takes no client within {deadline}; it is busy, or no RPC server.") from None
+        except OSError:
+            raise InputError(
+                f"{who}: hangs up on clients. Start the server behind the tunnel, or check the port: it may be no RPC server."
+            ) from None
+    if code not in (base.RPC_CODE_MISMATCH, base.RPC_CODE_DUPLICATE):
+        raise InputError(f"{who}: is no RPC server. Check the port.")
+    return (host, port) if code == base.RPC_CODE_MISMATCH else None
+
+
+_LOCKS: Final[dict[Address, threading.Lock]] = {}
+"""By peer, held while TVM connects to it."""
+
+
+def _take(who: str, peer: Address, key: str, deadline: _Deadline) -> tuple[Any, socket.socket] | None:
+    """Has TVM connect to a server that was free; None where another client came first.
+
+    TVM says nothing of its socket, which is the one to this peer that comes into being meanwhile: no other thread connects there
+    then. Where its greeting takes too long that socket is shut, which ends the call.
+    """
+    lock = _LOCKS.setdefault(peer, threading.Lock())
+    if not lock.acquire(timeout=deadline.left_s):
+        return None
+    try:
+        with _list_sockets(peer) as others:
+            known = set(others)
+        watch = threading.Timer(deadline.left_s, _shut_sockets, (peer, known))
+        watch.daemon = True
+        watch.start()
+        try:
+            session = rpc.connect(*peer, key)
+        finally:
+            watch.cancel()
+        with _list_sockets(peer) as sockets:
+            new = [each.dup() for inode, each in sockets.items() if inode not in known]
+    except tvm.error.InternalError as error:
+        if "already have key" in str(error):
+            return None
+        if deadline.over:
+            raise InputError(f"{who}: takes no client within {deadline}; it hangs, or is no RPC server.") from error
+        hint = (
+            "Give the key that it was started with by --key; what is registered with a tracker is reached by --tracker."
+            if "matches key" in str(error)
+            else "Try again."
+        )
+        raise InputError(f"{who}: does not take this client ({_last_line(error)}). {hint}") from error
+    finally:
+        lock.release()
+    if not new:
+        raise BoardError(f"{who}: the connection was lost as soon as it was there.")
+    return session, new[0]
 
 
 @contextmanager
-def _open_tracker(address: Address, timeout_s: float) -> Iterator[tuple[str, socket.socket, list[str]]]:
+def _list_sockets(peer: Address) -> Iterator[dict[int, socket.socket]]:
+    """Gives copies of the sockets that are connected to a peer and block, as TVM's do, by inode; they are closed in the end."""
+    found: dict[int, socket.socket] = {}
+    with ExitStack() as stack:
+        for entry in map(int, os.listdir("/proc/self/fd")):
+            try:
+                copy = os.dup(entry)
+            except OSError:  # gone since
+                continue
+            try:
+                each = stack.enter_context(socket.socket(fileno=copy))
+            except OSError:  # no socket
+                os.close(copy)
+                continue
+            try:
+                if os.get_blocking(copy) and each.getpeername()[:2] == peer:
+                    found[os.fstat(copy).st_ino] = each
+            except OSError:  # not connected
+                pass
+        yield found
+
+
+def _shut_sockets(peer: Address, known: Collection[int]) -> None:
+    """Ends the connections to a peer that are not known."""
+    with _list_sockets(peer) as sockets:
+        for inode, each in sockets.items():
+            if inode not in known:
+                with suppress(OSError):  # the other side was faster
+                    each.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def _open_tracker(address: Address, deadline: _Deadline) -> Iterator[tuple[str, socket.socket, list[str]]]:
     """Connects to a tracker; gives what messages call it, the connection, and the key of each board that it knows."""
     who = f"Tracker {address[0]}:{address[1]}"
-    with _dial(who, address, timeout_s) as link:
+    with _dial(who, address, deadline) as link:
         try:
+            link.settimeout(deadline.left_s)
             link.sendall(struct.pack("<i", base.RPC_TRACKER_MAGIC))
             if struct.unpack("<i", base.recvall(link, 4))[0] != base.RPC_TRACKER_MAGIC:
                 raise InputError(f"{who}: is no tracker. Check the port.")
+            link.settimeout(deadline.left_s)
             base.sendjson(link, [base.TrackerCode.SUMMARY])
             keys = [server["key"].partition(":")[2] for server in base.recvjson(link)[1]["server_info"]]
         except TimeoutError:
-            raise InputError(f"{who}: does not answer within {timeout_s:g} s. Check the port.") from None
-        except (OSError, ValueError, IndexError) as error:
+            raise InputError(f"{who}: does not answer within {deadline}. Check the port.") from None
+        except _WRONG_ANSWERS as error:
             raise InputError(f"{who}: is no tracker ({error}). Check the port.") from None
         yield who, link, keys
 
 
-def _open_free_board(address: Address, key: str, timeout_s: float) -> Board:
-    """Connects to a free board of a tracker's, at the address and under the key that the tracker gives."""
-    with _open_tracker(address, timeout_s) as (who, link, keys):
+def _open_free_board(address: Address, key: str, *, timeout_s: float, within_s: float | None = None) -> Board:
+    """Connects to a free board of a tracker's, at the address and under the key that the tracker gives; see `Board`."""
+    deadline = _Deadline(timeout_s if within_s is None else min(timeout_s, within_s))
+    with _open_tracker(address, deadline) as (who, link, keys):
         try:
+            link.settimeout(deadline.left_s)
             base.sendjson(link, [base.TrackerCode.REQUEST, key, "", 1])
             host, port, match = base.recvjson(link)[1]
         except TimeoutError:
             known = _spell_keys(keys)
-            raise InputError(f"{who}: no board of key '{key}' was free within {timeout_s:g} s; it knows {known}.") from None
-        except (OSError, ValueError, IndexError) as error:
+            raise InputError(f"{who}: no board of key '{key}' was free within {deadline}; it knows {known}.") from None
+        except _WRONG_ANSWERS as error:
             raise InputError(f"{who}: does not give boards of key '{key}' ({error}). Try again.") from None
-    return Board((host, int(port)), match, timeout_s=timeout_s)
+    return Board((host, int(port)), match, timeout_s=timeout_s, within_s=deadline.left_s)
 
 
 def _spell_keys(keys: Sequence[str]) -> str:

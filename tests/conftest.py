@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from onnx.backend.test.case.test_case import TestCase
 
-    from sepwise.lowering.remote import Board
+    from sepwise.lowering.remote import Connect
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `sepwise verify` has it; read when numpy is loaded
 
@@ -205,13 +205,13 @@ def tracker() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def tracked_boards() -> Callable[[str, int], list[Callable[[], Board]]]:
+def tracked_boards() -> Callable[[str, int], list[Connect]]:
     """Gives a function that lists a tracker's boards of key `desk`, once so many have registered."""
     from sepwise.lowering.remote import list_boards
     from sepwise.passes.errors import InputError
 
-    def find(tracker: str, count: int) -> list[Callable[[], Board]]:
-        found: list[Callable[[], Board]] = []
+    def find(tracker: str, count: int) -> list[Connect]:
+        found: list[Connect] = []
         until = time.monotonic() + 30
         while len(found) < count and time.monotonic() < until:
             time.sleep(0.05)

@@ -1,11 +1,12 @@
 """Where candidates run and how long they take there: measured on this machine or on a board, or estimated for an emulated core.
 
 A `Timer` is all that tuning knows of a device. A board may hang, reboot or drop off; whoever was asking it then gets a
-`BoardError`, and the next Program that is loaded finds the board again, or gives up after a bounded number of attempts.
+`BoardError`, and the next Program that is loaded finds the board again, or gives up after a bounded time.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -17,13 +18,13 @@ from sepwise.lowering.runner import EmulatedRunner, NativeRunner
 from sepwise.passes.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import Program
-    from sepwise.lowering.remote import Board
+    from sepwise.lowering.remote import Connect
     from sepwise.lowering.runner import Runner
 
 __all__ = [
@@ -44,8 +45,11 @@ Method = Literal["measured", "estimated"]
 Place = Literal["native", "remote", "emulated"]
 """Where Programs are timed: here, on a board, or under an emulator."""
 
-WAITS_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Before each attempt to reach a board that was lost: together longer than a Raspberry Pi takes to start."""
+SEARCH_SECONDS = 60.0
+"""How long a board that was lost is looked for: longer than a Raspberry Pi takes to start."""
+
+PAUSE_SECONDS = 1.0
+"""Between two attempts."""
 
 
 class BoardGoneError(BoardError):
@@ -147,7 +151,7 @@ class BoardTimer:
     unit = "us"
     exact = False
 
-    def __init__(self, device: Device, threads: int, connect: Callable[[], Board]) -> None:
+    def __init__(self, device: Device, threads: int, connect: Connect) -> None:
         """Connects.
 
         Args:
@@ -175,21 +179,28 @@ class BoardTimer:
         Raises:
             BoardGoneError: The board was lost, and could not be reached again.
         """
-        reason = ""
-        for wait_s in WAITS_S:
-            time.sleep(wait_s)
-            try:
-                if self._board.lost:
-                    self._board = self._connect()
-            except (BoardError, InputError) as error:
-                reason = str(error)
-                continue
+        until, reason = math.inf, ""
+        while True:
+            if self._board.lost:
+                until = min(until, time.monotonic() + SEARCH_SECONDS)
+                self._reconnect(until, reason)
             try:
                 return _MeasuredTimed(RemoteRunner(program, self._board, threads=self.threads), inputs)
             except BoardError as error:
                 reason = str(error)
-        tried = f"{len(WAITS_S)} attempts in {sum(WAITS_S):g} s"
-        raise BoardGoneError(f"{self.name}: lost, and given up after {tried}. The last: {reason}")
+                time.sleep(PAUSE_SECONDS)
+
+    def _reconnect(self, until: float, reason: str) -> None:
+        """Connects to a board that was lost, or gives up at a time of the monotonic clock for what was told last."""
+        while (left_s := until - time.monotonic()) > 0:
+            try:
+                self._board = self._connect(within_s=left_s)
+            except (BoardError, InputError) as error:
+                reason = str(error)
+                time.sleep(min(PAUSE_SECONDS, max(until - time.monotonic(), 0)))
+            else:
+                return
+        raise BoardGoneError(f"{self.name}: lost, and given up after {SEARCH_SECONDS:g} s. The last: {reason}")
 
     def close(self) -> None:
         """Ends the connection."""

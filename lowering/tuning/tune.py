@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from sepwise.lowering.device import Device
-    from sepwise.lowering.remote import Board
+    from sepwise.lowering.remote import Connect
     from sepwise.lowering.selection import Records
     from sepwise.lowering.tuning.database import Conditions, Findings
     from sepwise.lowering.tuning.network import Network, Variant
@@ -87,7 +87,7 @@ def tune(
     trials: int | None = None,
     seconds: float | None = None,
     others: Sequence[str | Path] = (),
-    boards: Sequence[Callable[[], Board]] = (),
+    boards: Sequence[Connect] = (),
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Tuning:
     """Tunes a network's kernels.
@@ -122,10 +122,10 @@ def tune(
         if not Path(other).is_dir():
             raise InputError(f"{other}: is no folder, so there is no database in it.")
     own = Database(Path(database), device)
-    own.create()
-    merged = sum(own.merge(Database(Path(other), device)) for other in others)
     with ExitStack() as stack:
         timers, notes = _open_timers(device, threads, boards, stack)
+        own.create()
+        merged = sum(own.merge(Database(Path(other), device)) for other in others)
         network = load_network(load_model(model, shapes=shapes), timers[0], float16=float16)
         if not network.kernels:
             raise InputError(f"Model '{network.default.program.name}': has no kernel that can be tuned.")
@@ -142,7 +142,7 @@ def tune(
 
 
 def _open_timers(
-    device: Device, threads: int, boards: Sequence[Callable[[], Board]], stack: ExitStack
+    device: Device, threads: int, boards: Sequence[Connect], stack: ExitStack
 ) -> tuple[list[Timer], list[str]]:
     """Opens what times candidates: as many boards as can be had, one at least, or this machine. Says what is missing."""
     if not boards:

@@ -498,9 +498,9 @@ def _connect(rpc: str | None, tracker: str | None, key: str | None, timeout: flo
     if all(option is None for option in (rpc, tracker, key, timeout)):
         yield None
         return
-    from sepwise.lowering.remote import TIMEOUT_SECONDS, open_board
+    from sepwise.lowering.remote import open_board
 
-    board = open_board(rpc, tracker=tracker, key=key, timeout_s=TIMEOUT_SECONDS if timeout is None else timeout)
+    board = open_board(rpc, tracker=tracker, key=key, timeout_s=timeout)
     if board is None:
         yield None
         return
@@ -805,12 +805,12 @@ def tune(
         4820.5
     """
     from sepwise.lowering import device
-    from sepwise.lowering.remote import TIMEOUT_SECONDS, list_boards
+    from sepwise.lowering.remote import list_boards
     from sepwise.lowering.tuning.tune import tune as tune_model
 
     device.get(target)
     require_writable(Path(database))
-    boards = list_boards(rpc, tracker=tracker, key=key, timeout_s=TIMEOUT_SECONDS if timeout is None else timeout)
+    boards = list_boards(rpc, tracker=tracker, key=key, timeout_s=timeout)
     source = resolve(model, shapes)
     return tune_model(
         source.path,

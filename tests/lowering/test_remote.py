@@ -1,10 +1,15 @@
 """Boards: the same numbers over the wire as here, and a clear word for whatever can go wrong on the way."""
 
+import itertools
+import math
+import os
 import platform
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import parser
+from tvm import rpc
+from tvm.rpc import base
 
 from sepwise.lowering import device
 from sepwise.lowering.guarded import StrayAccessError
 from sepwise.lowering.program import Program, Tail
-from sepwise.lowering.remote import Board, BoardError, RemoteRunner, list_boards, open_board, read_address
+from sepwise.lowering.remote import Board, BoardError, Connect, RemoteRunner, list_boards, open_board, read_address
 from sepwise.passes.errors import InputError, SepwiseError, UnsupportedError
 
 Tensors = dict[str, np.ndarray]
@@ -46,6 +53,12 @@ void add_and_sum(const float *y, const float *x, float *s, float *z, void *scrat
 
 def inputs_of(tensors: Tensors) -> Tensors:
     return {"x": tensors["x"], "shift": tensors["shift"]}
+
+
+def serve_once(address: str, built: Program, tensors: Tensors) -> None:
+    """Waits for a server, and has it compute what it should."""
+    with open_board(address) as board, RemoteRunner(built, board) as runner:
+        np.testing.assert_array_equal(runner.run(inputs_of(tensors))["z"], tensors["z"])
 
 
 @pytest.fixture(scope="module", params=TARGETS)
@@ -156,12 +169,12 @@ def test_a_tail_is_refused_with_its_operator(board: Board, target: str, c_progra
 
 
 @contextmanager
-def listener(answer: bytes | None) -> Iterator[str]:
-    """Listens and answers whatever comes with bytes, or with nothing; gives its address."""
+def listener(*answers: bytes | None) -> Iterator[str]:
+    """Listens and answers whatever comes with bytes, or with nothing, the last of them for ever; gives its address."""
     with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as links:
 
         def serve() -> None:
-            while True:
+            for answer in itertools.chain(answers, itertools.repeat(answers[-1])):
                 try:
                     link, _ = listening.accept()
                 except OSError:
@@ -209,44 +222,47 @@ def test_a_tracker_that_does_not_answer() -> None:
         open_board(None, tracker=address, key="pi", timeout_s=0.2)
 
 
-def test_timeout_and_the_next_client(board_server: Callable[..., object], c_program: Callable[..., Program]) -> None:
-    hanging, feed = c_program(kernels=HANGING_KERNELS), {"x": np.zeros((1, 6, 5, 7), np.float32), "shift": np.zeros((1, 6), np.float32)}
-    with board_server() as server:
-        with open_board(server.address, timeout_s=1) as board, RemoteRunner(hanging, board) as runner:
-            with pytest.raises(BoardError, match=r"no answer within 1 s, running model 'small'\. Look whether .* by --timeout"):
-                runner.run(feed)
+def test_timeout_and_the_next_client(
+    target: str, board_server: Callable[..., object], c_program: Callable[..., Program], c_program_tensors: Tensors
+) -> None:
+    hanging = c_program(target, kernels=HANGING_KERNELS)
+    with board_server(target) as server:
+        with open_board(server.address, timeout_s=2) as board, RemoteRunner(hanging, board) as runner:
+            with pytest.raises(BoardError, match=r"no answer within 2 s, running model 'small'\. Look whether .* by --timeout"):
+                runner.run(inputs_of(c_program_tensors))
             with pytest.raises(BoardError, match="is not possible, the connection is lost"):
-                runner.run(feed)
-        with open_board(server.address) as board:  # which the server gives the place of the one that hangs
-            assert board.machine == platform.machine()
+                runner.run(inputs_of(c_program_tensors))
+        serve_once(server.address, c_program(target), c_program_tensors)  # as the server gives it the place of the one that hangs
 
 
-def test_a_crash_and_the_next_client(board_server: Callable[..., object], c_program: Callable[..., Program]) -> None:
-    feed = {"x": np.zeros((1, 6, 5, 7), np.float32), "shift": np.zeros((1, 6), np.float32)}
-    with board_server() as server:
-        with open_board(server.address) as board, RemoteRunner(c_program(kernels=TRAPPING_KERNELS), board) as runner:
+def test_a_crash_and_the_next_client(
+    target: str, board_server: Callable[..., object], c_program: Callable[..., Program], c_program_tensors: Tensors
+) -> None:
+    with board_server(target) as server:
+        trapping = c_program(target, kernels=TRAPPING_KERNELS)
+        with open_board(server.address) as board, RemoteRunner(trapping, board) as runner:
             with pytest.raises(BoardError, match="the connection was lost, running kernel 'second'"):
-                runner.run_kernel(1, [feed["x"], feed["x"]])
-        with open_board(server.address) as board:
-            assert board.machine == platform.machine()
+                runner.run_kernel(1, [c_program_tensors["y"], c_program_tensors["x"]])
+        serve_once(server.address, c_program(target), c_program_tensors)
 
 
-def test_the_server_is_killed_during_a_run(board_server: Callable[..., object], c_program: Callable[..., Program]) -> None:
-    feed = {"x": np.zeros((1, 6, 5, 7), np.float32), "shift": np.zeros((1, 6), np.float32)}
-    with board_server() as server, open_board(server.address) as board:
-        with RemoteRunner(c_program(kernels=HANGING_KERNELS), board) as runner:
+def test_the_server_is_killed_during_a_run(
+    target: str, board_server: Callable[..., object], c_program: Callable[..., Program], c_program_tensors: Tensors
+) -> None:
+    with board_server(target) as server, open_board(server.address) as board:
+        with RemoteRunner(c_program(target, kernels=HANGING_KERNELS), board) as runner:
             killer = threading.Timer(0.5, server.process.kill)
             killer.start()
             with pytest.raises(BoardError, match="the connection was lost, running model 'small'"):
-                runner.run(feed)
+                runner.run(inputs_of(c_program_tensors))
             killer.join()
 
 
 def test_a_server_that_ends_leaves_nothing(
-    board_server: Callable[..., object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    target: str, board_server: Callable[..., object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with board_server() as server, open_board(server.address):
+    with board_server(target) as server, open_board(server.address):
         assert len(list(tmp_path.iterdir())) == 1
         with pytest.raises(InputError, match="busy with another client"):
             open_board(server.address, timeout_s=0.3)
@@ -255,20 +271,57 @@ def test_a_server_that_ends_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_two_clients_at_once(board_server: Callable[..., object]) -> None:
-    with board_server() as server:
-        with open_board(server.address) as first:
+def test_two_clients_at_once(
+    target: str, board_server: Callable[..., object], c_program: Callable[..., Program], c_program_tensors: Tensors
+) -> None:
+    built = c_program(target)
+    with board_server(target) as server, ThreadPoolExecutor() as pool:
+        with open_board(server.address) as first, RemoteRunner(built, first) as runner:
             with pytest.raises(InputError, match=r"busy with another client for 0.3 s\. Wait, give --timeout"):
                 open_board(server.address, timeout_s=0.3)
-            waiting: list[Board] = []
-            thread = threading.Thread(target=lambda: waiting.append(Board(("127.0.0.1", server.port))))
-            thread.start()
+            second = pool.submit(serve_once, server.address, built, c_program_tensors)
             time.sleep(0.3)
-            assert not waiting
-            assert first.ask("telling", lambda: first.machine)
-        thread.join()
-        assert waiting[0].machine == platform.machine()
-        waiting[0].close()
+            assert not second.done()
+            np.testing.assert_array_equal(runner.run(inputs_of(c_program_tensors))["z"], c_program_tensors["z"])
+        second.result(timeout=60)
+
+
+def test_another_client_that_slips_in_is_waited_for(
+    target: str, board_server: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, calls = rpc.connect, []
+
+    def come_second(*address: object) -> object:
+        calls.append(address)
+        other = connect(*address) if len(calls) == 1 else None
+        try:
+            return connect(*address)
+        finally:
+            del other
+
+    monkeypatch.setattr(rpc, "connect", come_second)
+    with board_server(target) as server, open_board(server.address) as board:
+        assert board.machine is not None
+    assert len(calls) == 2
+
+
+def test_a_server_that_hangs_in_the_greeting() -> None:
+    free = struct.pack("<i", base.RPC_CODE_MISMATCH)
+    with listener(free, None) as address, pytest.raises(InputError, match=rf"Board {address}: takes no client within 0.5 s; it hangs"):
+        open_board(address, timeout_s=0.5)
+
+
+def test_the_timeout_is_for_the_own_connection(board_server: Callable[..., object]) -> None:
+    with board_server() as server, open(os.devnull) as gap, socket.create_connection(("127.0.0.1", server.port)) as other:
+        other.sendall(b"GET ")
+        assert other.recv(1) == b""  # sent away, and still connected on this side
+        gap.close()  # the next connection has a lower number than this
+        with open_board(server.address, timeout_s=30) as board:
+            assert not any(other.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16))
+            assert board.machine == platform.machine()
+            board.close()
+        other.settimeout(0)
+        assert other.recv(1) == b""  # not shut from here, as what was the board's was
 
 
 def test_a_key_that_the_server_asks_for(board_server: Callable[..., object]) -> None:
@@ -287,8 +340,11 @@ def test_options_that_name_no_board() -> None:
         open_board("a:1", tracker="b:2")
     with pytest.raises(InputError, match="a tracker knows boards by their keys"):
         open_board(None, tracker="b:2")
-    with pytest.raises(InputError, match="--timeout 0: needed are seconds"):
-        open_board("a:1", timeout_s=0)
+    for seconds in (0, -1, 1e6, math.inf, math.nan):
+        with pytest.raises(InputError, match=rf"--timeout {seconds:g}: needed are seconds, more than 0 and 86400 ".replace("+", r"\+")):
+            open_board("a:1", timeout_s=seconds)
+    with pytest.raises(InputError, match="--timeout 5: says how long to wait for a board"):
+        open_board(None, timeout_s=5)
     with pytest.raises(InputError, match="--key k: says which board"):
         list_boards(None, key="k")
     assert list_boards(None) == []
@@ -296,6 +352,9 @@ def test_options_that_name_no_board() -> None:
         with pytest.raises(InputError, match=r"--rpc .*: needed is HOST:PORT"):
             open_board(text)
     assert read_address("--rpc", "[::1]:9090") == ("::1", 9090)
+    for host in ("nowhere.invalid", "no..where", "x" * 70):
+        with pytest.raises(InputError, match=f"Board {host}:9090: no such host"):
+            open_board(f"{host}:9090")
 
 
 # The tracker ----------------------------------------------------------------------------------------------------------
@@ -315,7 +374,7 @@ def test_boards_of_a_tracker(
 
 
 def test_as_many_boards_as_a_tracker_knows(
-    tracker: str, board_server: Callable[..., object], tracked_boards: Callable[[str, int], list[Callable[[], Board]]]
+    tracker: str, board_server: Callable[..., object], tracked_boards: Callable[[str, int], list[Connect]]
 ) -> None:
     options = ("--tracker", tracker, "--key", "desk")
     with board_server("host", *options) as first, board_server("host", *options) as second:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def load(timer: BoardTimer) -> Timed:
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "WAITS_S", (0.0, 0.1, 0.2))
+    monkeypatch.setattr(timing, "SEARCH_SECONDS", 2.0)
+    monkeypatch.setattr(timing, "PAUSE_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("quickly")
@@ -81,12 +83,25 @@ def test_a_board_measures_and_is_found_again(board_server: Callable[..., object]
         with pytest.raises(BoardError, match="the connection was lost, timing kernels 'k0'"):
             timed.time([0], 1)
         timed.close()
-        with pytest.raises(BoardGoneError, match=r"lost, and given up after 3 attempts in 0\.3 s\. The last: .*nobody listens there"):
+        with pytest.raises(BoardGoneError, match=r"lost, and given up after 2 s\. The last: .*nobody listens there"):
             load(timer)
     with board_server("host", "--port", str(server.port)):
         timed = load(timer)
         assert len(timed.time([0], 4)[0]) == 4
         timed.close()
+        timer.close()
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_board_that_stays_away_is_waited_for_no_longer_than_said(board_server: Callable[..., object]) -> None:
+    with board_server() as server:
+        (connect,) = list_boards(server.address)  # whose answers may take a minute each
+        timer = BoardTimer(device.get("host"), 1, connect)
+        server.process.kill()
+        server.process.wait()
+        with socket.create_server(("127.0.0.1", server.port)):  # takes clients and says nothing
+            with pytest.raises(BoardGoneError, match=r"lost, and given up after 2 s\. The last: .* takes no client within [12][0-9.]* s"):
+                load(timer)
         timer.close()
 
 

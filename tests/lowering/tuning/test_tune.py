@@ -27,7 +27,7 @@ from tvm.s_tir.meta_schedule.database import JSONDatabase
 from sepwise.lowering import device, strategies
 from sepwise.lowering.build import build_program
 from sepwise.lowering.importer import ImportedGraph
-from sepwise.lowering.remote import Board, BoardError, RemoteRunner, list_boards
+from sepwise.lowering.remote import Board, BoardError, Connect, RemoteRunner, list_boards
 from sepwise.lowering.runner import NativeRunner
 from sepwise.lowering.selection import Pick
 from sepwise.lowering.strategies.base import Implementation
@@ -470,7 +470,8 @@ def test_a_structure_that_was_faster_and_is_not_any_more_is_taken_back(chained: 
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "WAITS_S", (0.0, 0.1, 0.2))
+    monkeypatch.setattr(timing, "SEARCH_SECONDS", 2.0)
+    monkeypatch.setattr(timing, "PAUSE_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -494,13 +495,13 @@ def kill(server: Any) -> None:
     server.process.wait()
 
 
-def once(connect: Callable[[], Board]) -> Callable[[], Board]:
+def once(connect: Connect) -> Connect:
     """Connects the first time; then no board is free, as a tracker says after its timeout."""
     connects = iter([connect])
 
-    def connect_once() -> Board:
+    def connect_once(*, within_s: float | None = None) -> Board:
         for each in connects:
-            return each()
+            return each(within_s=within_s)
         raise InputError("no board is free")
 
     return connect_once
@@ -541,7 +542,7 @@ def test_a_board_that_is_gone_ends_the_run_and_another_one_goes_on(
 ) -> None:
     with board_server() as server:
         before_timing(lambda _, number: kill(server) if number == 4 else None)
-        with pytest.raises(BoardError, match=r"lost, and given up after 3 .* \d records of this run are kept in .*; the same command"):
+        with pytest.raises(BoardError, match=r"lost, and given up after 2 s\. .* \d records of this run are kept in .*; the same command"):
             tune(file, tmp_path / "db", trials=BATCH, boards=list_boards(server.address))
     (folder,) = (tmp_path / "db").iterdir()
     before = (folder / EVIDENCE).read_bytes()

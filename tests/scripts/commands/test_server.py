@@ -15,11 +15,16 @@ from sepwise.lowering.board_server import SERVER
 SHAPE = ("--shape", "1,3,6,6")
 
 
+@pytest.fixture(scope="module", params=["host", pytest.param("cortex-a72", marks=pytest.mark.emulated)])
+def target(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def rpc(board_server: Callable[..., Any]) -> Iterator[str]:
-    """Where a board listens that is this machine."""
-    with board_server() as server:
-        yield server.address
+def board(target: str, board_server: Callable[..., Any]) -> Iterator[tuple[str, ...]]:
+    """The options that name a board, which is this machine or an emulated one."""
+    with board_server(target) as server:
+        yield ("--target", target, "--rpc", server.address)
 
 
 def test_the_folder(command: Callable[..., Any], tmp_path: Path) -> None:
@@ -46,43 +51,55 @@ def test_targets_without_a_server(command: Callable[..., Any], tmp_path: Path) -
     assert not (tmp_path / "board").exists()
 
 
-def test_run(command: Callable[..., Any], network: Path, rpc: str, tmp_path: Path) -> None:
-    command("compile", network, *SHAPE, "-o", tmp_path / "net")
+def test_run(command: Callable[..., Any], network: Path, board: tuple[str, ...], target: str, tmp_path: Path) -> None:
+    command("compile", network, *SHAPE, "-o", tmp_path / "net", "--target", target)
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((1, 3, 6, 6)).astype(np.float32))
     words = ("run", tmp_path / "net", "--input", f"x={tmp_path / 'x.npy'}", "-o")
     assert command(*words, tmp_path / "here.npz").status == 0
-    assert command(*words, tmp_path / "there.npz", "--rpc", rpc).status == 0
+    assert command(*words, tmp_path / "there.npz", *board[2:]).status == 0
     with np.load(tmp_path / "here.npz") as here, np.load(tmp_path / "there.npz") as there:
         np.testing.assert_array_equal(there["y"], here["y"])
 
 
-def test_verify(command: Callable[..., Any], network: Path, rpc: str) -> None:
-    status, out, _ = command("verify", network, *SHAPE, "--rpc", rpc, "--json")
+def test_verify(command: Callable[..., Any], network: Path, board: tuple[str, ...], target: str) -> None:
+    status, out, _ = command("verify", network, *SHAPE, *board, "--json")
     found = json.loads(out)
-    assert (status, found["passed"]) == (0, True)
+    assert (status, found["passed"], found["target"]) == (0, True, target)
     assert {check["scope"] for check in found["checks"]} == {"graph", "kernel", "model"}
 
 
-def test_bench(command: Callable[..., Any], network: Path, rpc: str) -> None:
-    status, out, _ = command("bench", network, *SHAPE, "--rpc", rpc, "--json")
+def test_bench(command: Callable[..., Any], network: Path, board: tuple[str, ...], target: str) -> None:
+    status, out, _ = command("bench", network, *SHAPE, *board, "--json")
     found = json.loads(out)
-    assert (status, found["method"], found["speedup"]) == (0, "remote", {})
+    assert (status, found["method"], found["target"], found["speedup"]) == (0, "remote", target, {})
     assert [runtime["name"] for runtime in found["runtimes"]] == ["sepwise"]
     assert all(kernel["median_us"] > 0 for kernel in found["kernels"])
 
 
-def test_what_a_board_does_not_do(command: Callable[..., Any], network: Path, rpc: str) -> None:
-    board = ("--rpc", rpc)
+def test_tune(command: Callable[..., Any], network: Path, board: tuple[str, ...], target: str, tmp_path: Path) -> None:
+    words = (network, *SHAPE, *board, "--database", tmp_path / "db", "--json")
+    status, out, _ = command("tune", *words, "--trials", "3")
+    found = json.loads(out)
+    assert (status, found["method"], found["runner"], found["target"]) == (0, "measured", "remote", target)
+    assert found["trials"] == 3
+    assert found["kernels"]
+    status, out, _ = command("verify", *words)
+    assert (status, json.loads(out)["passed"]) == (0, True)
+
+
+def test_what_a_board_does_not_do(command: Callable[..., Any], network: Path, board: tuple[str, ...], target: str) -> None:
+    other = "x86-64-v2" if target != "host" or platform.machine() == "aarch64" else "rpi4"
     refused = {
         ("bench", network, *SHAPE, *board, "--against", "onnxruntime"): "measures ours alone, peers run natively only",
         ("bench", network, *SHAPE, *board, "--cores", "cortex-a72"): "runs on a board and is measured",
         ("verify", network, *SHAPE, *board, "--bisect"): "a failure is narrowed down here",
-        ("verify", network, *SHAPE, *board, "--against", network): "two files are compared here",
-        ("verify", network, *board, "--bundle", "folder"): "--rpc: a bundle is verified as it was made",
+        ("verify", network, *SHAPE, *board[2:], "--against", network): "two files are compared here",
+        ("verify", network, *board[2:], "--bundle", "folder"): "--rpc: a bundle is verified as it was made",
         ("bench", network, *SHAPE, *board, "--tracker", "desk:9190"): "a board is reached by one of them",
+        ("bench", network, *SHAPE, *board, "--timeout", "1e9"): "--timeout 1e+09: needed are seconds",
     }
-    other = "x86-64-v2" if platform.machine() == "aarch64" else "rpi4"
-    refused["bench", network, *SHAPE, *board, "--target", other] = f"which code for the target '{other}' needs"
+    for verb in ("bench", "verify"):
+        refused[verb, network, *SHAPE, *board, "--target", other] = f"which code for the target '{other}' needs"
     for words, reason in refused.items():
         status, out, err = command(*words)
         assert (status, out) == (2, ""), words

@@ -105,6 +105,7 @@ def test_a_board_that_is_not_there_is_told(command: Callable[..., Any], network:
     answer = command("tune", network, "--database", tmp_path / "db", "--shape", "1,3,6,6", "--rpc", address)
     assert answer.status == 2
     assert f"Board {address}: nobody listens there" in answer.err
+    assert not (tmp_path / "db").exists()
     answer = command("tune", network, "--database", tmp_path / "db", "--tracker", address)
     assert answer.status == 2
     assert "Give one with --key" in answer.err
