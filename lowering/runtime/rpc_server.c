@@ -231,20 +231,29 @@ static TVMFFIObjectHandle find_function(const char *name) {
   return found;
 }
 
+static void spell_path(char *path, size_t room, const TVMFFIAny *arguments, int32_t count) {
+  snprintf(path, room, "%s/%s", work, count > 0 ? read_text(arguments) : "");
+}
+
 /* `tvm.rpc.server.workpath`: where an uploaded file lies. */
 static int find_path(void *self, const TVMFFIAny *arguments, int32_t count, TVMFFIAny *result) {
   char path[PATH + TEXT];
   (void)self;
-  snprintf(path, sizeof path, "%s/%s", work, count > 0 ? read_text(arguments) : "");
+  spell_path(path, sizeof path, arguments, count);
   return give_text(path, result);
 }
 
-/* `tvm.rpc.server.load_module`: loads an uploaded shared object. */
+/* `tvm.rpc.server.load_module`: loads an uploaded shared object, and removes it: a tuner sends thousands, and where they lie may be
+ * the board's memory. */
 static int load_module(void *self, const TVMFFIAny *arguments, int32_t count, TVMFFIAny *result) {
-  TVMFFIAny path = {0};
-  if (find_path(self, arguments, count, &path)) return -1;
-  int status = TVMFFIFunctionCall(find_function("ffi.ModuleLoadFromFile"), &path, 1, result);
-  if (path.type_index >= kTVMFFIStaticObjectBegin) TVMFFIObjectDecRef(path.v_obj);
+  char path[PATH + TEXT];
+  TVMFFIAny text = {0};
+  (void)self;
+  spell_path(path, sizeof path, arguments, count);
+  if (give_text(path, &text)) return -1;
+  int status = TVMFFIFunctionCall(find_function("ffi.ModuleLoadFromFile"), &text, 1, result);
+  if (text.type_index >= kTVMFFIStaticObjectBegin) TVMFFIObjectDecRef(text.v_obj);
+  unlink(path);
   return status;
 }
 

@@ -259,11 +259,22 @@ def test_the_server_is_killed_during_a_run(
 
 
 def test_a_server_that_ends_leaves_nothing(
-    target: str, board_server: Callable[..., object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    target: str,
+    board_server: Callable[..., object],
+    c_program: Callable[..., Program],
+    c_program_tensors: Tensors,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with board_server(target) as server, open_board(server.address):
-        assert len(list(tmp_path.iterdir())) == 1
+    with monkeypatch.context() as patch, ExitStack() as stack:
+        patch.setenv("TMPDIR", str(tmp_path))
+        server = stack.enter_context(board_server(target))
+        patch.undo()
+        board = stack.enter_context(open_board(server.address))
+        with RemoteRunner(c_program(target), board) as runner:
+            runner.run(inputs_of(c_program_tensors))
+            (folder,) = tmp_path.iterdir()
+            assert not list(folder.iterdir())  # what is loaded takes no room besides
         with pytest.raises(InputError, match="busy with another client"):
             open_board(server.address, timeout_s=0.3)
         server.process.terminate()
