@@ -39,21 +39,45 @@ _GLIBC: Final = "2.28"
 _PLATFORMS: Final = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17")
 
 
-def build_server(device: Device, folder: Path) -> None:
+def build_server(device: Device, folder: Path, *, copy: str | None = None) -> None:
     """Makes the folder to copy to a board.
 
     Args:
         device: What the board is.
         folder: Where it is to appear, whole or not at all; a folder made so before is replaced.
+        copy: `USER@BOARD` into whose home it is copied too, by scp, which may ask for a password; none where None.
 
     Raises:
-        InputError: There is no server for such a device, the libraries cannot be had, or the place is taken or not writable.
+        InputError: There is no server for such a device, the libraries cannot be had, the place is taken or not writable, or scp
+            is missing or fails.
         SepwiseError: The server does not link.
     """
     machine = server_machine(device)
+    scp = None if copy is None else _find_scp(copy)
     with new_folder(folder, kind="server", find_loss=requires(SERVER)) as temporary:
         libraries = [Path(shutil.copy(path, temporary)) for path in _find_libraries(machine)]
         link_server(machine, _GLIBC, libraries, temporary / SERVER)
+    if scp is not None and copy is not None:
+        _copy(scp, folder, copy)
+
+
+def _find_scp(board: str) -> str:
+    """Gives the program that copies to a board."""
+    if not board or board.startswith("-") or ":" in board or "/" in board:
+        raise InputError(f"--copy {board}: needed is USER@BOARD, as in pi@raspberrypi.")
+    scp = shutil.which("scp")
+    if scp is None:
+        raise InputError(f"--copy {board}: scp is missing here. Install OpenSSH's client, or copy the folder by other means.")
+    return scp
+
+
+def _copy(scp: str, folder: Path, board: str) -> None:
+    """Copies a folder into the home of a board's user."""
+    command = [scp, "-q", "-r", str(folder.resolve()), f"{board}:"]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise InputError(f"--copy {board}: scp says '{reason}'. Check `ssh {board}`, and end a server that runs there.")
 
 
 def _find_libraries(machine: str) -> list[Path]:

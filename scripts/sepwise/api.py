@@ -508,18 +508,19 @@ def _connect(rpc: str | None, tracker: str | None, key: str | None, timeout: flo
         yield board
 
 
-def server(output: str | Path, *, target: str) -> Path:
+def server(output: str | Path, *, target: str, copy: str | None = None) -> Path:
     """Makes the folder that a board needs to be reached: a server of TVM's RPC and the libraries that it needs.
 
     Args:
         output: Folder that is to appear; one that was made so is replaced.
         target: A name out of `targets()`, for what the board is.
+        copy: `USER@BOARD` to copy the folder to, by scp; none where None.
 
     Returns:
         The server in the folder.
 
     Raises:
-        InputError: There is no server for the target, or the folder cannot be written.
+        InputError: There is no server for the target, the folder cannot be written, or not be copied.
 
     Example:
         >>> server("board", target="rpi4")  # doctest: +SKIP
@@ -530,7 +531,7 @@ def server(output: str | Path, *, target: str) -> Path:
 
     found = device.get(target)
     require_writable(Path(output))
-    build_server(found, Path(output))
+    build_server(found, Path(output), copy=copy)
     return Path(output) / SERVER
 
 

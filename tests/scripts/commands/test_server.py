@@ -1,6 +1,7 @@
 """A board from the command line: the server that `sepwise server` makes, and the commands that reach it."""
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator
@@ -42,6 +43,37 @@ def test_the_folder(command: Callable[..., Any], tmp_path: Path) -> None:
         assert process.stdout.readline().startswith("listening on 127.0.0.1 port ")
         process.kill()
     assert f"ssh -t -L 9090:localhost:9090 USER@BOARD board/{SERVER}" in command("server", "--target", "host", "-o", made).out
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_folder_on_a_board(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: bool) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "bin").mkdir()
+    scp = tmp_path / "bin" / "scp"
+    ending = "echo 'scp: rpc_server: Text file busy' >&2; exit 1" if fails else f'test "$4" = pi@desk: && cp -r "$3" {tmp_path / "home"}'
+    scp.write_text(f"#!/bin/sh\n{ending}\n")
+    scp.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    status, out, err = command("server", "--target", "host", "-o", tmp_path / "board", "--copy", "pi@desk")
+    if fails:
+        assert (status, out) == (2, "")
+        assert "--copy pi@desk: scp says 'scp: rpc_server: Text file busy'. Check `ssh pi@desk`" in err
+        return
+    assert status == 0
+    assert f"ssh -t -L 9090:localhost:9090 pi@desk board/{SERVER}" in out
+    assert {path.name for path in (tmp_path / "home" / "board").iterdir()} == {"libtvm_ffi.so", "libtvm_runtime.so", SERVER}
+
+
+def test_a_copy_that_cannot_be(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for board in ("-oProxyCommand=ls", "pi@desk:there", "folder/desk"):
+        status, _, err = command("server", "--target", "host", "-o", tmp_path / "board", f"--copy={board}")
+        assert status == 2
+        assert f"--copy {board}: needed is USER@BOARD" in err
+    monkeypatch.setenv("PATH", str(tmp_path))
+    status, _, err = command("server", "--target", "host", "-o", tmp_path / "board", "--copy", "pi@desk")
+    assert status == 2
+    assert "--copy pi@desk: scp is missing here" in err
+    assert not (tmp_path / "board").exists()
 
 
 def test_targets_without_a_server(command: Callable[..., Any], tmp_path: Path) -> None:
