@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import re
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from sepwise.lowering.board_server import SERVER
+from sepwise.lowering.remote import Board, open_board
 
 SHAPE = ("--shape", "1,3,6,6")
 
@@ -136,3 +139,68 @@ def test_what_a_board_does_not_do(command: Callable[..., Any], network: Path, bo
         status, out, err = command(*words)
         assert (status, out) == (2, ""), words
         assert reason in err
+
+
+@pytest.fixture
+def before_running(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Gives a function that has something done each time before a board is asked to run a network or a kernel."""
+
+    def install(do: Callable[[], None]) -> None:
+        ask = Board.ask
+
+        def done_before(board: Board, doing: str, function: Callable[..., Any], *arguments: object) -> Any:
+            if doing.startswith("running"):
+                do()
+            return ask(board, doing, function, *arguments)
+
+        monkeypatch.setattr(Board, "ask", done_before)
+
+    return install
+
+
+@pytest.mark.parametrize("verb", ["run", "verify", "bench"])
+def test_a_server_that_is_killed(
+    command: Callable[..., Any],
+    network: Path,
+    board_server: Callable[..., Any],
+    before_running: Callable[..., None],
+    target: str,
+    tmp_path: Path,
+    verb: str,
+) -> None:
+    words: tuple[object, ...] = (verb, network, *SHAPE, "--target", target)
+    if verb == "run":
+        command("compile", *words[1:], "-o", tmp_path / "net")
+        np.save(tmp_path / "x.npy", np.zeros((1, 3, 6, 6), np.float32))
+        words = (verb, tmp_path / "net", "--input", f"x={tmp_path / 'x.npy'}", "-o", tmp_path / "y.npz")
+    with board_server(target) as server:
+
+        def kill() -> None:
+            server.process.kill()
+            server.process.wait()
+
+        before_running(kill)
+        status, out, err = command(*words, "--rpc", server.address)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(rf"sepwise: Board {server.address}: the connection was lost, running .*\n", err)
+    assert not (tmp_path / "y.npz").exists()
+
+
+def test_a_board_that_hangs_and_one_that_is_busy(
+    command: Callable[..., Any], network: Path, board_server: Callable[..., Any], before_running: Callable[..., None], target: str
+) -> None:
+    words = ("bench", network, *SHAPE, "--target", target)
+    with board_server(target) as server:
+
+        def stop() -> None:
+            for child in Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGSTOP)
+
+        with open_board(server.address):
+            status, out, err = command(*words, "--rpc", server.address, "--timeout", "0.5")
+        assert (status, out) == (2, "")
+        assert f"Board {server.address}: busy with another client for 0.5 s" in err
+        before_running(stop)
+        status, out, err = command(*words, "--rpc", server.address, "--timeout", "3")
+        assert (status, out) == (2, "")
+        assert f"Board {server.address}: no answer within 3 s, running " in err
