@@ -60,6 +60,7 @@ TIMEOUT_SECONDS: Final = 60.0
 
 _MOST_SECONDS: Final = 86400.0
 _RETRY_SECONDS: Final = 0.2
+_LONGEST_RETRY_SECONDS: Final = 1.0
 _PIECE_BYTES: Final = 1 << 22
 _NOWHERE: Final = -(1 << 63)
 _ENTRIES: Final = ("open", "allocate", "write", "read", "main", "run", "time", "time_calls", "protect", "run_alone")
@@ -422,7 +423,7 @@ def _dial(who: str, address: Address, deadline: _Deadline) -> socket.socket:
 
 def _connect(who: str, address: Address, key: str, deadline: _Deadline) -> tuple[Any, socket.socket]:
     """Waits until a server takes this client; gives TVM's session, and a copy of the socket that TVM keeps to itself."""
-    busy = False
+    busy, pause_s = False, _RETRY_SECONDS
     while not (busy and deadline.over):
         try:
             peer = _greet(who, address, deadline)
@@ -432,7 +433,8 @@ def _connect(who: str, address: Address, key: str, deadline: _Deadline) -> tuple
             if not (busy and deadline.over):
                 raise
         busy = True
-        time.sleep(min(_RETRY_SECONDS, deadline.left_s))
+        time.sleep(min(pause_s, deadline.left_s))
+        pause_s = min(2 * pause_s, _LONGEST_RETRY_SECONDS)  # as asking disturbs what the other client measures
     raise InputError(f"{who}: busy with another client for {deadline}. Wait, give --timeout, or share it by a tracker.")
 
 

@@ -40,6 +40,7 @@
 enum { MAGIC = 0xff271, TRACKER_MAGIC = 0x2f271, SUCCESS = MAGIC, DUPLICATE = MAGIC + 1, MISMATCH = MAGIC + 2 };
 enum { PUT = 3, UPDATE_INFO = 5, GET_PENDING_MATCHKEYS = 7 };
 enum { TEXT = 256, MESSAGE = 4096, PATH = 512 };
+enum { SILENT_S = 30, PROBE_S = 10, PROBES = 3 }; /* after which a client whose machine or network is gone counts as such */
 enum { PATIENCE_S = 5, PING_MS = 2000, UNUSED_PINGS = 3, LINGER_MS = 2000, RETRY_MS = 5000 };
 
 static const char *host = "127.0.0.1", *port = "9090", *tracker, *key = "", *address;
@@ -309,8 +310,9 @@ static void register_function(const char *name, TVMFFISafeCallType function) {
   TVMFFIObjectDecRef(handle);
 }
 
+static void set_option(int file, int level, int option, int value) { setsockopt(file, level, option, &value, sizeof value); }
+
 static _Noreturn void serve(int client, int seconds) {
-  int yes = 1;
   TVMFFIAny socket = {.type_index = kTVMFFIInt, .v_int64 = client}, result = {0};
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   signal(SIGINT, SIG_DFL);
@@ -318,8 +320,11 @@ static _Noreturn void serve(int client, int seconds) {
   signal(SIGHUP, SIG_DFL);
   sigprocmask(SIG_SETMASK, &usual_signals, NULL);
   set_patience(client, 0);
-  setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
-  setsockopt(client, SOL_SOCKET, SO_KEEPALIVE, &yes, sizeof yes);
+  set_option(client, IPPROTO_TCP, TCP_NODELAY, 1);
+  set_option(client, SOL_SOCKET, SO_KEEPALIVE, 1);
+  set_option(client, IPPROTO_TCP, TCP_KEEPIDLE, SILENT_S);
+  set_option(client, IPPROTO_TCP, TCP_KEEPINTVL, PROBE_S);
+  set_option(client, IPPROTO_TCP, TCP_KEEPCNT, PROBES);
   if (chdir(work)) _exit(3);
   alarm((unsigned)seconds); /* 0 for none; ends the child */
   register_function("tvm.rpc.server.workpath", find_path);

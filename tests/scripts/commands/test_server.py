@@ -1,5 +1,6 @@
 """A board from the command line: the server that `sepwise server` makes, and the commands that reach it."""
 
+import itertools
 import json
 import os
 import platform
@@ -7,6 +8,8 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,10 @@ from sepwise.lowering.board_server import SERVER
 from sepwise.lowering.remote import Board, open_board
 
 SHAPE = ("--shape", "1,3,6,6")
+EMULATED = "cortex-a72"
 
 
-@pytest.fixture(scope="module", params=["host", pytest.param("cortex-a72", marks=pytest.mark.emulated)])
+@pytest.fixture(scope="module", params=["host", pytest.param(EMULATED, marks=pytest.mark.emulated)])
 def target(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -142,14 +146,14 @@ def test_what_a_board_does_not_do(command: Callable[..., Any], network: Path, bo
 
 
 @pytest.fixture
-def before_running(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
-    """Gives a function that has something done each time before a board is asked to run a network or a kernel."""
+def before(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], None]], None]:
+    """Gives a function that has something done each time before a board is asked for what begins with some words."""
 
-    def install(do: Callable[[], None]) -> None:
+    def install(words: str, do: Callable[[], None]) -> None:
         ask = Board.ask
 
         def done_before(board: Board, doing: str, function: Callable[..., Any], *arguments: object) -> Any:
-            if doing.startswith("running"):
+            if doing.startswith(words):
                 do()
             return ask(board, doing, function, *arguments)
 
@@ -158,49 +162,75 @@ def before_running(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], No
     return install
 
 
+def kill(server: Any) -> None:
+    """Kills a server, and with it whoever it serves."""
+    server.process.kill()
+    server.process.wait()
+
+
+@pytest.mark.emulated
 @pytest.mark.parametrize("verb", ["run", "verify", "bench"])
 def test_a_server_that_is_killed(
     command: Callable[..., Any],
     network: Path,
     board_server: Callable[..., Any],
-    before_running: Callable[..., None],
-    target: str,
+    before: Callable[..., None],
     tmp_path: Path,
     verb: str,
 ) -> None:
-    words: tuple[object, ...] = (verb, network, *SHAPE, "--target", target)
+    words: tuple[object, ...] = (verb, network, *SHAPE, "--target", EMULATED)
     if verb == "run":
         command("compile", *words[1:], "-o", tmp_path / "net")
         np.save(tmp_path / "x.npy", np.zeros((1, 3, 6, 6), np.float32))
         words = (verb, tmp_path / "net", "--input", f"x={tmp_path / 'x.npy'}", "-o", tmp_path / "y.npz")
-    with board_server(target) as server:
-
-        def kill() -> None:
-            server.process.kill()
-            server.process.wait()
-
-        before_running(kill)
+    with board_server(EMULATED) as server:
+        before("running", partial(kill, server))
         status, out, err = command(*words, "--rpc", server.address)
     assert (status, out) == (2, "")
     assert re.fullmatch(rf"sepwise: Board {server.address}: the connection was lost, running .*\n", err)
     assert not (tmp_path / "y.npz").exists()
 
 
-def test_a_board_that_hangs_and_one_that_is_busy(
-    command: Callable[..., Any], network: Path, board_server: Callable[..., Any], before_running: Callable[..., None], target: str
+@pytest.mark.emulated
+def test_a_server_that_is_killed_and_started_again_costs_a_candidate(
+    command: Callable[..., Any],
+    network: Path,
+    board_server: Callable[..., Any],
+    before: Callable[..., None],
+    tmp_path: Path,
 ) -> None:
-    words = ("bench", network, *SHAPE, "--target", target)
-    with board_server(target) as server:
+    with ExitStack() as stack:
+        first, numbers = stack.enter_context(board_server(EMULATED)), itertools.count(1)
+
+        def restart() -> None:
+            if next(numbers) == 2:  # the default was timed
+                kill(first)
+                stack.enter_context(board_server(EMULATED, "--port", str(first.port)))
+
+        before("timing kernels", restart)
+        words = (network, *SHAPE, "--target", EMULATED, "--database", tmp_path / "db")
+        status, out, _ = command("tune", *words, "--rpc", first.address, "--trials", "3", "--json")
+    found = json.loads(out)
+    assert (status, found["trials"], found["runner"]) == (0, 3, "remote")
+    assert ["the connection was lost, timing kernels" in each["reason"] for each in found["wrong"]] == [True]
+
+
+@pytest.mark.emulated
+def test_a_board_that_hangs_and_one_that_is_busy(
+    command: Callable[..., Any], network: Path, board_server: Callable[..., Any], before: Callable[..., None]
+) -> None:
+    words = ("bench", network, *SHAPE, "--target", EMULATED)
+    with board_server(EMULATED) as server:
 
         def stop() -> None:
             for child in Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split():
                 os.kill(int(child), signal.SIGSTOP)
 
         with open_board(server.address):
-            status, out, err = command(*words, "--rpc", server.address, "--timeout", "0.5")
+            status, out, err = command(*words, "--rpc", server.address, "--timeout", "1")
         assert (status, out) == (2, "")
-        assert f"Board {server.address}: busy with another client for 0.5 s" in err
-        before_running(stop)
-        status, out, err = command(*words, "--rpc", server.address, "--timeout", "3")
+        assert f"Board {server.address}: busy with another client for 1 s" in err
+        before("running", stop)
+        status, out, err = command(*words, "--rpc", server.address, "--timeout", "2")
         assert (status, out) == (2, "")
-        assert f"Board {server.address}: no answer within 3 s, running " in err
+        assert f"Board {server.address}: no answer within 2 s, running " in err
