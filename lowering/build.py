@@ -41,6 +41,7 @@ __all__ = [
     "COMPILER_ERRORS",
     "CompileReport",
     "Emit",
+    "Lowered",
     "build_objects",
     "build_program",
     "compile",
@@ -61,6 +62,12 @@ COMPILER_ERRORS = (RuntimeError, ValueError)
 
 Emit = Callable[[ImportedGraph, Mapping[str, CompiledKernel], Device], bytes]
 """Makes an object of the kernels of a graph, which were lowered, by name, for a device."""
+
+Lowered = dict[
+    tuple[str, str, str, str],
+    tuple[CompiledKernel, Callable[["Sequence[tuple[np.ndarray, np.ndarray]]"], list[np.ndarray]]],
+]
+"""Kernels by name, workload, strategy and tile, each with what packs its weights."""
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +182,7 @@ def build_program(
     float16: bool = False,
     emit: Emit = build_objects,
     records: Records | None = None,
+    lowered: Lowered | None = None,
 ) -> tuple[Program, CompileReport]:
     """Builds the Program of a loaded model.
 
@@ -186,6 +194,8 @@ def build_program(
         emit: Makes the object of the lowered kernels; another one than `build_objects` may look at them and make none. It is
             called anew, for fewer kernels, where one of them turns out to need TVM's runtime.
         records: What tuning has found (see `tuning.database.read_records`).
+        lowered: Kernels of earlier builds for the same device, which are not scheduled and lowered again; those of this one are
+            added.
 
     Returns:
         The Program and the report.
@@ -203,7 +213,7 @@ def build_program(
     value_names = {node.name: node.outputs[0].name or "" for node in canonical.graph if node.name}
     fused = fuse(canonical, float16=float16).model
     selector = Selector(device, threads, records)
-    program, imported = _build_with_tail(fused, device, selector, value_names, emit)
+    program, imported = _build_with_tail(fused, device, selector, value_names, emit, {} if lowered is None else lowered)
     graph = imported.graph
     in_tail = set(program.tail.nodes) if program.tail is not None else set()
     left = [layer for layer in layer_costs(fused).layers if in_tail & {layer.name, *layer.nodes}] if in_tail else []
@@ -256,7 +266,7 @@ def require_float16(device: Device) -> None:
 
 
 def _build_with_tail(
-    fused: ir.Model, device: Device, selector: Selector, value_names: Mapping[str, str], emit: Emit
+    fused: ir.Model, device: Device, selector: Selector, value_names: Mapping[str, str], emit: Emit, lowered: Lowered
 ) -> tuple[Program, ImportedGraph]:
     """Compiles all that becomes static kernels, and leaves the rest to a tail where the device is this machine."""
     runtime_nodes = find_runtime_nodes(fused)
@@ -265,7 +275,7 @@ def _build_with_tail(
             raise _no_runtime(next(iter(runtime_nodes.values())), device)
         head, tail = split(fused, runtime_nodes)
         try:
-            program, imported = _build(head, device, selector, value_names, emit)
+            program, imported = _build(head, device, selector, value_names, emit, lowered)
         except NeedsRuntimeError as error:
             if device.emulated:
                 raise _no_runtime(f"{error}; it needs TVM's runtime", device) from error
@@ -287,13 +297,13 @@ def _no_runtime(reason: str, device: Device) -> UnsupportedError:
 
 
 def _build(
-    model: ir.Model, device: Device, selector: Selector, value_names: Mapping[str, str], emit: Emit
+    model: ir.Model, device: Device, selector: Selector, value_names: Mapping[str, str], emit: Emit, lowered: Lowered
 ) -> tuple[Program, ImportedGraph]:
     """Compiles a fused model to static kernels."""
     imported = import_graph(model, device, selector, value_names=value_names)
     graph = imported.graph
     views = imported.views | assign_layouts(graph, imported.views, selector)
-    compiled, choices = _compile_kernels(graph, imported.weights, device, selector)
+    compiled, choices = _compile_kernels(graph, imported.weights, device, selector, lowered)
     objects = emit(imported, compiled, device)
     return _assemble(graph, replace(imported, views=views), device, compiled, choices, objects), imported
 
@@ -303,6 +313,7 @@ def _compile_kernels(
     weights: Mapping[str, list[tuple[np.ndarray, np.ndarray]]],
     device: Device,
     selector: Selector,
+    lowered: Lowered,
 ) -> tuple[dict[str, CompiledKernel], dict[str, Choice]]:
     """Schedules and lowers each kernel, equal workloads once; packs weights. By kernel name; and the choices of strategies."""
     compiled: dict[str, CompiledKernel] = {}
@@ -318,9 +329,12 @@ def _compile_kernels(
                 assert isinstance(workload, ConvWorkload | LinearWorkload)
                 choice = selector.choose(workload)
                 assert not isinstance(choice, list), "the importer made a workload that nothing computes"
-                implementation = choice.strategy.schedule(workload, device.holding(workload.dtypes.input), choice.tile)
-                by_key[workload.key] = lower_kernel(implementation.function, kernel.name, device)
-                packers[workload.key] = (implementation.pack, choice)
+                known = kernel.name, workload.key, choice.strategy.name, str(choice.tile)
+                if known not in lowered:
+                    implementation = choice.strategy.schedule(workload, device.holding(workload.dtypes.input), choice.tile)
+                    lowered[known] = lower_kernel(implementation.function, kernel.name, device), implementation.pack
+                by_key[workload.key], pack = lowered[known]
+                packers[workload.key] = (pack, choice)
         compiled[kernel.name] = by_key[workload.key]
         if workload.key in packers:
             pack, choices[kernel.name] = packers[workload.key]

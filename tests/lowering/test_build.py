@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -127,6 +128,25 @@ def test_the_same_model_gives_the_same_program(network: Callable[..., ir.Model])
     assert one.calls == other.calls
     assert one.object_code == other.object_code
     np.testing.assert_array_equal(one.constants, other.constants)
+
+
+def test_kernels_of_an_earlier_build_are_not_lowered_again(
+    network: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lowered: build.Lowered = {}
+    first, _ = build_program(network(INVERTED), HOST, lowered=lowered)
+    assert lowered
+    lower, again = build.lower_kernel, []
+
+    def note(function: Any, name: str, *others: Any) -> Any:
+        again.append(name)
+        return lower(function, name, *others)
+
+    monkeypatch.setattr(build, "lower_kernel", note)
+    second, _ = build_program(network(INVERTED), HOST, lowered=lowered)
+    assert not {name for name, *_ in lowered} & set(again)
+    assert first.object_code == second.object_code
+    np.testing.assert_array_equal(first.constants, second.constants)
 
 
 def test_inputs_and_outputs_are_the_networks(built: dict[str, tuple[ir.Model, Program, build.CompileReport]]) -> None:
