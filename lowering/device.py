@@ -23,6 +23,7 @@ __all__ = [
     "emulated_here",
     "get",
     "host_flags",
+    "host_processor",
     "load",
     "missing_flags",
     "names",
@@ -354,6 +355,13 @@ def host_flags() -> frozenset[str]:
     """Reads the extensions that every cpu of this machine reports, as /proc/cpuinfo names them."""
     lists = [frozenset(cpu.get("flags", cpu.get("Features", "")).split()) for cpu in _read_cpuinfo(Path("/proc/cpuinfo"))]
     return frozenset.intersection(*lists) if lists else frozenset()
+
+
+@cache
+def host_processor() -> str | None:
+    """Reads what the processor of this machine calls itself; None where /proc/cpuinfo has no name for it."""
+    named = (cpu.get("model name") for cpu in _read_cpuinfo(Path("/proc/cpuinfo")))
+    return next((name for name in named if name), None)
 
 
 @cache

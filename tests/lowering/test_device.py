@@ -315,3 +315,14 @@ def test_the_compiler_knows_every_cpu() -> None:
 def test_the_file_is_read_without_tvm() -> None:
     code = "import sys; from sepwise.lowering import device; device.get('host'); assert 'tvm' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "name"),
+    [([{"processor": "0", "model name": "A cpu"}] * 2, "A cpu"), ([{"processor": "0", "CPU part": "0xd08"}], None), ([], None)],
+)
+def test_a_processor_is_called_what_it_calls_itself(
+    monkeypatch: pytest.MonkeyPatch, cpus: list[dict[str, str]], name: str | None
+) -> None:
+    monkeypatch.setattr(devices, "_read_cpuinfo", lambda _: cpus)
+    assert devices.host_processor.__wrapped__() == name
