@@ -8,8 +8,10 @@
       trial      builds some candidates of a kernel into one Program, and times and checks them there
       timing     where that runs: on this machine, on a board, or as an estimate for an emulated core
       intervals  what timings tell and what they do not
-      playoff    the kept ones against the default, each in the whole network
-      database   one folder for each device, in MetaSchedule's format with the evidence beside
+      budget     the time that is given, and what is kept of it for the play-off
+  playoff    the kept ones against the default, each in the whole network
+      sources    which code scheduled them: records hold for no other
+  database   one folder for each device, in MetaSchedule's format with the evidence beside
 
 Default, tuned and replayed kernels come the same way: a strategy schedules a workload with one of the tiles that it declares, and
 a chain is cut into workloads that strategies compute.

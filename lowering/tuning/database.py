@@ -10,7 +10,9 @@ MetaSchedule's `JSONDatabase` loads the first two (`work_dir=`). A trace says th
 annotations of the PrimFunc; replayed, they are looked up among what the strategy declares. That of a chain (its workload begins
 with `chain`) says how many stages each of its kernels computes, under the strategy `structure`. A record alone decides nothing:
 what compilations use is a verdict of the play-off, which names its record and the conditions under which it holds: device,
-versions, threads, and whether times were measured or estimated. Verdicts of other conditions are refused.
+versions, sources, threads, and whether times were measured or estimated. Verdicts of other conditions are refused. Of several
+that hold for a workload, which two databases may have had before they were merged, the latest counts, but what was finished
+goes before what was not.
 
 Files are appended to and never rewritten. A line is written at once and synced, under an advisory lock, in an order in which each
 names only what is there already; whoever is killed between leaves a line that nothing names, or half a line, which readers leave
@@ -25,8 +27,9 @@ import json
 import logging
 import math
 import os
+from collections import Counter
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -34,18 +37,31 @@ from typing import TYPE_CHECKING, Any, Final
 from sepwise.lowering.artifact import device_from_json, device_to_json, own_version
 from sepwise.lowering.core_model import core_model
 from sepwise.lowering.selection import Pick
-from sepwise.lowering.tuning.intervals import Interval
+from sepwise.lowering.tuning.intervals import Interval, Times
+from sepwise.lowering.tuning.sources import own_sources
 from sepwise.passes.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sepwise.lowering.device import Device
     from sepwise.lowering.selection import Records
     from sepwise.lowering.tuning.timing import Method, Place
 
-__all__ = ["Conditions", "Database", "Evidence", "Findings", "Verdict", "find_conditions", "read_records"]
+__all__ = [
+    "Conditions",
+    "Database",
+    "Evidence",
+    "Findings",
+    "Verdict",
+    "find_conditions",
+    "find_neighbours",
+    "list_folders",
+    "read_picks",
+    "read_records",
+    "spell_refused",
+]
 
 WORKLOADS, RECORDS, EVIDENCE, DEVICE, LOCK = (
     "database_workload.json",
@@ -96,6 +112,7 @@ class Conditions:
     Attributes:
         device: Digest of the device's facts.
         sepwise: Version of this package, whose strategies schedule.
+        sources: Digest of the sources that do (see `sources`), as they may change within a version.
         tvm: Version of TVM, which compiles.
         threads: Workers.
         method: `measured` or `estimated`.
@@ -103,6 +120,7 @@ class Conditions:
 
     device: str
     sepwise: str
+    sources: str
     tvm: str
     threads: int
     method: Method
@@ -115,22 +133,20 @@ class Evidence:
     Attributes:
         pick: The candidate.
         record: Index of its record.
-        median: Median of its samples, in microseconds or estimated cycles.
-        default_median: That of the default's in the same rounds.
+        times: Its samples beside the default's.
         interval: Its time over the default's.
-        rounds: Samples of each.
         worst_ratio: Largest error over its bound, from the check of the kernel.
         place: Where it ran: `native`, `remote` or `emulated`.
+        machine: The processor as it names itself there, None where nothing does.
     """
 
     pick: Pick
     record: int
-    median: float
-    default_median: float
+    times: Times
     interval: Interval
-    rounds: int
     worst_ratio: float
     place: Place
+    machine: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,21 +157,19 @@ class Verdict:
         pick: The candidate, the default where nothing is faster beyond the noise.
         record: Index of its record.
         tuned: Whether it is another one than the default.
-        median: Median of its samples, in the network.
-        default_median: That of the default's.
+        times: Its samples beside the default's, in the network.
         interval: Its time over the default's, in the network.
-        rounds: Samples of each.
         finished: Whether nothing is left to try.
+        machine: The processor as it names itself, None where nothing does.
     """
 
     pick: Pick
     record: int
     tuned: bool
-    median: float
-    default_median: float
+    times: Times
     interval: Interval
-    rounds: int
     finished: bool
+    machine: str | None
 
 
 @dataclass(slots=True)
@@ -165,14 +179,14 @@ class Findings:
     Attributes:
         tried: Candidates that were timed or refused.
         records: Evidence of those that were verified, by candidate.
-        verdicts: The last one of each workload.
-        refused: Why other verdicts do not hold.
+        verdicts: The one that counts of each workload.
+        refused: Workloads that have verdicts which do not hold, by the reason.
     """
 
     tried: dict[str, set[Pick]] = field(default_factory=dict)
     records: dict[str, dict[Pick, Evidence]] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)
+    refused: dict[str, set[str]] = field(default_factory=dict)
 
 
 def find_conditions(device: Device, threads: int, method: Method) -> Conditions:
@@ -186,7 +200,7 @@ def find_conditions(device: Device, threads: int, method: Method) -> Conditions:
     Returns:
         The conditions.
     """
-    return Conditions(_digest(device), own_version(), version("apache-tvm"), threads, method)
+    return Conditions(_digest(device), own_version(), own_sources(), version("apache-tvm"), threads, method)
 
 
 def _digest(device: Device) -> str:
@@ -242,7 +256,7 @@ class Database:
             What was found, and why the rest does not hold.
         """
         findings = Findings()
-        others: dict[str, int] = {}
+        ranks: dict[str, tuple[bool, str]] = {}
         wanted = asdict(conditions)
         with self._locked(fcntl.LOCK_SH):
             lines = _read_lines(self.folder / EVIDENCE)
@@ -252,31 +266,34 @@ class Database:
                 line = _parse(text)
                 reason = _differs(line["conditions"], wanted)
                 if reason is None:
-                    _take(findings, line, traces)
+                    _take(findings, line, traces, ranks)
                 elif line["kind"] == "verdict":
-                    others[reason] = others.get(reason, 0) + 1
+                    findings.refused.setdefault(reason, set()).add(line["workload"])
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 place = self.folder / EVIDENCE
                 logger.warning("%s, line %d: is not what was written there (%r); left out.", place, number, error)
-        findings.refused = [f"{count} records are {reason}" for reason, count in others.items()]
         return findings
 
     # Writing ----------------------------------------------------------------------------------------------------------
 
-    def add_tried(self, conditions: Conditions, workload: str, pick: Pick, ratio: float | None, refused: str | None) -> None:
+    def add_tried(
+        self, conditions: Conditions, workload: str, pick: Pick, interval: Interval | None, rounds: int, refused: str | None
+    ) -> None:
         """Notes a candidate that was timed, or refused.
 
         Args:
             conditions: Under what.
             workload: Key of the workload.
             pick: The candidate.
-            ratio: Its time over that of the best until then, None where it could not be timed.
+            interval: Its time over that of the best until then, None where it could not be timed.
+            rounds: Samples of each.
             refused: Why it was refused, None where it was not.
 
         Raises:
             InputError: The file cannot be written.
         """
-        said = {"ratio": ratio} if refused is None else {"refused": refused}
+        said = {} if interval is None else {**asdict(interval), "rounds": rounds}
+        said |= {} if refused is None else {"refused": refused}
         self._add(conditions, {"kind": "tried", "workload": workload, **_spell(pick), **said})
 
     def add_record(
@@ -324,49 +341,58 @@ class Database:
         own = {"tuned": verdict.tuned, "finished": verdict.finished}
         self._add(conditions, {"kind": "verdict", "workload": workload, **_evidence_to_json(verdict), **own})
 
-    def merge(self, other: Database) -> int:
-        """Adds what another folder of the same device knows of workloads that have no verdict here.
+    def merge(self, other: Database) -> Counter[str]:
+        """Adds what another folder of the same device has and this one has not, under whatever conditions.
 
         Args:
             other: The folder; it is left as it is.
 
         Returns:
-            Number of records that were added.
+            Lines that were added, by kind: `tried`, `record` and `verdict`.
 
         Raises:
             InputError: A file cannot be written.
         """
         with other._locked(fcntl.LOCK_SH):
             workloads, records, lines = (_read_lines(other.folder / name) for name in (WORKLOADS, RECORDS, EVIDENCE))
+        added: Counter[str] = Counter()
         with self._locked(fcntl.LOCK_EX):
             known = [_hash_of(line) for line in self._repair(WORKLOADS)]
             count = len(self._repair(RECORDS))
-            mine = [_parse(line) for line in self._repair(EVIDENCE)]
-            there = {_identity(line) for line in mine}
-            settled = {_settles(line) for line in mine if line.get("kind") == "verdict"}
+            there = {_identity(line): line for line in map(_parse, self._repair(EVIDENCE))}
             moved: dict[int, int] = {}
-            for line in map(_parse, lines):
-                if not line or _identity(line) in there or _settles(line) in settled:
+            for number, line in enumerate(map(_parse, lines), 1):
+                if not line:
+                    logger.warning("%s, line %d: is not what was written there; left out.", other.folder / EVIDENCE, number)
                     continue
-                if line["kind"] == "record":
+                identity = _identity(line)
+                if identity in there:
+                    if "record" in line:
+                        moved.setdefault(line["record"], there[identity]["record"])
+                    continue
+                if "record" in line and line["record"] not in moved:
                     try:
                         place, behind = json.loads(records[line["record"]])
-                        hashed = _hash_of(workloads[place])
+                        workload = workloads[place]
                     except (ValueError, TypeError, IndexError):
                         logger.warning("%s: record %d is damaged; left out.", other.folder, line["record"])
                         continue
+                    hashed = _hash_of(workload)
+                    if hashed is None:
+                        logger.warning("%s: workload %d is damaged; its records are left out.", other.folder, place)
+                        continue
                     if hashed not in known:
-                        self._append(WORKLOADS, workloads[place])
+                        self._append(WORKLOADS, workload)
                         known.append(hashed)
                     moved[line["record"]] = count
                     self._append(RECORDS, json.dumps([known.index(hashed), behind], separators=(",", ":")))
                     count += 1
                 if "record" in line:
-                    if line["record"] not in moved:
-                        continue
                     line["record"] = moved[line["record"]]
                 self._append(EVIDENCE, json.dumps(line, separators=(",", ":")))
-        return len(moved)
+                added[line["kind"]] += 1
+                there[identity] = line
+        return added
 
     def _add(self, conditions: Conditions, line: Mapping[str, Any]) -> None:
         """Adds a line of evidence."""
@@ -438,19 +464,49 @@ def read_records(root: Path, device: Device, threads: int) -> Records:
         raise InputError(f"{root}: is no folder; `sepwise tune MODEL --database {root}` makes a database there.")
     database = Database(root, device)
     found: dict[str, Pick] = {}
-    refused: list[str] = []
+    refused: dict[str, set[str]] = {}
     methods: tuple[Method, ...] = ("estimated", "measured")
     for method in methods:
         findings = database.read(find_conditions(device, threads, method))
         found |= {workload: verdict.pick for workload, verdict in findings.verdicts.items()}
-        refused = findings.refused
-    if not found:
-        folders = sorted(folder.name for folder in root.iterdir() if (folder / DEVICE).is_file())
-        others = [name for name in folders if name != database.folder.name]
-        reasons = [*refused, *([f"others are of other devices ({', '.join(others)})"] if others else [])]
-        said = "; ".join(reasons) or "it is empty"
-        logger.warning("%s: no record holds for '%s' with %d thread(s): %s.", root, device.name, threads, said)
+        refused |= findings.refused
+    reasons = spell_refused(refused, found)
+    if found:
+        if reasons:
+            logger.warning("%s: not used for '%s' with %d thread(s): %s.", root, device.name, threads, "; ".join(reasons))
+        return found
+    folders = list_folders(root)
+    others = [name for name in folders if name != database.folder.name]
+    reasons += [f"others are of other devices ({', '.join(others)})"] if others else []
+    said = "; ".join(reasons) or "it is empty"
+    logger.warning("%s: no record holds for '%s' with %d thread(s): %s.", root, device.name, threads, said)
     return found
+
+
+def spell_refused(refused: Mapping[str, set[str]], instead: Collection[str] = ()) -> list[str]:
+    """Says which verdicts do not hold, and why.
+
+    Args:
+        refused: Their workloads, by the reason.
+        instead: Workloads for which another verdict holds; they are not counted.
+
+    Returns:
+        `3 records are for 2 thread(s)`, for each reason.
+    """
+    counts = {reason: len(workloads.difference(instead)) for reason, workloads in refused.items()}
+    return [f"{count} record{' is' if count == 1 else 's are'} {reason}" for reason, count in counts.items() if count]
+
+
+def list_folders(root: Path) -> list[str]:
+    """Lists the folders of devices that a database has.
+
+    Args:
+        root: The folder of all devices.
+
+    Returns:
+        Their names, sorted; none where it is no folder.
+    """
+    return sorted(folder.name for folder in root.iterdir() if (folder / DEVICE).is_file()) if root.is_dir() else []
 
 
 def find_neighbours(roots: Sequence[Path], device: Device) -> list[Database]:
@@ -496,7 +552,7 @@ def read_picks(database: Database) -> dict[str, list[Pick]]:
 # Lines ------------------------------------------------------------------------------------------------------------------
 
 _TRIED: Final[dict[str, Any]] = {"workload": str, "conditions": dict, "strategy": str, "sizes": dict}
-_NUMBERS: Final = ("median", "default_median", "ratio", "low", "high")
+_NUMBERS: Final = ("median", "default_median", "ratio", "low", "high")  # those of all versions
 _RECORDED: Final = {**_TRIED, "record": int, "rounds": int, **dict.fromkeys(_NUMBERS, int | float)}
 _FIELDS: Final = {
     "tried": _TRIED,
@@ -536,12 +592,14 @@ def _parse(line: str) -> dict[str, Any]:
 
 def _line(conditions: Conditions, line: Mapping[str, Any]) -> str:
     """Writes a line of evidence."""
-    date = datetime.now(UTC).isoformat(timespec="seconds")
+    date = datetime.now(UTC).isoformat(timespec="microseconds")  # by which verdicts of two databases are ordered
     return json.dumps({**line, "conditions": asdict(conditions), "date": date}, separators=(",", ":"))
 
 
-def _take(findings: Findings, line: Mapping[str, Any], traces: Sequence[Pick | None]) -> None:
-    """Adds a line of evidence to what was found."""
+def _take(
+    findings: Findings, line: Mapping[str, Any], traces: Sequence[Pick | None], ranks: dict[str, tuple[bool, str]]
+) -> None:
+    """Adds a line of evidence to what was found; `ranks` says of each workload how much the verdict counts that it has."""
     workload = line["workload"]
     if line["kind"] == "tried":
         findings.tried.setdefault(workload, set()).add(_pick(line))
@@ -549,26 +607,24 @@ def _take(findings: Findings, line: Mapping[str, Any], traces: Sequence[Pick | N
     pick = _pick(line)
     if traces[line["record"]] != pick:
         raise ValueError(f"record {line['record']} is of another kernel")
-    common = {
-        "pick": pick,
-        "interval": Interval(line["ratio"], line["low"], line["high"]),
-        **{name: line[name] for name in ("record", "median", "default_median", "rounds")},
-    }
+    times = Times(**{each.name: line[each.name] for each in fields(Times)})
+    interval = Interval(line["ratio"], line["low"], line["high"], line["least_gain"])
+    record, machine = line["record"], line["machine"]
     if line["kind"] == "record":
-        findings.records.setdefault(workload, {})[pick] = Evidence(**common, worst_ratio=line["worst_ratio"], place=line["place"])
+        known = findings.records.setdefault(workload, {})
+        known[pick] = Evidence(pick, record, times, interval, line["worst_ratio"], line["place"], machine)
     elif line["kind"] == "verdict":
-        findings.verdicts[workload] = Verdict(**common, tuned=line["tuned"], finished=line["finished"])
+        rank = (line["finished"], line["date"])
+        if rank >= ranks.get(workload, rank):
+            ranks[workload] = rank
+            findings.verdicts[workload] = Verdict(pick, record, line["tuned"], times, interval, line["finished"], machine)
 
 
 def _evidence_to_json(evidence: Evidence | Verdict) -> dict[str, Any]:
     """Writes what records and verdicts have in common."""
     known = {"worst_ratio": evidence.worst_ratio, "place": evidence.place} if isinstance(evidence, Evidence) else {}
-    return {
-        **_spell(evidence.pick),
-        **asdict(evidence.interval),
-        **{name: getattr(evidence, name) for name in ("record", "median", "default_median", "rounds")},
-        **known,
-    }
+    common = {"record": evidence.record, "machine": evidence.machine}
+    return {**_spell(evidence.pick), **asdict(evidence.interval), **asdict(evidence.times), **common, **known}
 
 
 def _spell(pick: Pick) -> dict[str, Any]:
@@ -600,6 +656,8 @@ def _differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
     for package in ("sepwise", "tvm"):
         if found[package] != wanted[package]:
             return f"of {package} {found[package]}, this is {wanted[package]}"
+    if (sources := found.get("sources", "not recorded")) != wanted["sources"]:
+        return f"of other sources of sepwise {found['sepwise']} ({sources}), these are {wanted['sources']}"
     if found["threads"] != wanted["threads"]:
         return f"for {found['threads']} thread(s)"
     return None if found["method"] == wanted["method"] else f"{found['method']}, not {wanted['method']}"
@@ -608,11 +666,6 @@ def _differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
 def _identity(line: Mapping[str, Any]) -> str:
     """What tells lines of evidence apart, in whichever folder they are."""
     return json.dumps({key: value for key, value in line.items() if key != "record"}, sort_keys=True)
-
-
-def _settles(line: Mapping[str, Any]) -> tuple[str, str]:
-    """What a line is about: a workload under some conditions."""
-    return line.get("workload", ""), json.dumps(line.get("conditions"), sort_keys=True)
 
 
 def _read_device(folder: Path) -> Device | None:

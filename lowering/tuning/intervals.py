@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Interval", "compare"]
+__all__ = ["Interval", "Times", "compare", "summarise"]
 
 DOUBT = 0.01
 """Probability that an interval misses the median."""
@@ -64,6 +64,25 @@ class Interval:
         return max(self.low, self.ratio) < 1 - self.least_gain
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Samples of a candidate and of the default, in microseconds or estimated cycles.
+
+    Attributes:
+        median: Of the candidate.
+        minimum: Of the candidate.
+        default_median: Of the default, in the same rounds.
+        default_minimum: Of the default.
+        rounds: Samples of each.
+    """
+
+    median: float
+    minimum: float
+    default_median: float
+    default_minimum: float
+    rounds: int
+
+
 def compare(ours: Sequence[float], theirs: Sequence[float], *, exact: bool = False) -> Interval:
     """Compares two kernels by paired samples.
 
@@ -83,6 +102,19 @@ def compare(ours: Sequence[float], theirs: Sequence[float], *, exact: bool = Fal
     if rank == 0:
         return Interval(ratio, 0.0, math.inf)
     return Interval(ratio, ratios[rank - 1], ratios[-rank])
+
+
+def summarise(ours: Sequence[float], theirs: Sequence[float]) -> Times:
+    """Gives what records keep of samples.
+
+    Args:
+        ours: Times of the candidate, one for each round.
+        theirs: Times of the default in the same rounds.
+
+    Returns:
+        Medians, minima and the number of rounds.
+    """
+    return Times(statistics.median(ours), min(ours), statistics.median(theirs), min(theirs), len(ours))
 
 
 def _rank(count: int) -> int:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from sepwise.lowering.build import build_objects, build_program
 from sepwise.lowering.tuning.space import list_candidates
-from sepwise.lowering.tuning.structure import differs_around, find_chains, list_alternatives
+from sepwise.lowering.tuning.structure import differs_around, find_chains
 from sepwise.lowering.tuning.trial import Tuned
 from sepwise.lowering.verify import KernelChecker, before_grouping
 from sepwise.lowering.workload import ConvWorkload, LinearWorkload
@@ -22,15 +22,17 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from sepwise.lowering.build import Lowered
     from sepwise.lowering.codegen import CompiledKernel
     from sepwise.lowering.device import Device
     from sepwise.lowering.importer import ImportedGraph
     from sepwise.lowering.program import Program
     from sepwise.lowering.selection import Pick, Records
+    from sepwise.lowering.tuning.budget import Budget
     from sepwise.lowering.tuning.structure import Chain
     from sepwise.lowering.tuning.timing import Timer
 
-__all__ = ["Network", "Variant", "build_network", "load_network"]
+__all__ = ["Network", "Variant", "add_variants", "build_network", "load_network"]
 
 
 @dataclass(slots=True)
@@ -41,12 +43,14 @@ class Variant:
         structures: Records of chains whose structure is not the default's.
         program: The network.
         chains: By the key of their structure; of variants those whose structure may be chosen.
+        whole: Whether the program has no other structures than these.
         kernels: Those that no variant before it has.
     """
 
     structures: dict[str, Pick]
     program: Program
     chains: dict[str, Chain]
+    whole: bool = True
     kernels: list[Tuned] = field(default_factory=list)
 
 
@@ -59,6 +63,7 @@ class Network:
         graph: The same as kernels are checked against it.
         inputs: What it runs on.
         variants: First as it is by default, then with other structures of its chains.
+        lowered: Kernels of all networks that were built.
         notes: What is worth saying.
     """
 
@@ -66,6 +71,7 @@ class Network:
     graph: ir.Model
     inputs: dict[str, np.ndarray]
     variants: list[Variant]
+    lowered: Lowered = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -87,24 +93,44 @@ class Network:
         return found
 
 
-def load_network(model: ir.Model, timer: Timer, *, float16: bool) -> Network:
-    """Builds a network as it is compiled without a database, and with other structures; finds what is tuned in it.
+def load_network(model: ir.Model, timer: Timer, *, float16: bool, budget: Budget) -> Network:
+    """Builds a network as it is compiled without a database, and finds what is tuned in it.
 
     Args:
         model: The network as it was loaded.
         timer: What it is to run on.
         float16: Whether what is float32 is computed in float16, but for what needs more.
+        budget: Is told of what building, loading and checking takes.
 
     Returns:
-        The network, with notes of what is left out.
+        The network with its default structures, and notes of what is left out.
     """
-    program, imported = build_network(model, timer, {}, float16=float16)
+    lowered: Lowered = {}
+    with budget.measure("build"):
+        program, imported = build_network(model, timer, {}, lowered, budget, float16=float16)
     default = Variant({}, program, find_chains(program, imported))
     graph = before_grouping(fuse(model, float16=float16, keep_stages=True).stages)
-    network = Network(model, graph, sample_inputs(model, 0), [default])
-    _find_kernels(network, default, imported, timer, calls=range(len(program.calls)))
-    for structures in list_alternatives(default.chains, timer.device, timer.threads):
-        program, imported = build_network(model, timer, structures, float16=float16)
+    network = Network(model, graph, sample_inputs(model, 0), [default], lowered)
+    _find_kernels(network, default, imported, timer, budget, calls=range(len(program.calls)))
+    return network
+
+
+def add_variants(
+    network: Network, alternatives: Iterable[Records], timer: Timer, *, float16: bool, budget: Budget
+) -> None:
+    """Builds a network with other structures, and finds what is tuned in them.
+
+    Args:
+        network: As `load_network` gives it.
+        alternatives: As `list_alternatives` gives them.
+        timer: What it is to run on.
+        float16: As `load_network` has it.
+        budget: Is told of what building, loading and checking takes.
+    """
+    default = network.default
+    for structures in alternatives:
+        with budget.measure("build"):
+            program, imported = build_network(network.model, timer, structures, network.lowered, budget, float16=float16)
         chains = find_chains(program, imported)
         variant = Variant({}, program, {})
         for key, structure in structures.items():
@@ -112,21 +138,25 @@ def load_network(model: ir.Model, timer: Timer, *, float16: bool) -> Network:
             if reason is None:
                 variant.chains[key], variant.structures[key] = chains[key], structure
             else:
+                variant.whole = False
                 network.notes.append(f"Chain '{default.chains[key].name}' is not tried as '{structure}': {reason}.")
         if variant.chains:
             network.variants.append(variant)
             own = [call for chain in variant.chains.values() for call in chain.calls]
-            _find_kernels(network, variant, imported, timer, calls=own)
-    return network
+            _find_kernels(network, variant, imported, timer, budget, calls=own)
 
 
-def build_network(model: ir.Model, timer: Timer, records: Records, *, float16: bool) -> tuple[Program, ImportedGraph]:
+def build_network(
+    model: ir.Model, timer: Timer, records: Records, lowered: Lowered, budget: Budget, *, float16: bool
+) -> tuple[Program, ImportedGraph]:
     """Builds a network with records.
 
     Args:
         model: The network as it was loaded.
         timer: What it is to run on.
         records: What to compute workloads with, and how chains are cut.
+        lowered: Kernels of the networks that were built before; those of this one are added.
+        budget: Is told of what making an object takes, which is most of what another build does.
         float16: As `load_network` has it.
 
     Returns:
@@ -136,14 +166,17 @@ def build_network(model: ir.Model, timer: Timer, records: Records, *, float16: b
 
     def emit(imported: ImportedGraph, compiled: Mapping[str, CompiledKernel], device: Device) -> bytes:
         built.append(imported)
-        return build_objects(imported, compiled, device)
+        with budget.measure("object"):
+            return build_objects(imported, compiled, device)
 
-    program, _ = build_program(model, timer.device, threads=timer.threads, float16=float16, emit=emit, records=records)
+    program, _ = build_program(
+        model, timer.device, threads=timer.threads, float16=float16, emit=emit, records=records, lowered=lowered
+    )
     return program, built[-1]
 
 
 def _find_kernels(
-    network: Network, variant: Variant, imported: ImportedGraph, timer: Timer, *, calls: Iterable[int]
+    network: Network, variant: Variant, imported: ImportedGraph, timer: Timer, budget: Budget, *, calls: Iterable[int]
 ) -> None:
     """Finds the kernels of some calls that can be tuned and that no variant before has."""
     program, known = variant.program, {kernel.workload.key for kernel in network.kernels}
@@ -152,7 +185,9 @@ def _find_kernels(
         by_workload.setdefault(program.calls[index].workload, []).append(index)
     if by_workload.keys() <= known:
         return
-    with closing(timer.load(program, network.inputs)) as timed:
+    with budget.measure("load"):
+        loaded = timer.load(program, network.inputs)
+    with closing(loaded) as timed, budget.measure("check"):
         checker = KernelChecker(program, timed.runner, network.graph, network.inputs)
     own = {kernel.name: kernel.workload for kernel in imported.graph.kernels}
     for indices in by_workload.values():

@@ -4,20 +4,24 @@ Alone a kernel finds its weights where the last candidate left them, in the netw
 are run in turn, the default's and those of the kernels' best and second best, each twice, as it finds the caches after another
 the first time; the calls of the second run are timed, and those of one workload are summed. For a workload the fastest is chosen
 that beats the default beyond the noise, or else the default. What is chosen together is then compared as a whole, and where that
-is surely slower, everything stays as it was.
+looks slower, everything stays as it was.
 
 Then other structures of chains play the same way, with the tiles that were chosen, against the structures of the default. Their
 networks have other calls, so those of each chain are summed.
+
+A match goes on until it has told or time is out. What it has not told by then stays as it was, and so does all of it where the
+comparison as a whole is cut off before it is sure. Only `LEAST_ROUNDS` are played in any case: fewer tell nothing at all.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from sepwise.lowering.tuning.intervals import Interval, compare
+from sepwise.lowering.tuning.intervals import Interval, Times, compare, summarise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,8 +36,14 @@ __all__ = ["Result", "Standing", "Team", "play", "play_structures"]
 LEADERS = 2
 """Candidates of each kernel that play against the default."""
 
-ROUNDS, MOST_ROUNDS = 16, 256
-"""Samples at first, and at most."""
+LEAST_ROUNDS, ROUNDS, MOST_ROUNDS = 8, 16, 256
+"""Samples that are taken even without time, at first, and at most."""
+
+RUNS = 2
+"""Runs for a sample: in the first a network finds the caches as another one left them."""
+
+NO_GAIN = Interval(1.0, 1.0, 1.0)
+"""Of what stays as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +53,14 @@ class Standing:
     Attributes:
         pick: The candidate, None for the default.
         interval: Its time over the default's, all calls of the workload together; the best one's where none beats it.
-        median: Median of its time.
-        default_median: Median of the default's.
-        rounds: Samples of each.
+        times: Its samples beside the default's.
+        cut_off: Whether more time might have told another.
     """
 
     pick: Pick | None
     interval: Interval
-    median: float
-    default_median: float
-    rounds: int
+    times: Times
+    cut_off: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,7 @@ class Result:
     """What the play-off has shown.
 
     Attributes:
-        standings: By workload.
+        standings: By workload; one that was settled before is among them only where it has to be taken back.
         interval: Time of the network as chosen over that of the default.
         median: Median of the sum over all calls, as chosen.
         default_median: The same of the default.
@@ -98,7 +106,8 @@ def play_structures(
     *,
     exact: bool,
     kept: Records | None = None,
-    out_of_time: Callable[[], bool] = lambda: False,
+    time_left: Callable[[], float] = lambda: math.inf,
+    final_seconds: float = 0.0,
 ) -> Result:
     """Lets structures of chains play against those of the default.
 
@@ -110,43 +119,51 @@ def play_structures(
         verify: Checks all kernels of a chain in a network, and may refuse what would be chosen; asked of the default's too then.
         exact: Whether times are the same each time.
         kept: Structures that were settled before, and are in the final network only.
-        out_of_time: Whether to make an end.
+        time_left: Seconds until it has to end.
+        final_seconds: Of them what the last match takes.
 
     Returns:
         What was chosen, by chain; times and interval are those of the network with all that was chosen, tiles too.
     """
     standings: dict[str, Standing] = {}
+    kept = kept or {}
     with ExitStack() as stack:
-        teams = [stack.enter_context(closing(load({**tiles, **cuts}))) for cuts in ({}, *alternatives)]
-        match = _Match([team.timed for team in teams], exact=exact, out_of_time=out_of_time)
+
+        def enter(records: Records) -> Team:
+            return stack.enter_context(closing(load(records)))
+
+        teams = [enter({**tiles, **cuts}) for cuts in ({}, *alternatives)]
+        match = _Match([team.timed for team in teams], exact=exact, out_of_time=lambda: time_left() <= final_seconds)
         own = [(place, key) for place, cuts in enumerate(alternatives, 1) for key in cuts]
 
         def compare_chain(place: int, key: str) -> Interval:
             return match.compare(place, teams[place].chains[key], others=teams[0].chains[key])
 
-        match.run(lambda: any(compare_chain(*each).undecided for each in own))
+        if own:
+            match.run(lambda: any(compare_chain(*each).undecided for each in own))
         for key in dict.fromkeys(key for _, key in own):
-            default = match.median(0, teams[0].chains[key])
+            unchanged = Standing(None, NO_GAIN, match.times(0, teams[0].chains[key]))
             ways = sorted((place for place, other in own if other == key), key=lambda place: compare_chain(place, key).ratio)
-            standings[key] = Standing(None, compare_chain(ways[0], key), default, default, match.rounds)
+            open_ones = any(compare_chain(place, key).undecided for place in ways)
+            standings[key] = replace(unchanged, interval=compare_chain(ways[0], key), cut_off=match.cut and open_ones)
             for place in ways:
-                interval, median = compare_chain(place, key), match.median(place, teams[place].chains[key])
-                standing = Standing(alternatives[place - 1][key], interval, median, default, match.rounds)
-                unchanged = Standing(None, Interval(1.0, 1.0, 1.0), default, default, match.rounds)
+                interval, times = compare_chain(place, key), match.times(place, teams[place].chains[key], teams[0].chains[key])
+                standing = Standing(alternatives[place - 1][key], interval, times)
                 if interval.faster and verify(teams[place], key, standing) and verify(teams[0], key, unchanged):
                     standings[key] = standing
                     break
-    chosen = dict(kept or {}) | {key: standing.pick for key, standing in standings.items() if standing.pick is not None}
-    if not chosen:
-        return Result(standings, before.interval, before.median, before.default_median)
-    with ExitStack() as stack:
-        teams = [stack.enter_context(closing(load(network))) for network in ({}, tiles, {**tiles, **chosen})]
-        match = _Match([team.timed for team in teams], exact=exact, out_of_time=lambda: False)
-        match.run(lambda: match.compare(2, None, other=1).undecided)
-        if match.compare(2, None, other=1).low > 1:
-            standings = {key: _keep_default(standing) for key, standing in standings.items()}
+        chosen = {key: standing.pick for key, standing in standings.items() if standing.pick is not None}
+        plain = enter({}).timed if chosen or kept else teams[0].timed
+        if chosen:
+            networks = [plain, teams[0].timed, enter({**tiles, **kept, **chosen}).timed]
+            final = _Match(networks, exact=exact, out_of_time=lambda: time_left() <= 0)
+            final.run(lambda: final.compare(2, None, other=1).undecided)
+            if final.holds(2, other=1):
+                return Result(standings, final.compare(2, None), final.median(2, None), final.median(0, None))
+            standings = {key: _keep_default(standing, cut_off=final.cut) for key, standing in standings.items()}
+        if not kept:
             return Result(standings, before.interval, before.median, before.default_median)
-        return Result(standings, match.compare(2, None), match.median(2, None), match.median(0, None))
+        return replace(_report([plain, enter({**tiles, **kept}).timed], exact=exact, time_left=time_left), standings=standings)
 
 
 def play(
@@ -156,28 +173,36 @@ def play(
     *,
     exact: bool,
     kept: Records | None = None,
-    out_of_time: Callable[[], bool] = lambda: False,
+    time_left: Callable[[], float] = lambda: math.inf,
+    final_seconds: float = 0.0,
 ) -> Result:
     """Plays.
 
     Args:
         load: Builds and loads the network with candidates for workloads, the default for all others.
         leaders: For each workload those that play, the fastest first.
-        calls: For each workload its calls; all Programs have the same.
+        calls: For each workload its calls, those of `kept` too; all Programs have the same.
         exact: Whether times are the same each time.
         kept: Candidates of other workloads, settled before, that are in all networks but the default's.
-        out_of_time: Whether to make an end.
+        time_left: Seconds until it has to end.
+        final_seconds: Of them what the last match takes.
 
     Returns:
-        What was chosen.
+        What was chosen. Where even what was settled before is surely slower here, the default is chosen for that too.
     """
+    kept = kept or {}
     with ExitStack() as stack:
+
+        def enter(records: Records) -> Timed:
+            return stack.enter_context(closing(load(records)))
+
         teams: list[Records] = [{}]
         teams += [
-            {**(kept or {}), **{workload: picks[min(place, len(picks) - 1)] for workload, picks in leaders.items() if picks}}
+            {**kept, **{workload: picks[min(place, len(picks) - 1)] for workload, picks in leaders.items() if picks}}
             for place in range(max(map(len, leaders.values()), default=0))
         ]
-        match = _Match([stack.enter_context(closing(load(team))) for team in teams], exact=exact, out_of_time=out_of_time)
+        entered = [enter(team) for team in teams]
+        match = _Match(entered, exact=exact, out_of_time=lambda: time_left() <= final_seconds)
 
         def open_questions() -> bool:
             return any(
@@ -188,30 +213,38 @@ def play(
             )
 
         match.run(open_questions)
-        standings = {workload: _stand(match, teams, workload, own) for workload, own in calls.items()}
-        chosen = dict(kept or {})
-        chosen |= {workload: standing.pick for workload, standing in standings.items() if standing.pick is not None}
-        if not chosen:
-            whole = match.median(0, None)
-            return Result(standings, Interval(1.0, 1.0, 1.0), whole, whole)
-        final = next((team for team, picks in enumerate(teams) if picks == chosen), None)
-        if final is None:
-            match = _Match(
-                [stack.enter_context(closing(load(team))) for team in ({}, chosen)], exact=exact, out_of_time=lambda: False
-            )
-            final = 1
-            match.run(lambda: match.compare(1, None).undecided)
-        interval = match.compare(final, None)
-        if interval.low > 1:
-            standings = {workload: _keep_default(standing) for workload, standing in standings.items()}
-            return Result(standings, Interval(1.0, 1.0, 1.0), match.median(0, None), match.median(0, None))
-        return Result(standings, interval, match.median(final, None), match.median(0, None))
+        standings = {workload: _stand(match, teams, workload, own) for workload, own in calls.items() if workload not in kept}
+        chosen = {workload: standing.pick for workload, standing in standings.items() if standing.pick is not None}
+        if chosen:
+            final = next((team for team, picks in enumerate(teams) if picks == {**kept, **chosen}), None)
+            last = match
+            if final is None:
+                networks, final = [entered[0], enter({**kept, **chosen})], 1
+                last = _Match(networks, exact=exact, out_of_time=lambda: time_left() <= 0)
+                last.run(lambda: last.compare(1, None).undecided)
+            if last.holds(final):
+                return Result(standings, last.compare(final, None), last.median(final, None), last.median(0, None))
+            standings = {workload: _keep_default(standing, cut_off=last.cut) for workload, standing in standings.items()}
+        if not kept:
+            return Result(standings, NO_GAIN, match.median(0, None), match.median(0, None))
+        result = _report([entered[0], enter(kept)], exact=exact, time_left=time_left)
+        if result.interval.low <= 1:
+            return replace(result, standings=standings)
+        back = {
+            workload: Standing(None, result.interval, match.times(0, calls[workload])) for workload in kept if workload in calls
+        }
+        return Result(standings | back, NO_GAIN, result.default_median, result.default_median)
 
 
 class _Match:
-    """Some Programs of one network, run in turn; the first is the default."""
+    """Some Programs of one network, run in turn; the first is the default.
+
+    Attributes:
+        cut: Whether time ended it before it had told what it was to tell.
+    """
 
     def __init__(self, teams: Sequence[Timed], *, exact: bool, out_of_time: Callable[[], bool]) -> None:
+        self.cut = False
         self._teams = teams
         self._exact = exact
         self._out_of_time = out_of_time
@@ -223,21 +256,33 @@ class _Match:
         return len(self._samples[0])
 
     def run(self, unsettled: Callable[[], bool]) -> None:
-        """Plays as many rounds as it takes."""
+        """Plays as many rounds as it takes, and as there is time for."""
         rounds = 1 if self._exact else ROUNDS
         while True:
             for _ in range(rounds):
                 for team, timed in enumerate(self._teams):
-                    self._samples[team].append([times[-1] for times in timed.time_network(2)])
-            if self._exact or self.rounds >= MOST_ROUNDS or self._out_of_time() or not unsettled():
+                    self._samples[team].append([times[-1] for times in timed.time_network(RUNS)])
+                if not self._exact and self.rounds >= LEAST_ROUNDS and self._out_of_time():
+                    self.cut = unsettled()
+                    return
+            if self._exact or self.rounds >= MOST_ROUNDS or not unsettled():
                 return
             rounds = self.rounds
+
+    def holds(self, team: int, *, other: int = 0) -> bool:
+        """Whether a network may stay as it was chosen: it looks no slower as a whole, surely so where time ended the match."""
+        interval = self.compare(team, None, other=other)
+        return interval.high <= 1 if self.cut else interval.ratio <= 1
 
     def compare(
         self, team: int, calls: Sequence[int] | None, *, other: int = 0, others: Sequence[int] | None = None
     ) -> Interval:
         """Time of a team over that of another, the default, in some calls or in all; `others` are those of the other."""
         return compare(self._sums(team, calls), self._sums(other, others or calls), exact=self._exact)
+
+    def times(self, team: int, calls: Sequence[int], others: Sequence[int] | None = None) -> Times:
+        """Samples of some calls beside those of the default."""
+        return summarise(self._sums(team, calls), self._sums(0, others or calls))
 
     def median(self, team: int, calls: Sequence[int] | None) -> float:
         """Median of the time of some calls, or of all."""
@@ -247,18 +292,26 @@ class _Match:
         return [sum(sample if calls is None else [sample[call] for call in calls]) for sample in self._samples[team]]
 
 
+def _report(teams: Sequence[Timed], *, exact: bool, time_left: Callable[[], float]) -> Result:
+    """Compares a network with the default, to say how it stands."""
+    match = _Match(teams, exact=exact, out_of_time=lambda: time_left() <= 0)
+    match.run(lambda: match.compare(1, None).undecided)
+    return Result({}, match.compare(1, None), match.median(1, None), match.median(0, None))
+
+
 def _stand(match: _Match, teams: Sequence[Records], workload: str, calls: Sequence[int]) -> Standing:
     """Chooses for one workload."""
     found = [(match.compare(team, calls), team) for team in range(1, len(teams)) if workload in teams[team]]
-    default = match.median(0, calls)
+    unchanged = Standing(None, NO_GAIN, match.times(0, calls))
     if not found:
-        return Standing(None, Interval(1.0, 1.0, 1.0), default, default, match.rounds)
+        return unchanged
     interval, team = min(found, key=lambda each: (not each[0].faster, each[0].ratio))
     if not interval.faster:
-        return Standing(None, interval, default, default, match.rounds)
-    return Standing(teams[team][workload], interval, match.median(team, calls), default, match.rounds)
+        return replace(unchanged, interval=interval, cut_off=match.cut and any(each.undecided for each, _ in found))
+    return Standing(teams[team][workload], interval, match.times(team, calls))
 
 
-def _keep_default(standing: Standing) -> Standing:
+def _keep_default(standing: Standing, *, cut_off: bool) -> Standing:
     """The same with the default chosen."""
-    return Standing(None, standing.interval, standing.default_median, standing.default_median, standing.rounds)
+    times, own = standing.times, (standing.times.default_median, standing.times.default_minimum)
+    return Standing(None, standing.interval, Times(*own, *own, times.rounds), standing.cut_off or cut_off)

@@ -16,23 +16,24 @@ class Progress:
     """How far a tuning has come.
 
     Attributes:
-        kernel: What was tried last.
+        doing: What is done, or the kernel that was tried last.
         trials: Candidates that were timed or refused until then.
         left: Candidates that are tried if none of them brings anything.
         seconds: Since the start.
-        seconds_left: Until the end, estimated from the pace or from the time that was given.
-        default: Time of the network with the default kernels, in the timer's unit.
+        seconds_left: Until the end of the play-off, estimated from the pace, or from the time that was given where that is
+            less; None where nothing tells yet.
+        default: Time of the network with the default kernels, in the timer's unit; None where it was not timed yet.
         current: The same with the best ones, as far as they were timed by themselves.
         unit: `us` or `cycles`.
     """
 
-    kernel: str
+    doing: str
     trials: int
     left: int
     seconds: float
-    seconds_left: float
-    default: float
-    current: float
+    seconds_left: float | None
+    default: float | None
+    current: float | None
     unit: str
 
 
@@ -51,8 +52,8 @@ class KernelResult:
         tuned_time: The same with what was chosen.
         low: The ratio of both is surely no less.
         high: It is surely no more.
-        space: Candidates that the strategies declare.
-        tried: Those that were timed or refused, now or before.
+        space: Candidates that the strategies declare, or structures of a chain; the default is one of them.
+        tried: Those beside the default that were timed or refused, now or before.
         finished: Whether nothing is left to try.
     """
 
@@ -79,6 +80,7 @@ class Tuning:
         model: The network's name.
         target: The device.
         method: `measured` or `estimated`.
+        machine: The processor that it was timed on as it names itself, or what emulates it; None where nothing tells.
         search: How candidates were chosen: `predicted` or `evolutionary`.
         runner: `native`, `remote` or `emulated`.
         unit: `us` or `cycles`.
@@ -89,7 +91,7 @@ class Tuning:
         seconds: Time that it took.
         default_time: Time of the network's kernels with the default, None where nothing was done.
         tuned_time: The same as chosen.
-        low: The ratio of both is surely no less, None where nothing was done.
+        low: The ratio of both is surely no less, None where there was no play-off.
         high: It is surely no more.
         kernels: By workload, what takes longest first; those that the network has by default.
         structures: By chain of which there is more than one structure: how many of its stages each of its kernels computes.
@@ -101,6 +103,7 @@ class Tuning:
     model: str
     target: str
     method: str
+    machine: str | None
     search: str
     runner: str
     unit: str

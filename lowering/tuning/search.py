@@ -7,27 +7,25 @@ rounds, and again in the later half of them by itself: who looks often enough se
 settled as the best, with a record. One that has not won, or is wrong, or during which a board is lost, is settled at once. So
 whoever writes down what is settled has it as soon as it is known, and loses one candidate where the process ends.
 
-Batches go to the kernel that can still save most: its time in the network, halved for each batch that has brought nothing. After
-`PATIENCE` such batches in a row, or when there is nothing left to try, a kernel is done. Estimates have no noise: small gains far
-down the order show there too, and `EXACT_PATIENCE` batches look for them.
+Batches go to the kernel that can still save most: its time in the network beyond the least that the roofline allows it, halved
+for each batch that has brought nothing. After `PATIENCE` such batches in a row, or when there is nothing left to try, a kernel is
+done. Estimates have no noise: small gains far down the order show there too, and `EXACT_PATIENCE` batches look for them.
 """
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from sepwise.lowering.remote import BoardError
 from sepwise.lowering.tuning.database import Evidence
-from sepwise.lowering.tuning.intervals import compare
+from sepwise.lowering.tuning.intervals import Interval, compare, summarise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from sepwise.lowering.selection import Pick
-    from sepwise.lowering.tuning.intervals import Interval
     from sepwise.lowering.tuning.space import Candidate
     from sepwise.lowering.tuning.timing import Place
     from sepwise.lowering.tuning.trial import Tuned
@@ -88,6 +86,10 @@ class Bench(Protocol):
     def place(self) -> Place:
         """Where candidates run."""
 
+    @property
+    def machine(self) -> str | None:
+        """The processor there, as it names itself."""
+
     def open(
         self, kernel: Tuned, known: Sequence[Candidate], candidates: Sequence[Candidate]
     ) -> AbstractContextManager[TrialLike]:
@@ -115,13 +117,15 @@ class Settled:
 
     Attributes:
         pick: The candidate; the default comes first of all.
-        ratio: Its time over that of the best until then, None where it could not be timed.
+        interval: Its time over that of the best until then, None where it could not be timed.
+        rounds: Samples of each.
         refused: Why it was refused, None where it was not.
         evidence: What it took, where it was verified: then it is the new best, or the default.
     """
 
     pick: Pick
-    ratio: float | None
+    interval: Interval | None = None
+    rounds: int = 0
     refused: str | None = None
     evidence: Evidence | None = None
 
@@ -136,6 +140,7 @@ class Search:
         queue: What is still to be tried.
         share: Time that the network spends in it, in the timer's unit.
         exact: Whether times are the same each time.
+        least: What the roofline allows it of the share at least, 0 where that is not known.
         verified: Candidates that have a record, worst first; the default is the first.
         fruitless: Batches in a row that have brought nothing.
         unverified: Why the default could not be verified, so that nothing is compared with it; None where it was.
@@ -147,6 +152,7 @@ class Search:
     queue: list[Candidate]
     share: float
     exact: bool
+    least: float = 0.0
     verified: dict[Pick, Interval] = field(default_factory=dict)
     fruitless: int = 0
     unverified: str | None = None
@@ -181,8 +187,8 @@ class Search:
 
     @property
     def promise(self) -> float:
-        """What a batch may save, compared with other kernels."""
-        return self.share * self.ratio * 0.5**self.fruitless
+        """What a batch may save, compared with other kernels: nothing where the kernel is at its roofline."""
+        return max(self.share * self.ratio - self.least, 0.0) * 0.5**self.fruitless
 
     def leaders(self, count: int) -> list[Pick]:
         """The fastest ones that beat the default.
@@ -196,13 +202,20 @@ class Search:
         faster = [pick for pick in self.verified if pick != self.default.pick]
         return sorted(faster, key=lambda pick: self.verified[pick].ratio)[:count]
 
-    def step(self, bench: Bench, candidates: Mapping[Pick, Candidate], most: int = BATCH) -> Iterator[Settled]:
+    def step(
+        self,
+        bench: Bench,
+        candidates: Mapping[Pick, Candidate],
+        most: int = BATCH,
+        out_of_time: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Settled]:
         """Tries the next batch.
 
         Args:
             bench: Makes the trial.
             candidates: All of the kernel's by name.
             most: Candidates that may be tried.
+            out_of_time: Whether to leave the rest of the batch in the queue; asked before each candidate.
 
         Yields:
             What is known of each as soon as it is, and before all others of the default where that was not verified yet.
@@ -222,34 +235,37 @@ class Search:
                     self.unverified = check.reason or check.status
                     return
                 samples = {self.default.pick: trial.time([self.default.pick], FIRST_ROUNDS)[0]}
-                yield self._verify(Settled(self.default.pick, 1.0), samples, check, bench)
+                yield self._verify(Settled(self.default.pick, Interval(1.0, 1.0, 1.0), FIRST_ROUNDS), samples, check, bench)
             for candidate in batch:
+                if out_of_time():
+                    return
                 before = self.ratio
                 settled = self._settle(candidate.pick, trial, bench)
                 gained |= settled.evidence is not None
                 self.queue.remove(candidate)
                 if self.proposer is not None:
-                    self.proposer.learn(candidate.pick, None if settled.ratio is None else settled.ratio * before)
+                    self.proposer.learn(candidate.pick, None if settled.interval is None else settled.interval.ratio * before)
                 yield settled
         self.fruitless = 0 if gained else self.fruitless + 1
 
     def _settle(self, pick: Pick, trial: TrialLike, bench: Bench) -> Settled:
         """Times a candidate, and verifies it where it is faster."""
         if pick in trial.refused:
-            return Settled(pick, None, trial.refused[pick])
+            return Settled(pick, refused=trial.refused[pick])
         try:
-            won, ratio, samples = self._race(pick, trial)
+            won, interval, samples = self._race(pick, trial)
+            settled = Settled(pick, interval, len(samples[pick]))
             if not won:
-                return Settled(pick, ratio)
+                return settled
             check = trial.check(pick)
         except BoardError as error:
             trial.reload()
-            return Settled(pick, None, str(error))
+            return Settled(pick, refused=str(error))
         if check.status != "passed":
-            return Settled(pick, ratio, f"wrong: {check.reason or check.status}")
-        return self._verify(Settled(pick, ratio), samples, check, bench)
+            return replace(settled, refused=f"wrong: {check.reason or check.status}")
+        return self._verify(settled, samples, check, bench)
 
-    def _race(self, pick: Pick, trial: TrialLike) -> tuple[bool, float, dict[Pick, list[float]]]:
+    def _race(self, pick: Pick, trial: TrialLike) -> tuple[bool, Interval, dict[Pick, list[float]]]:
         """Times a candidate against the best until then, and with both the default.
 
         Returns:
@@ -264,13 +280,14 @@ class Search:
             won = confirmed and whole.faster and late.faster
             rounds, confirmed = len(samples[pick]), True
             if won or self.exact or not whole.hopeful or rounds >= MOST_ROUNDS or sum(map(sum, samples.values())) >= LONGEST_US:
-                return won, whole.ratio, samples
+                return won, whole, samples
 
     def _verify(self, settled: Settled, samples: Mapping[Pick, list[float]], check: Check, bench: Bench) -> Settled:
         """Notes what a verified candidate took beside the default."""
         ours, theirs = samples[settled.pick], samples[self.default.pick]
         interval = compare(ours, theirs, exact=self.exact)
         self.verified[settled.pick] = interval
-        times = statistics.median(ours), statistics.median(theirs)
-        evidence = Evidence(settled.pick, -1, *times, interval, len(ours), check.worst_ratio or 0.0, bench.place)
+        evidence = Evidence(
+            settled.pick, -1, summarise(ours, theirs), interval, check.worst_ratio or 0.0, bench.place, bench.machine
+        )
         return replace(settled, evidence=evidence)

@@ -14,6 +14,7 @@ from sepwise.lowering import device as devices
 from sepwise.lowering import estimate
 from sepwise.lowering.device import UNICORN
 from sepwise.lowering.remote import BoardError, RemoteRunner
+from sepwise.lowering.roofline import RoofMeter, roof_of_facts
 from sepwise.lowering.runner import EmulatedRunner, NativeRunner
 from sepwise.passes.errors import InputError
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sepwise.lowering.device import Device
     from sepwise.lowering.program import Program
     from sepwise.lowering.remote import Connect
+    from sepwise.lowering.roofline import Roof
     from sepwise.lowering.runner import Runner
 
 __all__ = [
@@ -100,6 +102,7 @@ class Timer(Protocol):
         place: Where.
         unit: `us` or `cycles`.
         exact: Whether times are the same each time.
+        machine: The processor as it names itself, None where nothing does.
     """
 
     device: Device
@@ -108,6 +111,17 @@ class Timer(Protocol):
     place: Place
     unit: str
     exact: bool
+    machine: str | None
+
+    def roof(self, held: Device) -> Roof:
+        """Says what the cores can do at most.
+
+        Args:
+            held: The device as kernels of their type see it (`Device.holding`).
+
+        Returns:
+            The roof in the timer's unit; rates that are not known are None in it.
+        """
 
     def load(self, program: Program, inputs: Mapping[str, np.ndarray]) -> Timed:
         """Loads a Program.
@@ -133,6 +147,15 @@ class NativeTimer:
         """Notes the device, which this machine can stand for, and the number of workers."""
         self.device = device
         self.threads = threads
+        self.machine = devices.host_processor()
+        self._meter: RoofMeter | None = None
+
+    def roof(self, held: Device) -> Roof:
+        """Measures what the cores can do, the first time; see `Timer.roof`."""
+        if self._meter is None:
+            self._meter = RoofMeter(devices.get(devices.HOST), self.threads)
+            self._meter.sample()
+        return self._meter.roof(held)
 
     def load(self, program: Program, inputs: Mapping[str, np.ndarray]) -> Timed:
         """Loads a Program in this process; see `Timer.load`."""
@@ -150,6 +173,7 @@ class BoardTimer:
     place: Place = "remote"
     unit = "us"
     exact = False
+    machine: str | None = None  # servers tell the instruction set and its extensions alone
 
     def __init__(self, device: Device, threads: int, connect: Connect) -> None:
         """Connects.
@@ -172,6 +196,10 @@ class BoardTimer:
         except InputError:
             self._board.close()
             raise
+
+    def roof(self, held: Device) -> Roof:
+        """Derives it from the device's facts; see `Timer.roof`."""
+        return roof_of_facts(held, self.threads, unit="us")
 
     def load(self, program: Program, inputs: Mapping[str, np.ndarray]) -> Timed:
         """Uploads a Program; see `Timer.load`.
@@ -248,6 +276,11 @@ class EstimateTimer:
         if reason is not None:
             raise InputError(f"{reason} Without it there is nothing to tune by.")
         self.device = device
+        self.machine: str | None = f"{device.emulator} -cpu {device.emulator_cpu}"
+
+    def roof(self, held: Device) -> Roof:
+        """Derives it from the device's facts; see `Timer.roof`."""
+        return roof_of_facts(held, 1, unit="cycles")
 
     def load(self, program: Program, inputs: Mapping[str, np.ndarray]) -> Timed:
         """Links a Program; see `Timer.load`."""

@@ -183,6 +183,11 @@ class Workbench:
         """Where candidates run."""
         return self.timer.place
 
+    @property
+    def machine(self) -> str | None:
+        """The processor there, as it names itself."""
+        return self.timer.machine
+
     @contextmanager
     def open(self, kernel: Tuned, known: Sequence[Candidate], candidates: Sequence[Candidate]) -> Iterator[Trial]:
         """Compiles and loads candidates.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -20,23 +21,29 @@ from typing import TYPE_CHECKING
 
 from sepwise.lowering import device as devices
 from sepwise.lowering.remote import BoardError
+from sepwise.lowering.roofline import limit_of
 from sepwise.lowering.selection import Pick
 from sepwise.lowering.tuning import playoff
+from sepwise.lowering.tuning.budget import MARGIN, MOST_KEPT, Budget
 from sepwise.lowering.tuning.database import (
+    DEVICE,
     Database,
     Evidence,
     Verdict,
     find_conditions,
     find_neighbours,
+    list_folders,
     read_picks,
+    spell_refused,
 )
 from sepwise.lowering.tuning.evolution import Evolution
 from sepwise.lowering.tuning.metaschedule import spell_record
-from sepwise.lowering.tuning.network import build_network, load_network
+from sepwise.lowering.tuning.network import add_variants, build_network, load_network
+from sepwise.lowering.tuning.playoff import LEADERS
 from sepwise.lowering.tuning.result import KernelResult, Progress, Tuning
 from sepwise.lowering.tuning.search import BATCH, Search, Wrong
 from sepwise.lowering.tuning.space import MOST_PREDICTED, list_candidates, order
-from sepwise.lowering.tuning.structure import find_chains
+from sepwise.lowering.tuning.structure import find_chains, list_alternatives
 from sepwise.lowering.tuning.timing import BoardGoneError, BoardTimer, open_timer
 from sepwise.lowering.tuning.trial import Tuned, Workbench
 from sepwise.lowering.verify import KernelChecker
@@ -44,10 +51,11 @@ from sepwise.passes import load_model
 from sepwise.passes.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from sepwise.lowering.device import Device
     from sepwise.lowering.remote import Connect
+    from sepwise.lowering.roofline import Roof
     from sepwise.lowering.selection import Records
     from sepwise.lowering.tuning.database import Conditions, Findings
     from sepwise.lowering.tuning.network import Network, Variant
@@ -58,9 +66,6 @@ if TYPE_CHECKING:
 
 __all__ = ["tune"]
 
-PLAYOFF_SHARE = 0.2
-"""Share of the time that is kept for the play-off."""
-
 PROFILE_ROUNDS = 5
 
 PREDICTED, EVOLUTIONARY = ORDERS = ("predicted", "evolutionary")
@@ -68,6 +73,8 @@ PREDICTED, EVOLUTIONARY = ORDERS = ("predicted", "evolutionary")
 
 MOST_BEHIND = 1.25
 """Time of a chain over that of the default's structure, both with default tiles, beyond which the kernels of it are not tuned."""
+
+NOTHING_TIMED = "No candidate was timed: no time or no trials were left. Give more with --seconds or --trials."
 
 MOST_LOSSES = 3
 """How often in a row a board may be lost during what has run before."""
@@ -86,6 +93,7 @@ def tune(
     search: str = PREDICTED,
     trials: int | None = None,
     seconds: float | None = None,
+    started: float | None = None,
     others: Sequence[str | Path] = (),
     boards: Sequence[Connect] = (),
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -101,10 +109,13 @@ def tune(
         float16: Whether what is float32 is computed in float16, but for what needs more.
         search: How candidates are chosen, one of `ORDERS`.
         trials: Candidates at most; until nothing is left to try where None.
-        seconds: Time at most, but for what it takes to load the network and to end what was begun; no limit where None.
-        others: Further databases: records of the same device are taken over, those of the nearest other device are tried first.
+        seconds: Time for all of it, from `started` to the end of the play-off, for which a share is kept; no limit where None.
+            What was begun is ended. With 0 nothing is tuned: other databases are taken over, and that is all.
+        started: When it began, as `time.monotonic` has it; now where None.
+        others: Further databases: what they have of the same device is taken over, records of the nearest other one are tried
+            first.
         boards: What connects to each board that candidates are timed on (see `remote.list_boards`); none for here.
-        on_progress: Told after each batch.
+        on_progress: Told what is begun, and after each batch.
 
     Returns:
         What was found.
@@ -114,31 +125,89 @@ def tune(
         CheckFailed: Candidates were tried, and none could be timed.
         BoardError: The last board was lost, and could not be reached again; what was recorded until then is kept.
     """
-    started = time.monotonic()
+    budget = Budget(seconds, started)
     device = devices.get(target)
     if search not in ORDERS:
         raise InputError(f"Search '{search}': is none of {', '.join(ORDERS)}.")
     for other in others:
-        if not Path(other).is_dir():
-            raise InputError(f"{other}: is no folder, so there is no database in it.")
+        _require_database(Path(other))
+    if seconds == 0 and not others:
+        raise InputError(f"{NOTHING_TIMED} With --seconds 0 other databases are taken over, which --from names.")
     own = Database(Path(database), device)
+    if seconds == 0:
+        taken = _take_over(own, others)
+        return _describe_merge(Path(model).stem, own, search, threads, taken, budget, emulated=device.emulated and not boards)
     with ExitStack() as stack:
         timers, notes = _open_timers(device, threads, boards, stack)
-        own.create()
-        merged = sum(own.merge(Database(Path(other), device)) for other in others)
-        network = load_network(load_model(model, shapes=shapes), timers[0], float16=float16)
+        taken = _take_over(own, others)
+        on_progress(Progress("compiling the network", 0, 0, budget.spent, _finite(budget.left), None, None, timers[0].unit))
+        network = load_network(load_model(model, shapes=shapes), timers[0], float16=float16, budget=budget)
         if not network.kernels:
             raise InputError(f"Model '{network.default.program.name}': has no kernel that can be tuned.")
-        network.notes += notes
-        if merged:
-            network.notes.append(f"{merged} records were taken over.")
-        tuner = _Tuner(network, own, timers, roots=[Path(database), *map(Path, others)], float16=float16, order=search)
+        network.notes += notes + taken
+        roots = [Path(database), *map(Path, others)]
+        tuner = _Tuner(network, own, timers, budget, roots=roots, float16=float16, order=search, on_progress=on_progress)
         try:
-            tuner.run(trials, None if seconds is None else time.monotonic() + seconds, seconds, on_progress)
+            tuner.run(trials)
         except BoardError as error:
             kept = f"{tuner.records} records of this run are kept in {own.folder}; the same command goes on from there."
             raise BoardError(f"{error} {kept}") from error
-        return tuner.report(Path(model).stem, time.monotonic() - started)
+        return tuner.report(Path(model).stem)
+
+
+def _require_database(root: Path) -> None:
+    """Refuses a folder in which there are no records of any device."""
+    if not root.is_dir():
+        raise InputError(f"{root}: is no folder, so there is no database in it.")
+    if not list_folders(root):
+        hint = f" It is the folder of one device; give {root.absolute().parent}." if (root / DEVICE).is_file() else ""
+        raise InputError(f"{root}: there is no database in it, as it has no folder with a {DEVICE}.{hint}")
+
+
+def _take_over(own: Database, others: Iterable[str | Path]) -> list[str]:
+    """Makes a database where there is none, adds what others have of the device, and says how much that was."""
+    own.create()
+    return [_take_over_one(own, Path(other)) for other in others]
+
+
+def _take_over_one(own: Database, root: Path) -> str:
+    other = Database(root, own.device)
+    folders = list_folders(root)
+    if other.folder.name not in folders:
+        has = f"it has {', '.join(folders)}, whose records are candidates at most"
+        return f"{root} has nothing of '{own.device.name}' with these facts; {has}."
+    added = own.merge(other)
+    counts = f"{added['record']} records, {added['verdict']} verdicts and {added['tried']} candidates that were tried"
+    return f"{counts} were taken over from {root}." if added else f"Nothing in {root} is new here."
+
+
+def _describe_merge(
+    name: str, own: Database, search: str, threads: int, notes: Sequence[str], budget: Budget, *, emulated: bool
+) -> Tuning:
+    """Reports a run that has taken databases over and done nothing else."""
+    return Tuning(
+        model=name,
+        target=own.device.name,
+        method="estimated" if emulated else "measured",
+        machine=None,
+        search=search,
+        runner="emulated" if emulated else "native",
+        unit="cycles" if emulated else "us",
+        threads=threads,
+        database=str(own.folder),
+        trials=0,
+        records=0,
+        seconds=budget.spent,
+        default_time=None,
+        tuned_time=None,
+        low=None,
+        high=None,
+        kernels=(),
+        structures=(),
+        wrong=(),
+        history=(),
+        notes=(*notes, "Nothing was tuned, as no time was given."),
+    )
 
 
 def _open_timers(
@@ -161,11 +230,15 @@ def _open_timers(
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """When a search ends."""
+    """When a search ends: after so many candidates, or when what is left of the time is kept for the play-off; and when it began.
+
+    That is one of so many candidates of each kernel at most, and of these chains' structures; without candidates there is none.
+    """
 
     trials: int | None
-    until: float | None
     begun: float
+    leaders: int
+    chains: frozenset[str]
 
 
 class _Tuner:
@@ -176,15 +249,19 @@ class _Tuner:
         network: Network,
         database: Database,
         timers: Sequence[Timer],
+        budget: Budget,
         *,
         roots: Sequence[Path],
         float16: bool,
         order: str,
+        on_progress: Callable[[Progress], None],
     ) -> None:
         self._network = network
         self._database = database
         self._timers = list(timers)
         self._timer = timer = timers[0]
+        self._budget = budget
+        self._on_progress = on_progress
         self._float16 = float16
         self._order = order
         self._conditions: Conditions = find_conditions(timer.device, timer.threads, timer.method)
@@ -200,17 +277,17 @@ class _Tuner:
         self._history: list[tuple[int, float]] = []
         self._result: playoff.Result | None = None
         self._standings: dict[str, playoff.Standing] = {}
+        self._played: dict[str, set[Pick]] = {}  # by chain, structures that have played
+        self._profiles: dict[int, list[float]] = {}  # by the place of the variant, the time of each call
+        self._roofs: dict[Device, Roof] = {}
         self._default_total = 0.0
         self._settled: Findings = database.read(self._conditions)
+        refused = spell_refused(self._settled.refused, self._settled.verdicts)
+        network.notes += [f"Of this database {each}; they decide nothing here, and what won is tried first." for each in refused]
 
-    def run(
-        self,
-        trials: int | None,
-        deadline: float | None,
-        seconds: float | None,
-        on_progress: Callable[[Progress], None],
-    ) -> None:
+    def run(self, trials: int | None) -> None:
         """Searches until there is nothing to try or a limit is reached, and plays."""
+        left_out = not self._add_variants()
         open_chains = {key for key in self._alternatives() if not self._is_chain_settled(key)}
         waiting = {kernel.workload.key for key in open_chains for kernel in self._network.around(key)}
         own = {kernel.workload.key for kernel in self._network.default.kernels}
@@ -223,22 +300,72 @@ class _Tuner:
             device = self._timer.device
             space = list_candidates(kernel.workload, device, self._timer.threads)
             self._spaces[kernel.workload.key] = {candidate.pick: candidate for candidate in space}
+        if not open_kernels and not open_chains and left_out:
+            return
         if not open_kernels and not open_chains:
             self._network.notes.append("Nothing to do: every kernel has a record that holds here, and nothing is left to try.")
             return
         self._begin(open_kernels, open_chains)
-        until = None if deadline is None or seconds is None else deadline - PLAYOFF_SHARE * seconds
-        self._search(_Limits(trials, until, time.monotonic()), on_progress)
+        leaders, playing = self._plan_play(open_chains)
+        self._search(_Limits(trials, time.monotonic(), leaders, playing))
         if not self._timed and self._trials:
             raise CheckFailed(f"None of {self._trials} candidates could be timed; the first: {self._wrong[0].reason}")
         if not self._timed and not any(len(each.verified) > 1 for each in self._searches.values()):
             if any(each.queue for each in self._searches.values() if each.unverified is None):
-                raise InputError("No candidate was timed: no time or no trials were left. Give more with --seconds or --trials.")
+                raise InputError(NOTHING_TIMED)
             wrong = [f"kernel '{each.kernel.name}': {each.unverified}" for each in self._searches.values() if each.unverified]
             if wrong:
                 raise CheckFailed(f"No candidate was timed: the defaults that they would be compared with are wrong, {wrong[0]}")
-        self._insist(lambda: self._play(deadline))
-        self._insist(lambda: self._play_structures(deadline, open_chains))
+        self._insist(lambda: self._play(open_chains))
+        if self._result is not None:
+            self._insist(lambda: self._play_structures(open_chains))
+
+    def _add_variants(self) -> bool:
+        """Builds the network with other structures of its chains; says whether there was time for it."""
+        network, timer, budget = self._network, self._timer, self._budget
+        alternatives = list_alternatives(network.default.chains, timer.device, timer.threads)
+        tried = self._settled.tried
+        kernels_open = not all(map(self._is_settled, network.default.kernels))
+        chains_open = any(pick not in tried.get(key, ()) for cuts in alternatives for key, pick in cuts.items())
+        if alternatives and budget.seconds is not None:
+            count = len(alternatives)
+            takes = budget.predict(builds=count, loads=2 * count, checks=count)
+            if kernels_open or chains_open:
+                self._profile(0)
+                takes += (1 + count) * budget.predict_play(exact=timer.exact) + budget.predict(runs=count)
+                takes += budget.predict_structures(count, exact=timer.exact)
+            left = max(budget.left, 0.0)
+            if takes > (MOST_KEPT if kernels_open else 1.0) * left:
+                network.notes.append(
+                    f"Chains keep their structures: to try others takes about {takes:.0f} s, and {left:.0f} s are left for all "
+                    "that is to do. Give more with --seconds."
+                )
+                return False
+        if alternatives:
+            self._say("compiling other structures")
+        add_variants(network, alternatives, timer, float16=self._float16, budget=budget)
+        return True
+
+    def _plan_play(self, chains: set[str]) -> tuple[int, frozenset[str]]:
+        """Says how many candidates of each kernel are to play, and whose structures: as much as fits beside a search."""
+        ways = [(leaders, frozenset(own)) for own in (chains, ()) for leaders in (LEADERS, 1)]
+        left = self._budget.left
+        fitting = [way for way in ways if self._predict_play(*way) <= MOST_KEPT * left]
+        smallest = ways[-1] if self._predict_play(*ways[-1]) <= left else (0, frozenset[str]())
+        return [*fitting, smallest][0]
+
+    def _kept_seconds(self, limits: _Limits) -> float:
+        """Seconds that the play-off takes, by what was found until now and may be found yet."""
+        if not limits.leaders:
+            return 0.0
+        found = max((len(each.leaders(limits.leaders)) for each in list(self._searches.values())), default=0)
+        return self._predict_play(max(found, 1), limits.chains)
+
+    def _predict_play(self, leaders: int, chains: Collection[str]) -> float:
+        """Predicts what play-offs take, those of structures too where some chains are open."""
+        playing = [each for each in self._network.variants[1:] if any(k.workload.key in self._searches for k in each.kernels)]
+        cost = (1 + len(playing)) * self._budget.predict_play(leaders, exact=self._timer.exact)
+        return MARGIN * (cost + self._predict_structures(chains))
 
     def _insist(self, ask: Callable[[], None]) -> None:
         """Asks something of a board, again where that is lost meanwhile."""
@@ -276,20 +403,14 @@ class _Tuner:
 
     def _begin(self, kernels: Sequence[Tuned], chains: set[str]) -> None:
         """Finds out where the network's time goes, and queues candidates."""
-        times: list[list[float]] = []
-
-        def profile(variant: Variant) -> None:
-            with closing(self._timer.load(variant.program, self._network.inputs)) as timed:
-                times.append([sorted(samples)[len(samples) // 2] for samples in timed.time_network(PROFILE_ROUNDS)])
-
         default = self._network.default
-        for variant in self._network.variants:
-            if variant is default or chains.intersection(variant.chains):
-                self._insist(partial(profile, variant))
-            else:
-                times.append([])
+        times = [
+            self._profile(place) if variant is default or chains.intersection(variant.chains) else []
+            for place, variant in enumerate(self._network.variants)
+        ]
         self._default_total = sum(times[0])
         shares: dict[str, float] = {}
+        least: dict[str, float] = {}
         for variant, own in zip(self._network.variants, times, strict=True):
             behind = {
                 call
@@ -300,6 +421,7 @@ class _Tuner:
             for kernel in variant.kernels:
                 if own and not behind.issuperset(kernel.calls):
                     shares[kernel.workload.key] = _sum(own, kernel.calls)
+                    least[kernel.workload.key] = self._attainable(variant, kernel)
         kernels = [kernel for kernel in kernels if kernel.workload.key in shares]
         for kernel in kernels:
             key = kernel.workload.key
@@ -310,7 +432,7 @@ class _Tuner:
             candidates, evolves = list(space.values()), self._order == EVOLUTIONARY
             ordered = order(candidates, kernel.default, elsewhere, most_predicted=math.inf if evolves else MOST_PREDICTED)
             queue = [each for each in ordered if each.pick not in tried]
-            search = Search(kernel, space[kernel.default], queue, shares[key], self._timer.exact)
+            search = Search(kernel, space[kernel.default], queue, shares[key], self._timer.exact, least[key])
             search.verified = {pick: evidence.interval for pick, evidence in known.items() if pick in space}
             if evolves:
                 ratios = {pick: interval.ratio for pick, interval in search.verified.items()}
@@ -319,16 +441,40 @@ class _Tuner:
             self._searches[key] = search
         self._history.append((0, self._default_total))
 
-    def _search(self, limits: _Limits, on_progress: Callable[[Progress], None]) -> None:
+    def _profile(self, place: int) -> list[float]:
+        """Times the calls of a network with default kernels, the first time that it is asked for."""
+        variant, runs = self._network.variants[place], 1 if self._timer.exact else PROFILE_ROUNDS
+
+        def profile() -> None:
+            with self._budget.measure("load"):
+                loaded = self._timer.load(variant.program, self._network.inputs)
+            with closing(loaded) as timed, self._budget.measure("run", runs):
+                self._profiles[place] = [statistics.median(samples) for samples in timed.time_network(PROFILE_ROUNDS)]
+
+        if place not in self._profiles:
+            self._say("timing the network")
+            self._insist(profile)
+        return self._profiles[place]
+
+    def _attainable(self, variant: Variant, kernel: Tuned) -> float:
+        """What the roofline allows all calls of a kernel at least, 0 where it is not known."""
+        held = self._timer.device.holding(kernel.workload.dtypes.input)
+        roof = self._roofs.get(held)
+        if roof is None:
+            roof = self._roofs[held] = self._timer.roof(held)
+        limits = [limit_of(variant.program.calls[call], variant.program, roof).least for call in kernel.calls]
+        return sum(limit or 0.0 for limit in limits)
+
+    def _search(self, limits: _Limits) -> None:
         """Tries candidates until there is nothing to try or a limit is reached, on all boards at once."""
         if len(self._timers) == 1:
-            self._work(self._timer, limits, on_progress)
+            self._work(self._timer, limits)
             return
         boards = working = len(self._timers)
         with ThreadPoolExecutor(boards) as pool:
             try:
                 while True:
-                    wait([pool.submit(self._work_beside, timer, limits, on_progress) for timer in [*self._timers]])
+                    wait([pool.submit(self._work_beside, timer, limits) for timer in [*self._timers]])
                     if self._ending or len(self._timers) == working or len(self._failures) == boards:
                         break
                     working = len(self._timers)  # others may have ended before, as what a lost one had claimed was no longer free
@@ -340,10 +486,10 @@ class _Tuner:
                 raise error
         self._timer = self._timers[0]
 
-    def _work_beside(self, timer: Timer, limits: _Limits, on_progress: Callable[[Progress], None]) -> None:
+    def _work_beside(self, timer: Timer, limits: _Limits) -> None:
         """Works on one of several boards; one that is gone is left out, anything else ends the work on all."""
         try:
-            self._work(timer, limits, on_progress)
+            self._work(timer, limits)
         except Exception as error:
             with self._lock:
                 self._failures.append(error)
@@ -353,13 +499,14 @@ class _Tuner:
                     self._timers.remove(timer)
                     self._tell(f"The others go on: {error}")
 
-    def _work(self, timer: Timer, limits: _Limits, on_progress: Callable[[Progress], None]) -> None:
+    def _work(self, timer: Timer, limits: _Limits) -> None:
         """Tries batch after batch of the most promising kernels."""
         bench, losses = Workbench(timer), 0
         while (claimed := self._claim(limits)) is not None:
             search, most = claimed
             try:
-                for settled in search.step(bench, self._spaces[search.kernel.workload.key], most):
+                space = self._spaces[search.kernel.workload.key]
+                for settled in search.step(bench, space, most, lambda: self._is_over(limits)):
                     losses = 0
                     with self._lock:
                         self._write_down(search, settled)
@@ -375,15 +522,24 @@ class _Tuner:
                 with self._lock:
                     self._release(search)
             with self._lock:
-                on_progress(self._progress(search.kernel.name, limits))
+                self._on_progress(self._progress(search.kernel.name, limits))
+
+    def _fits(self, limits: _Limits) -> int:
+        """Candidates of a batch that, by those before, end in time."""
+        spare = self._budget.left - self._kept_seconds(limits)
+        if math.isinf(spare) or not self._trials:
+            return BATCH
+        each = len(self._timers) * (time.monotonic() - limits.begun) / self._trials
+        return min(BATCH, math.floor(spare / each))
 
     def _claim(self, limits: _Limits) -> tuple[Search, int] | None:
         """Gives the most promising kernel that no other board works on, and how many candidates may be tried; None at the end."""
         with self._lock:
-            over = limits.until is not None and time.monotonic() >= limits.until
-            if over or self._ending:
+            if self._is_over(limits) or self._ending:
                 return None
-            most = BATCH if limits.trials is None else min(BATCH, limits.trials - self._trials - sum(self._open.values()))
+            most = self._fits(limits)
+            if limits.trials is not None:
+                most = min(most, limits.trials - self._trials - sum(self._open.values()))
             free = (each for key, each in self._searches.items() if not each.done and key not in self._open)
             search = max(free, key=lambda each: each.promise, default=None)
             if search is None or most <= 0:
@@ -391,20 +547,25 @@ class _Tuner:
             self._open[search.kernel.workload.key] = min(most, len(search.queue))
             return search, most
 
+    def _is_over(self, limits: _Limits) -> bool:
+        """Whether what is left of the time is kept for the play-off."""
+        return self._budget.left <= self._kept_seconds(limits)
+
     def _write_down(self, search: Search, settled: Settled) -> None:
         """Writes down what is known of a candidate: its record first, as only that it was tried must not stand alone."""
         key, pick = search.kernel.workload.key, settled.pick
         if settled.evidence is not None:
             evidence, device = settled.evidence, self._timer.device
-            lines = spell_record(search.kernel.workload, pick, evidence.median, device, self._timer.method, evidence.place)
+            median, method = evidence.times.median, self._timer.method
+            lines = spell_record(search.kernel.workload, pick, median, device, method, evidence.place)
             self._settled.records.setdefault(key, {})[pick] = self._database.add_record(self._conditions, key, lines, evidence)
             self.records += 1
         if pick == search.default.pick:
             return
-        self._database.add_tried(self._conditions, key, pick, settled.ratio, settled.refused)
+        self._database.add_tried(self._conditions, key, pick, settled.interval, settled.rounds, settled.refused)
         self._settled.tried.setdefault(key, set()).add(pick)
         self._trials += 1
-        self._timed += settled.ratio is not None
+        self._timed += settled.interval is not None
         self._open[key] -= 1
         if settled.refused is not None:
             self._wrong.append(Wrong(search.kernel.name, pick, settled.refused))
@@ -427,22 +588,38 @@ class _Tuner:
         return self._default_total - sum(each.share * (1 - each.ratio) for each in self._searches.values())
 
     def _progress(self, name: str, limits: _Limits) -> Progress:
-        """How far it has come."""
-        now = time.monotonic()
-        seconds = now - limits.begun
+        """How far the search has come."""
         left = sum(each.left for each in self._searches.values() if not each.done)
         if limits.trials is not None:
             left = min(left, limits.trials - self._trials)
-        seconds_left = left * seconds / max(self._trials, 1)
-        if limits.until is not None:
-            seconds_left = min(seconds_left, max(limits.until - now, 0.0))
-        return Progress(name, self._trials, left, seconds, seconds_left, self._default_total, self._current(), self._timer.unit)
+        search_seconds = left * (time.monotonic() - limits.begun) / max(self._trials, 1)
+        seconds_left = min(search_seconds + self._kept_seconds(limits), max(self._budget.left, 0.0))
+        current = self._current()
+        return Progress(
+            name, self._trials, left, self._budget.spent, seconds_left, self._default_total, current, self._timer.unit
+        )
+
+    def _say(self, doing: str, seconds_left: float | None = None) -> None:
+        """Tells what is begun."""
+        left = _finite(self._budget.left) if seconds_left is None else min(seconds_left, max(self._budget.left, 0.0))
+        default, current = (self._default_total, self._current()) if self._default_total else (None, None)
+        self._on_progress(Progress(doing, self._trials, 0, self._budget.spent, left, default, current, self._timer.unit))
 
     def _load(self, records: Records) -> playoff.Team:
         """Builds and loads the network with candidates."""
-        program, imported = build_network(self._network.model, self._timer, records, float16=self._float16)
-        chains = {key: chain.calls for key, chain in find_chains(program, imported).items()}
-        return playoff.Team(self._timer.load(program, self._network.inputs), chains)
+        known = next((each for each in self._network.variants if each.whole and each.structures == records), None)
+        if known is not None:
+            program, chains = known.program, known.chains
+        else:
+            with self._budget.measure("rebuild"):
+                lowered, float16 = self._network.lowered, self._float16
+                program, imported = build_network(
+                    self._network.model, self._timer, records, lowered, self._budget, float16=float16
+                )
+            chains = find_chains(program, imported)
+        return playoff.Team(
+            self._timer.load(program, self._network.inputs), {key: chain.calls for key, chain in chains.items()}
+        )
 
     def _load_variant(self, variant: Variant, records: Records) -> Timed:
         """Builds and loads the network with the structures of a variant, and candidates."""
@@ -453,27 +630,73 @@ class _Tuner:
         own = {kernel.workload.key for kernel in self._network.kernels} | self._network.default.chains.keys()
         return {key: verdict.pick for key, verdict in self._settled.verdicts.items() if verdict.tuned and key in own}
 
-    def _play(self, deadline: float | None) -> None:
+    def _play(self, chains: set[str]) -> None:
         """Lets the best of each search play against the default, in the networks that have it, and writes the verdicts."""
         self._result = None
-        for variant in self._network.variants:
+        exact = self._timer.exact
+        verified = {key for key, each in self._searches.items() if each.verified}
+        default, *others = self._network.variants
+        playing = [default, *(each for each in others if not verified.isdisjoint(kernel.workload.key for kernel in each.kernels))]
+        for place, variant in enumerate(playing):
             own = {kernel.workload.key: kernel.calls for kernel in variant.kernels}
-            searches = {key: each for key, each in self._searches.items() if each.verified and key in own}
-            if not searches and variant is not self._network.default:
+            searches = {key: self._searches[key] for key in own if key in verified}
+            kept = {key: pick for key, pick in self._tuned().items() if key in own.keys() - searches.keys()}
+            most = max((len(each.leaders(LEADERS)) for each in searches.values()), default=0)
+            costs = {count: self._budget.predict_play(count, exact=exact) for count in range(most + 1)}
+            costs[0] += self._budget.predict_final(exact=exact) if kept else 0.0
+            count = next((count for count in range(most, min(most, 1) - 1, -1) if self._budget.allows(costs[count])), None)
+            if count is None:
+                self._leave_out(f"The play-off of '{variant.program.name}'", costs[min(most, 1)])
+                if place == 0:
+                    return
                 continue
-            leaders = {key: each.leaders(playoff.LEADERS) for key, each in searches.items()}
+            others_seconds = (len(playing) - place - 1) * self._budget.predict_play(1, exact=exact)
+            later = others_seconds + self._predict_structures(chains)
+            later = later if self._budget.allows(costs[count] + later) else 0.0
+            self._say("the play-off", costs[count] + later)
+            leaders = {key: each.leaders(count) for key, each in searches.items()}
             result = playoff.play(
                 partial(self._load_variant, variant),
                 {key: picks for key, picks in leaders.items() if picks},
-                {key: own[key] for key in searches},
-                exact=self._timer.exact,
-                kept={key: pick for key, pick in self._tuned().items() if key in own.keys() - searches.keys()},
-                out_of_time=lambda: deadline is not None and time.monotonic() >= deadline,
+                {key: own[key] for key in (*searches, *kept)},
+                exact=exact,
+                kept=kept,
+                time_left=partial(self._left_before, later),
+                final_seconds=self._budget.predict_final(exact=exact),
             )
             self._result = self._result or result  # of the default, which is first
             for key, standing in result.standings.items():
-                search = searches[key]
-                self._judge(key, standing, standing.pick or search.default.pick, finished=search.done)
+                if key in searches:
+                    search = searches[key]
+                    pick, finished = standing.pick or search.default.pick, search.done and not standing.cut_off
+                    self._judge(key, standing, pick, finished=finished)
+                else:
+                    self._take_back(key, standing)
+
+    def _left_before(self, later_seconds: float) -> float:
+        """Seconds that are left where others are kept for what comes later."""
+        return self._budget.left - later_seconds
+
+    def _take_back(self, key: str, standing: playoff.Standing) -> None:
+        """Has a workload that was settled before computed by the default again."""
+        kernel = next(each for each in self._network.kernels if each.workload.key == key)
+        if kernel.default in self._settled.records.get(key, {}):
+            self._network.notes.append(
+                f"Kernel '{kernel.name}' has its default again: with what was chosen before the network is slower."
+            )
+            self._judge(key, standing, kernel.default, finished=True)
+
+    def _leave_out(self, what: str, seconds: float) -> None:
+        """Says that there was no time for something."""
+        self._network.notes.append(
+            f"{what} was left out: it takes about {math.ceil(seconds)} s, and {max(self._budget.left, 0.0):.0f} s were left. "
+            "Defaults are kept there; what was found is recorded, and plays in the next run. Give more with --seconds."
+        )
+
+    def _predict_structures(self, chains: Collection[str]) -> float:
+        """Predicts what the play-off of structures takes, nothing where no chain is open."""
+        count = len(self._network.variants) - 1 if chains else 0
+        return self._budget.predict_structures(count, exact=self._timer.exact) if count else 0.0
 
     def _judge(self, key: str, standing: playoff.Standing, pick: Pick, *, finished: bool) -> None:
         """Writes a verdict."""
@@ -481,16 +704,15 @@ class _Tuner:
             pick=pick,
             record=self._settled.records[key][pick].record,
             tuned=standing.pick is not None,
-            median=standing.median,
-            default_median=standing.default_median,
+            times=standing.times,
             interval=standing.interval,
-            rounds=standing.rounds,
             finished=finished,
+            machine=self._timer.machine,
         )
         self._database.add_verdict(self._conditions, key, verdict)
         self._settled.verdicts[key] = verdict
 
-    def _play_structures(self, deadline: float | None, chains: set[str]) -> None:
+    def _play_structures(self, chains: set[str]) -> None:
         """Lets other structures of chains play against the default's, all with the chosen kernels, and writes the verdicts."""
         assert self._result is not None, "tiles have played"
         known = self._network.default.chains.keys()
@@ -501,6 +723,10 @@ class _Tuner:
         alternatives = [each for each in sets if each]
         if not alternatives and not kept:
             return
+        seconds = self._budget.predict_structures(len(alternatives), exact=self._timer.exact)
+        if not self._budget.allows(seconds):
+            return self._leave_out("The play-off of structures", seconds)
+        self._say("the play-off of structures", seconds)
         self._result = playoff.play_structures(
             self._load,
             self._result,
@@ -509,18 +735,21 @@ class _Tuner:
             self._verify_structure,
             exact=self._timer.exact,
             kept=kept,
-            out_of_time=lambda: deadline is not None and time.monotonic() >= deadline,
+            time_left=lambda: self._budget.left,
+            final_seconds=self._budget.predict_final(exact=self._timer.exact),
         )
         for key, standing in self._result.standings.items():
+            self._played[key] = set(self._alternatives()[key])
             around = self._network.around(key)
             finished = all(self._is_settled(kernel) or kernel.workload.key not in self._searches for kernel in around)
+            finished = finished and not standing.cut_off
             default = self._network.default.chains[key].structure
             if standing.pick is not None or (key in self._settled.verdicts and default in self._settled.records.get(key, {})):
                 self._judge(key, standing, standing.pick or default, finished=finished)
             self._standings[key] = standing
             if finished:
                 for structure in self._alternatives()[key]:
-                    self._database.add_tried(self._conditions, key, structure, standing.interval.ratio, None)
+                    self._database.add_tried(self._conditions, key, structure, standing.interval, standing.times.rounds, None)
                     self._settled.tried.setdefault(key, set()).add(structure)
 
     def _verify_structure(self, team: playoff.Team, key: str, standing: playoff.Standing) -> bool:
@@ -536,23 +765,28 @@ class _Tuner:
             logger.warning("Chain '%s', candidate '%s': %s", chain.name, pick, reason)
             return False
         worst = max(check.worst_ratio or 0.0 for check in checks)
-        place, times = self._timer.place, (standing.median, standing.default_median)
-        evidence = Evidence(pick, -1, *times, standing.interval, standing.rounds, worst, place)
-        lines = spell_record(chain.workload, pick, standing.median, self._timer.device, self._timer.method, place)
+        place, times = self._timer.place, standing.times
+        evidence = Evidence(pick, -1, times, standing.interval, worst, place, self._timer.machine)
+        lines = spell_record(chain.workload, pick, times.median, self._timer.device, self._timer.method, place)
         self._settled.records.setdefault(key, {})[pick] = self._database.add_record(self._conditions, key, lines, evidence)
         self.records += 1
         return True
 
-    def report(self, name: str, seconds: float) -> Tuning:
+    def report(self, name: str) -> Tuning:
         """Gives what was found."""
         kernels = [self._kernel_result(kernel) for kernel in self._network.default.kernels]
         default = self._network.default.chains
         chains = [self._chain_result(key, default[key]) for key in self._alternatives()]
         result = self._result
+        if result is None and self._default_total:  # no play-off: the profile, and what earlier verdicts say
+            times: tuple[float, float] | tuple[None, None] = (self._default_total, self._default_total - self._saved_before())
+        else:
+            times = (None, None) if result is None else (result.default_median, result.median)
         return Tuning(
             model=name,
             target=self._timer.device.name,
             method=self._timer.method,
+            machine=self._timer.machine,
             search=self._order,
             runner=self._timer.place,
             unit=self._timer.unit,
@@ -560,9 +794,9 @@ class _Tuner:
             database=str(self._database.folder),
             trials=self._trials,
             records=self.records,
-            seconds=seconds,
-            default_time=None if result is None else result.default_median,
-            tuned_time=None if result is None else result.median,
+            seconds=self._budget.spent,
+            default_time=times[0],
+            tuned_time=times[1],
             low=None if result is None else result.interval.low,
             high=None if result is None else result.interval.high,
             kernels=tuple(sorted((each for each in kernels if each is not None), key=lambda each: -each.default_time)),
@@ -572,50 +806,67 @@ class _Tuner:
             notes=tuple(self._network.notes),
         )
 
+    def _saved_before(self) -> float:
+        """What the verdicts of earlier runs save of the network's time, by their ratios."""
+        profile, verdicts = self._profiles[0], self._settled.verdicts
+        kernels = [each for each in self._network.default.kernels if each.workload.key in verdicts]
+        return sum(_sum(profile, each.calls) * (1 - _ratio(verdicts[each.workload.key])) for each in kernels)
+
     def _kernel_result(self, kernel: Tuned) -> KernelResult | None:
         """What was found for a workload, None where nothing was."""
         key = kernel.workload.key
         verdict = self._settled.verdicts.get(key)
-        if verdict is None:
+        if verdict is None and key not in self._searches:
             return None
+        before = 0.0 if verdict is not None else _sum(self._profiles[0], kernel.calls)
         return KernelResult(
             name=kernel.name,
             calls=len(kernel.calls),
             workload=key,
             default=str(kernel.default),
-            chosen=str(verdict.pick),
-            tuned=verdict.tuned,
-            default_time=verdict.default_median,
-            tuned_time=verdict.median,
-            low=verdict.interval.low,
-            high=verdict.interval.high,
+            chosen=str(kernel.default if verdict is None else verdict.pick),
+            tuned=verdict is not None and verdict.tuned,
+            default_time=before if verdict is None else verdict.times.default_median,
+            tuned_time=before if verdict is None else verdict.times.median,
+            low=1.0 if verdict is None else verdict.interval.low,
+            high=1.0 if verdict is None else verdict.interval.high,
             space=len(self._spaces[key]),
-            tried=len(self._settled.tried.get(key, ())),
-            finished=verdict.finished,
+            tried=len(self._settled.tried.get(key, set()) - {kernel.default}),
+            finished=verdict is not None and verdict.finished,
         )
 
     def _chain_result(self, key: str, chain: Chain) -> KernelResult | None:
         """What was found for a chain, None where nothing was."""
-        found = self._standings.get(key) or self._settled.verdicts.get(key)
+        verdict = self._settled.verdicts.get(key)
+        found = self._standings.get(key) or verdict
         if found is None:
             return None
-        verdict = self._settled.verdicts.get(key)
-        tuned = verdict is not None and verdict.tuned
+        tried = self._settled.tried.get(key, set()) | self._settled.records.get(key, {}).keys() | self._played.get(key, set())
         return KernelResult(
             name=chain.name,
             calls=chain.count,
             workload=key,
             default=str(chain.structure),
-            chosen=str(verdict.pick if verdict is not None and tuned else chain.structure),
-            tuned=tuned,
-            default_time=found.default_median,
-            tuned_time=found.median,
+            chosen=str(verdict.pick if verdict is not None and verdict.tuned else chain.structure),
+            tuned=verdict is not None and verdict.tuned,
+            default_time=found.times.default_median,
+            tuned_time=found.times.median,
             low=found.interval.low,
             high=found.interval.high,
             space=1 + len(self._alternatives()[key]),
-            tried=len(self._settled.tried.get(key, ())),
+            tried=len(tried - {chain.structure}),
             finished=self._is_chain_settled(key),
         )
+
+
+def _ratio(verdict: Verdict) -> float:
+    """Time of what a verdict has chosen over that of the default."""
+    return verdict.times.median / verdict.times.default_median
+
+
+def _finite(seconds: float) -> float | None:
+    """Seconds that are left, None without a limit."""
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
 def _sum(times: Sequence[float], calls: Iterable[int]) -> float:

@@ -5,6 +5,7 @@ Each imports what it needs when it is called; importing this module loads nothin
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -785,8 +786,9 @@ def tune(
         float16: Compute in float16 what does not need float32.
         search: Chooses candidates: `predicted` in the order of their prediction, or `evolutionary`, MetaSchedule's search.
         trials: Candidates at most; until nothing is left to try where None.
-        seconds: Time at most, about; no limit where None.
-        others: Further databases: records of the same device are taken over, those of the nearest one are tried first.
+        seconds: Time for all of it, with the play-off, from this call on; what was begun is ended. No limit where None; with 0
+            nothing is tuned, and other databases are taken over.
+        others: Further databases: what they have of the same device is taken over, records of the nearest one are tried first.
         rpc: `HOST:PORT` of the RPC server of a board that is the target.
         tracker: `HOST:PORT` of a tracker of such boards; all of its boards of `key` are used at once.
         key: Which of a tracker's boards; with `rpc` what its server asks for.
@@ -805,6 +807,7 @@ def tune(
         >>> tune("mobilenet_v2", "records", seconds=300).to_json()["tuned_us"]  # doctest: +SKIP
         4820.5
     """
+    started = time.monotonic()
     from sepwise.lowering import device
     from sepwise.lowering.remote import list_boards
     from sepwise.lowering.tuning.tune import tune as tune_model
@@ -823,6 +826,7 @@ def tune(
         search=search,
         trials=trials,
         seconds=seconds,
+        started=started,
         others=tuple(others),
         boards=boards,
         on_progress=on_progress or (lambda _: None),

@@ -23,7 +23,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 90, 16, 14, 44
 _BAR, _GAP = 12, 8
 _TIMES: Final = {"native": "measured here", "remote": "measured on a board", "emulated": "estimated, not measured"}
 _UNITS: Final = {"us": "µs", "cycles": "estimated cycles"}
-_NUMERIC: Final = frozenset({"Calls", "Default", "Tuned", "Tuned / default", "Tried", "Declared"})
+_NUMERIC: Final = frozenset({"Calls", "Chains", "Default", "Tuned", "Tuned / default", "Tried", "Others"})
 
 
 def render_tuning(tuning: Tuning, provenance: Provenance) -> str:
@@ -40,7 +40,7 @@ def render_tuning(tuning: Tuning, provenance: Provenance) -> str:
     return document(
         title,
         element("header", element("h1", title), element("p", _summary(tuning), class_="summary"), _facts(tuning, provenance)),
-        [_course(tuning), _kernels(tuning), _wrong(tuning)],
+        [_course(tuning), _kernels(tuning), _chains(tuning), _wrong(tuning)],
         version=provenance.versions.get("sepwise", ""),
     )
 
@@ -49,7 +49,8 @@ def _summary(tuning: Tuning) -> Markup:
     changed = sum(kernel.tuned for kernel in tuning.kernels)
     told = f"{changed} of {len(tuning.kernels)} kernels are faster with another tile or strategy than the default. "
     if tuning.default_time is None or tuning.tuned_time is None or tuning.low is None or tuning.high is None:
-        return join([told, "Nothing was left to try."])
+        nothing = "Nothing was left to try." if tuning.default_time is None else "There was no time for a play-off."
+        return join([told, nothing])
     ratio = tuning.tuned_time / tuning.default_time
     sure = "" if tuning.method == "estimated" else f", surely between {tuning.low:.3f} and {tuning.high:.3f}"
     return join([told, f"The network takes {ratio:.3f} of the time that it took{sure}."])
@@ -60,6 +61,7 @@ def _facts(tuning: Tuning, provenance: Provenance) -> Markup:
         ("Model", tuning.model),
         ("Target", provenance.target),
         ("Times", _TIMES[tuning.runner]),
+        ("Processor", tuning.machine or "not told"),
         ("Threads", tuning.threads),
         ("Search", tuning.search),
         ("Candidates", f"{tuning.trials} tried in {tuning.seconds:.0f} s, {tuning.records} verified and recorded"),
@@ -88,14 +90,22 @@ def _kernels(tuning: Tuning) -> Markup | None:
     if not tuning.kernels:
         return None
     unit = _UNITS[tuning.unit]
-    heads = ["Kernel", "Calls", "Default", "Tuned", "Tuned / default", "Tried", "Declared", "Chosen", "Default was"]
-    rows = [_row(kernel) for kernel in (*tuning.kernels, *tuning.structures)]
+    heads = ["Kernel", "Calls", "Default", "Tuned", "Tuned / default", "Tried", "Others", "Chosen", "Default was"]
     caption = f"Time in the network in {unit}, all calls of a kernel together: above the default's, below what was chosen."
-    chains = element("p", "Behind the kernels are chains, by how many of their stages each kernel computes.")
     plot = scrolling(_bar_plot(tuning.kernels, unit=unit), "Plot of time by kernel")
     figure = element("figure", plot, element("figcaption", caption))
-    table = scrolling(grid(heads, rows, "Kernels", numeric=_NUMERIC), "Table of kernels")
-    return section("kernels", "Kernels, before and after", figure, chains if tuning.structures else None, table)
+    table = scrolling(grid(heads, list(map(_row, tuning.kernels)), "Kernels", numeric=_NUMERIC), "Table of kernels")
+    return section("kernels", "Kernels, before and after", figure, table)
+
+
+def _chains(tuning: Tuning) -> Markup | None:
+    """Which of the structures of chains were chosen."""
+    if not tuning.structures:
+        return None
+    heads = ["Chain", "Chains", "Default", "Tuned", "Tuned / default", "Tried", "Others", "Chosen", "Default was"]
+    told = element("p", "How chains of convolutions are cut into kernels: the stages of the chain that each kernel computes.")
+    table = scrolling(grid(heads, list(map(_row, tuning.structures)), "Chains", numeric=_NUMERIC), "Table of chains")
+    return section("chains", "Chains, before and after", told, table)
 
 
 def _row(kernel: KernelResult) -> Markup:
@@ -108,7 +118,7 @@ def _row(kernel: KernelResult) -> Markup:
         number_cell(kernel.tuned_time, f"{kernel.tuned_time:,.1f}"),
         number_cell(ratio, f"{ratio:.3f}" if kernel.tuned else "default"),
         number_cell(kernel.tried, str(kernel.tried)),
-        number_cell(kernel.space, str(kernel.space)),
+        number_cell(kernel.space - 1, str(kernel.space - 1)),
         element("td", element("code", kernel.chosen)),
         element("td", element("code", kernel.default) if kernel.tuned else "the same"),
     )

@@ -11,12 +11,13 @@ from tvm.s_tir.meta_schedule.database import JSONDatabase
 from sepwise.lowering import device
 from sepwise.lowering.selection import spell_cut, structure_key
 from sepwise.lowering.tuning.database import RECORDS, Database, Evidence, find_conditions
-from sepwise.lowering.tuning.intervals import Interval
+from sepwise.lowering.tuning.intervals import Interval, Times
 from sepwise.lowering.tuning.metaschedule import plain_function, spell_record
 from sepwise.lowering.tuning.space import list_candidates
 from sepwise.lowering.workload import ConvWorkload, LinearWorkload, Stage
 
 A72 = device.get("cortex-a72")
+TIMES = Times(3000.0, 2900.0, 3300.0, 3200.0, 8)
 POINTWISE = Stage(8, 12, 1, (1, 1), (1, 1), (0, 0), (0, 0), (1, 1))
 DEPTHWISE = Stage(8, 8, 8, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1))
 WORKLOADS = {
@@ -36,7 +37,7 @@ def test_metaschedule_loads_the_database(tmp_path: Path, method: str, place: str
     conditions = find_conditions(A72, 1, method)
     for workload in WORKLOADS.values():
         for candidate in list_candidates(workload, A72, 1)[:2]:
-            evidence = Evidence(candidate.pick, -1, 3000.0, 3300.0, Interval(0.9, 0.9, 0.9), 8, 0.1, place)
+            evidence = Evidence(candidate.pick, -1, TIMES, Interval(0.9, 0.9, 0.9), 0.1, place, None)
             lines = spell_record(workload, candidate.pick, 3000.0, A72, method, place)
             own.add_record(conditions, workload.key, lines, evidence)
     loaded = JSONDatabase(work_dir=str(own.folder), allow_missing=False)
@@ -62,7 +63,7 @@ def test_the_trace_says_which_candidate(tmp_path: Path) -> None:
     workload = WORKLOADS["chain"]
     candidates = list_candidates(workload, A72, 1)[:3]
     for candidate in candidates:
-        evidence = Evidence(candidate.pick, -1, 1.0, 1.0, Interval(1.0, 1.0, 1.0), 8, 0.1, "remote")
+        evidence = Evidence(candidate.pick, -1, TIMES, Interval(1.0, 1.0, 1.0), 0.1, "remote", None)
         lines = spell_record(workload, candidate.pick, 1.0, A72, "measured", "remote")
         own.add_record(conditions, workload.key, lines, evidence)
     assert len((own.folder / RECORDS).read_text().splitlines()) == 3
@@ -80,7 +81,7 @@ def test_the_record_of_a_chain_says_its_structure(tmp_path: Path) -> None:
     chains = [WORKLOADS["chain"], ConvWorkload(1, (7, 7), (expand, DEPTHWISE, POINTWISE), True, None, 4, 4)]
     for workload, cut in zip(chains, [(1, 1), (1, 2)], strict=True):
         pick = spell_cut(cut)
-        evidence = Evidence(pick, -1, 3000.0, 3300.0, Interval(0.9, 0.9, 0.9), 8, 0.1, "native")
+        evidence = Evidence(pick, -1, TIMES, Interval(0.9, 0.9, 0.9), 0.1, "native", None)
         own.add_record(conditions, structure_key(workload), spell_record(workload, pick, 3e3, A72, "measured", "native"), evidence)
     found = own.read(conditions).records
     assert [list(found[structure_key(workload)]) for workload in chains] == [[spell_cut((1, 1))], [spell_cut((1, 2))]]

@@ -1,13 +1,14 @@
 """The play-off, with whole networks whose times a script gives."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
 
 from sepwise.lowering.selection import Pick, Records
 from sepwise.lowering.tuning.intervals import Interval
-from sepwise.lowering.tuning.playoff import Result, Standing, Team, play, play_structures
+from sepwise.lowering.tuning.playoff import LEAST_ROUNDS, Result, Standing, Team, play, play_structures
 
 A, B = (Pick(name, ()) for name in "ab")
 CALLS = {"first": (0, 2), "second": (1,)}
@@ -24,8 +25,10 @@ class Scripted:
                 times[call] *= factors[workload, records[workload]]
         times[3] += extra if len(records) > 1 else 0.0
         self.times, self.rng, self.closed = times, rng, False
+        self.records, self.played = records, 0
 
     def time_network(self, rounds: int) -> list[list[float]]:
+        self.played += 1
         cold = [[9.0 * time] * (rounds - 1) for time in self.times]
         return [[*first, time * float(np.exp(0.02 * self.rng.standard_normal()))] for first, time in zip(cold, self.times, strict=True)]
 
@@ -39,16 +42,26 @@ def run(
     *,
     extra: float = 0.0,
     kept: Records | None = None,
+    time_left: Callable[[int], float] = lambda _: math.inf,
+    final_seconds: float = 0.0,
+    played: list[int] | None = None,
 ) -> Result:
+    """Plays; `time_left` is told how often networks were run until then, which `played` has in the end."""
     rng, loaded = np.random.default_rng(0), []
 
     def load(records: Records) -> Scripted:
         loaded.append(Scripted(records, factors, rng, extra))
         return loaded[-1]
 
-    calls = {workload: own for workload, own in CALLS.items() if workload not in (kept or {})}
-    result = play(load, leaders, calls, exact=False, kept=kept)
+    def count() -> int:
+        return sum(each.played for each in loaded)
+
+    left = lambda: time_left(count())  # noqa: E731
+    result = play(load, leaders, CALLS, exact=False, kept=kept, time_left=left, final_seconds=final_seconds)
     assert all(each.closed for each in loaded)
+    assert sum(not each.records for each in loaded) == 1
+    if played is not None:
+        played.append(count())
     return result
 
 
@@ -58,14 +71,16 @@ def test_what_is_faster_in_the_network_is_chosen() -> None:
     assert result.median == pytest.approx(0.7 * 20 + 0.8 * 20 + 5, rel=0.02)
     assert result.default_median == pytest.approx(45, rel=0.02)
     assert result.interval.high < 0.8
-    assert result.standings["first"].default_median == pytest.approx(20, rel=0.02)
+    times = result.standings["first"].times
+    assert times.minimum <= times.median < times.default_minimum <= times.default_median == pytest.approx(20, rel=0.02)
 
 
 def test_what_only_was_faster_alone_is_not() -> None:
     result = run({("first", A): 0.7, ("second", A): 1.01}, {"first": [A], "second": [A]})
     assert result.standings["first"].pick == A
     assert result.standings["second"].pick is None
-    assert result.standings["second"].median == result.standings["second"].default_median
+    times = result.standings["second"].times
+    assert (times.median, times.minimum) == (times.default_median, times.default_minimum)
 
 
 def test_the_second_best_may_win() -> None:
@@ -97,7 +112,65 @@ def test_what_was_settled_before_counts_for_the_whole(leaders: dict[str, list[Pi
 def test_without_leaders_the_default_is_timed() -> None:
     result = run({}, {})
     assert all(standing.pick is None for standing in result.standings.values())
-    assert result.standings["second"].median == pytest.approx(20, rel=0.02)
+    assert result.standings["second"].times.median == pytest.approx(20, rel=0.02)
+
+
+def test_where_new_ones_lose_what_was_settled_before_is_reported_as_it_is() -> None:
+    """Not as if it had gained nothing."""
+    result = run({("first", A): 0.9, ("second", B): 0.5}, {"first": [A]}, kept={"second": B}, extra=30.0)
+    assert result.standings["first"].pick is None
+    assert set(result.standings) == {"first"}
+    assert result.interval.ratio == pytest.approx(35 / 45, rel=0.02)
+    assert result.median == pytest.approx(35, rel=0.02)
+
+
+def test_what_was_settled_before_is_taken_back_where_it_is_slower() -> None:
+    result = run({("second", B): 1.5}, {}, kept={"second": B})
+    assert result.standings["second"].pick is None
+    assert result.standings["second"].interval.low > 1
+    assert result.median == result.default_median == pytest.approx(45, rel=0.02)
+
+
+# Out of time ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_match_that_time_cuts_off_keeps_the_default() -> None:
+    """A gain that 8 rounds cannot tell from noise."""
+    factors = {("first", A): 0.972}
+    assert run(factors, {"first": [A]}).standings["first"].pick == A
+    played: list[int] = []
+    result = run(factors, {"first": [A]}, time_left=lambda _: -1.0, played=played)
+    assert (result.standings["first"].pick, result.standings["first"].cut_off) == (None, True)
+    assert result.median == result.default_median
+    assert played == [2 * LEAST_ROUNDS]
+
+
+def test_what_is_sure_in_the_least_rounds_is_chosen_without_time() -> None:
+    result = run({("first", A): 0.5}, {"first": [A]}, time_left=lambda _: -1.0)
+    assert (result.standings["first"].pick, result.standings["first"].cut_off) == (A, False)
+
+
+@pytest.mark.parametrize("time_left", [100, 0])
+def test_the_last_match_is_bounded_too(time_left: int) -> None:
+    """A mixture plays by itself: its parts are surely faster, the whole is faster by so little that few rounds do not tell."""
+    factors = {("first", A): 0.95, ("first", B): 0.7, ("second", A): 0.7, ("second", B): 0.95}
+    leaders = {"first": [A, B], "second": [A, B]}
+    played: list[int] = []
+    result = run(factors, leaders, extra=11.6, time_left=lambda count: 3 * 16 + time_left - count, played=played)
+    whole = 0.7 * 20 + 0.7 * 20 + 5 + 11.6
+    if time_left:
+        assert {key: standing.pick for key, standing in result.standings.items()} == {"first": B, "second": A}
+        assert result.median == pytest.approx(whole, rel=0.02)
+    else:
+        assert all(standing.pick is None and standing.cut_off for standing in result.standings.values())
+        assert result.interval == Interval(1.0, 1.0, 1.0)
+        assert played == [3 * 16 + 2 * LEAST_ROUNDS]
+
+
+def test_the_first_match_leaves_time_for_the_last() -> None:
+    played: list[int] = []
+    run({("first", A): 0.98}, {"first": [A]}, time_left=lambda count: 100 - count, final_seconds=60, played=played)
+    assert played == [40]
 
 
 # Structures -------------------------------------------------------------------------------------------------------------
@@ -130,6 +203,7 @@ def run_structures(
     extra: float = 0.0,
     kept: Records | None = None,
     wrong: tuple[Pick, ...] = (),
+    time_left: float = math.inf,
 ) -> tuple[Result, list[tuple[str, Pick | None]]]:
     rng, loaded, verified = np.random.default_rng(0), [], []
 
@@ -142,7 +216,7 @@ def run_structures(
         verified.append((key, standing.pick))
         return standing.pick not in wrong
 
-    result = play_structures(load, BEFORE, {}, alternatives, verify, exact=False, kept=kept)
+    result = play_structures(load, BEFORE, {}, alternatives, verify, exact=False, kept=kept, time_left=lambda: time_left)
     assert all(each.timed.closed for each in loaded)
     return result, verified
 
@@ -150,8 +224,8 @@ def run_structures(
 def test_a_structure_that_is_faster_is_verified_and_chosen() -> None:
     result, verified = run_structures({(CHAIN, A): 0.7, (OTHER, A): 1.2}, [{CHAIN: A, OTHER: A}])
     assert {key: standing.pick for key, standing in result.standings.items()} == {CHAIN: A, OTHER: None}
-    assert result.standings[CHAIN].median == pytest.approx(14, rel=0.02)
-    assert result.standings[CHAIN].default_median == pytest.approx(20, rel=0.02)
+    assert result.standings[CHAIN].times.median == pytest.approx(14, rel=0.02)
+    assert result.standings[CHAIN].times.default_median == pytest.approx(20, rel=0.02)
     assert verified == [(CHAIN, A), (CHAIN, None)]
     assert result.median == pytest.approx(14 + 20 + 5, rel=0.02)
     assert result.default_median == pytest.approx(45, rel=0.02)
@@ -175,10 +249,10 @@ def test_a_default_that_is_wrong_is_no_measure() -> None:
 
 def test_structures_stay_where_the_whole_is_slower() -> None:
     result, _ = run_structures({(CHAIN, A): 0.9, (OTHER, A): 0.9}, [{CHAIN: A, OTHER: A}], extra=30.0)
-    assert result.standings == {
-        key: Standing(None, standing.interval, standing.default_median, standing.default_median, standing.rounds)
-        for key, standing in result.standings.items()
-    }
+    for standing in result.standings.values():
+        times = standing.times
+        assert standing.pick is None
+        assert (times.median, times.minimum) == (times.default_median, times.default_minimum)
     assert result.median == BEFORE.median
 
 
@@ -187,3 +261,18 @@ def test_structures_that_were_settled_before_count_for_the_whole() -> None:
     assert not result.standings
     assert not verified
     assert result.median == pytest.approx(20 + 10 + 5, rel=0.02)
+
+
+def test_where_new_structures_lose_those_before_are_reported_as_they_are() -> None:
+    result, _ = run_structures({(CHAIN, A): 0.9, (OTHER, B): 0.5}, [{CHAIN: A}], kept={OTHER: B}, extra=30.0)
+    assert result.standings[CHAIN].pick is None
+    assert result.median == pytest.approx(20 + 10 + 5, rel=0.02)
+    assert result.interval.ratio == pytest.approx(35 / 45, rel=0.02)
+
+
+def test_structures_that_time_cuts_off_stay() -> None:
+    factors = {(CHAIN, A): 0.97}
+    assert run_structures(factors, [{CHAIN: A}])[0].standings[CHAIN].pick == A
+    result, verified = run_structures(factors, [{CHAIN: A}], time_left=-1.0)
+    assert (result.standings[CHAIN].pick, result.standings[CHAIN].cut_off) == (None, True)
+    assert not verified

@@ -51,6 +51,7 @@ class Script:
         self.sampled = self.reloaded = 0
 
     place = "native"
+    machine = "a cpu"
 
     @contextmanager
     def open(self, kernel: object, known: Sequence[Candidate], candidates: Sequence[Candidate]) -> Iterator["ScriptedTrial"]:
@@ -142,16 +143,24 @@ def test_what_was_verified_carries_its_times() -> None:
     settled = step(found, Script({4: 70.0}), candidates)
     assert list(settled) == list(map(pick, range(BATCH + 1)))
     default, best = (each.evidence for each in settled.values() if each.evidence is not None)
-    assert (default.median, default.interval.ratio, default.worst_ratio) == (100.0, 1.0, 0.5)
-    assert (best.median, best.default_median, best.interval.ratio) == pytest.approx((70.0, 100.0, 0.7))
-    assert best.rounds >= default.rounds > 1
+    assert (default.times.median, default.interval.ratio, default.worst_ratio) == (100.0, 1.0, 0.5)
+    assert (best.times.median, best.times.default_median, best.interval.ratio) == pytest.approx((70.0, 100.0, 0.7))
+    assert best.times.rounds >= default.times.rounds > 1
+    assert (best.place, best.machine) == ("native", "a cpu")
+
+
+def test_evidence_has_medians_and_minima_of_what_was_compared() -> None:
+    found, candidates = search()
+    times = step(found, Script({4: 70.0}, noise=0.1), candidates)[pick(4)].evidence.times  # type: ignore[union-attr]
+    assert 70.0 <= times.minimum < times.median < 100.0 <= times.default_minimum < times.default_median
+    assert times.rounds >= 12
 
 
 def test_a_refused_candidate_is_not_timed() -> None:
     found, candidates = search()
     settled = step(found, Script({1: 1.0}, refused={1: "does not compile"}), candidates)
-    assert settled[pick(1)] == Settled(pick(1), None, "does not compile")
-    assert sum(each.ratio is not None for each in settled.values()) == BATCH
+    assert settled[pick(1)] == Settled(pick(1), refused="does not compile")
+    assert sum(each.interval is not None for each in settled.values()) == BATCH
     assert found.best == DEFAULT
 
 
@@ -184,7 +193,7 @@ def test_what_looks_faster_is_timed_until_it_is_sure() -> None:
     settled = step(found, script, candidates)
     evidence = settled[pick(1)].evidence
     assert evidence is not None
-    assert 12 < evidence.rounds <= 2 * MOST_ROUNDS
+    assert 12 < evidence.times.rounds <= 2 * MOST_ROUNDS
     assert found.best == pick(1)
 
 
@@ -203,7 +212,7 @@ def test_a_lost_board_costs_one_candidate(during: str) -> None:
     found, candidates = search(BATCH)
     script = Script({3: 50.0, 5: 60.0}, lost={3: during})
     settled = step(found, script, candidates)
-    assert settled[pick(3)] == Settled(pick(3), None, "the board is lost")
+    assert settled[pick(3)] == Settled(pick(3), refused="the board is lost")
     assert [each.pick for each in settled.values() if each.refused is not None] == [pick(3)]
     assert script.reloaded == 1
     assert found.best == pick(5)
@@ -240,6 +249,25 @@ def test_what_takes_longer_comes_first_until_it_brings_nothing() -> None:
     assert large.promise < small.promise
     step(small, Script({1: 90.0}), candidates)
     assert small.promise == pytest.approx(54.0)
+
+
+def test_what_is_at_its_roofline_promises_nothing() -> None:
+    bound, candidates = search(share=100.0)
+    bound.least = 95.0
+    free, _ = search(share=40.0)
+    free.least = 10.0
+    assert (free.promise, bound.promise) == pytest.approx((30.0, 5.0))
+    step(bound, Script({1: 80.0}), candidates)
+    assert bound.promise == 0.0
+
+
+def test_a_batch_that_runs_out_of_time_leaves_the_rest_in_the_queue() -> None:
+    found, candidates = search()
+    asked = iter([False, False, True])
+    settled = list(found.step(Script(), candidates, out_of_time=lambda: next(asked)))
+    assert [each.pick for each in settled] == [DEFAULT, pick(1), pick(2)]
+    assert [each.pick for each in found.queue] == list(map(pick, range(3, 3 * BATCH + 1)))
+    assert found.fruitless == 0
 
 
 def test_no_more_candidates_than_are_allowed() -> None:

@@ -49,6 +49,10 @@ def test_this_machine_measures() -> None:
     timer = open_timer(device.get("host"), 1)
     assert isinstance(timer, NativeTimer)
     assert (timer.method, timer.place, timer.unit, timer.exact) == ("measured", "native", "us", False)
+    assert timer.machine == device.host_processor()
+    roof = timer.roof(timer.device)
+    assert (roof.origin, roof.unit) == ("measured", "us")
+    assert all(level.bytes_per_unit for level in roof.levels)
     timed = timer.load(candidates(timer.device), inputs(timer.device))
     try:
         assert [len(samples) for samples in timed.time([1, 0], 5)] == [5, 5]
@@ -139,6 +143,8 @@ def test_an_emulated_core_is_estimated() -> None:
     timer = open_timer(device.get("cortex-a72"), 1)
     assert isinstance(timer, EstimateTimer)
     assert (timer.method, timer.place, timer.unit, timer.exact) == ("estimated", "emulated", "cycles", True)
+    assert timer.machine == f"qemu-aarch64 -cpu {timer.device.emulator_cpu}"
+    assert (timer.roof(timer.device).unit, timer.roof(timer.device).origin) == ("cycles", "facts")
     timed = timer.load(candidates(timer.device, warm=True), inputs(timer.device))
     try:
         (best,), (worst,) = timed.time([1, 2], 7)

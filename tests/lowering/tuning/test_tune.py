@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,15 +29,15 @@ from sepwise.lowering import device, strategies
 from sepwise.lowering.build import build_program
 from sepwise.lowering.importer import ImportedGraph
 from sepwise.lowering.remote import Board, BoardError, Connect, RemoteRunner, list_boards
+from sepwise.lowering.roofline import Roof, roof_of_facts
 from sepwise.lowering.runner import NativeRunner
 from sepwise.lowering.selection import Pick
 from sepwise.lowering.strategies.base import Implementation
 from sepwise.lowering.strategies.pointwise import PointwiseStrategy
 from sepwise.lowering.trials import Step
-from sepwise.lowering.tuning import search, timing, trial
+from sepwise.lowering.tuning import budget, database, intervals, search, timing, trial
 from sepwise.lowering.tuning import tune as tuning
 from sepwise.lowering.tuning.database import EVIDENCE, RECORDS, Database, Verdict, find_conditions, read_records
-from sepwise.lowering.tuning.intervals import Interval
 from sepwise.lowering.tuning.result import Progress, Tuning
 from sepwise.lowering.tuning.search import BATCH, Search
 from sepwise.lowering.tuning.space import list_candidates
@@ -88,9 +89,13 @@ class ScriptedTimer:
     place: Place = "native"
     unit = "us"
     exact = True
+    machine = "a cpu"
 
     def __init__(self, times: Times, method: Method = "measured") -> None:
         self.device, self.threads, self.times, self.method = HOST, 1, times, method
+
+    def roof(self, held: device.Device) -> Roof:
+        return roof_of_facts(held, 1, unit="us")
 
     def load(self, program: Any, inputs: Any) -> Timed:
         return ScriptedTimed(NativeRunner(program), self.times)
@@ -335,7 +340,7 @@ def test_another_devices_winner_is_tried_first(
     elsewhere = Database(tmp_path / "other", replace(HOST, name="elsewhere", l2_bytes=2 * HOST.l2_bytes))
     elsewhere.create()
     conditions = find_conditions(elsewhere.device, 1, "measured")
-    won = Verdict(picks[-1], 0, True, 1.0, 2.0, Interval(0.5, 0.5, 0.5), 9, True)
+    won = Verdict(picks[-1], 0, True, intervals.Times(1.0, 1.0, 2.0, 2.0, 9), intervals.Interval(0.5, 0.5, 0.5), True, None)
     elsewhere.add_verdict(conditions, kernel.workload, won)
     second = run(trials=1, others=[tmp_path / "other"])
     (tried,) = evidence(second, "tried")[1:]
@@ -352,7 +357,107 @@ def test_records_of_the_same_device_are_taken_over(
     (taken,) = [each for each in second.kernels if each.workload == kernel.workload]
     assert taken.chosen == kernel.chosen != kernel.default
     assert BATCH <= taken.tried <= BATCH + 1
-    assert second.notes[0] == f"{first.records} records were taken over."
+    assert second.notes[0].startswith(f"{first.records} records, ")
+    assert second.notes[0].endswith(f" were taken over from {tmp_path / 'other'}.")
+
+
+# Limits of time ---------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Stands still but for what is timed: a load of a network takes 2 s, and so does each sample."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        for module in (budget, tuning):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
+        for name in ("time", "time_network"):
+            self.slow_down(monkeypatch, ScriptedTimed, name)
+        self.slow_down(monkeypatch, ScriptedTimer, "load")
+
+    def slow_down(self, monkeypatch: pytest.MonkeyPatch, kind: Any, name: str) -> None:
+        fast = getattr(kind, name)
+
+        def slowly(*words: Any) -> Any:
+            self.now += 2.0
+            return fast(*words)
+
+        monkeypatch.setattr(kind, name, slowly)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.mark.parametrize("seconds", [60.0, 120.0, 400.0])
+def test_all_of_it_ends_in_the_time_that_is_given(
+    run: Callable[..., Tuning], built: tuple[dict[str, Any], Times], clock: Clock, seconds: float
+) -> None:
+    """Loading and play-off too; what it says of the time that is left never ends later."""
+    seen: list[Progress] = []
+    result = run(built[1], trials=None, seconds=seconds, started=clock.now - 5.0, on_progress=seen.append)
+    assert result.low is not None
+    assert any(kernel.tuned for kernel in result.kernels)
+    assert 0.6 * seconds < result.seconds <= seconds + 4.0 or all(kernel.finished for kernel in result.kernels)
+    assert result.seconds == clock.now - 1000.0 + 5.0
+    assert all(each.seconds + each.seconds_left <= seconds for each in seen if each.seconds_left is not None)
+    assert [each.doing for each in seen][:2] == ["compiling the network", "timing the network"]
+    assert seen[-1].doing.startswith("the play-off")
+
+
+def test_without_time_for_the_play_off_defaults_are_kept_and_the_next_run_plays(
+    run: Callable[..., Tuning], built: tuple[dict[str, Any], Times], clock: Clock, tmp_path: Path
+) -> None:
+    first = run(built[1], trials=None, seconds=20.0)
+    assert first.records > 0
+    assert first.low is None
+    assert first.tuned_time == first.default_time
+    assert any(note.startswith("The play-off of") and note.endswith("Give more with --seconds.") for note in first.notes)
+    assert not any(kernel.tuned or kernel.finished for kernel in first.kernels)
+    assert read_records(tmp_path / "db", HOST, 1) == {}
+    second = run(built[1], trials=1)
+    assert any(kernel.tuned for kernel in second.kernels)
+    assert second.tuned_time is not None
+    assert second.tuned_time < second.default_time
+
+
+def test_without_a_play_off_earlier_verdicts_count(
+    run: Callable[..., Tuning], built: tuple[dict[str, Any], Times], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(built[1], trials=BATCH)
+    clock = Clock(monkeypatch)
+    clock.now += 1.0
+    second = run(built[1], trials=None, seconds=20.0)
+    assert (second.low, second.default_time) == (None, first.default_time)
+    assert second.tuned_time == pytest.approx(first.tuned_time)
+
+
+def test_no_time_at_all_is_an_error_before_anything_is_loaded(run: Callable[..., Tuning], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"No candidate was timed: .* other databases are taken over, which --from names"):
+        run(lambda *_: pytest.fail("timed"), seconds=0.0)
+    assert not (tmp_path / "db").exists()
+
+
+def test_what_decides_nothing_is_told(
+    run: Callable[..., Tuning], built: tuple[dict[str, Any], Times], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records of other sources: tried first, and no truth."""
+    first = run(built[1], trials=1)
+    (kernel,) = [each for each in first.kernels if each.tuned]
+    monkeypatch.setattr(database, "own_sources", lambda: "0" * 12)
+    second = run(trials=1)
+    assert any("of other sources of sepwise" in note and "what won is tried first" in note for note in second.notes)
+    assert not any(each.tuned for each in second.kernels)
+    lines = evidence(second, "tried")
+    assert (lines[1]["workload"], lines[1]["sizes"]) == (kernel.workload, lines[0]["sizes"])
+    assert lines[0]["conditions"]["sources"] != lines[1]["conditions"]["sources"] == "0" * 12
+
+
+def test_the_processor_is_in_what_is_written(run: Callable[..., Tuning], built: tuple[dict[str, Any], Times]) -> None:
+    result = run(built[1], trials=BATCH)
+    assert result.machine == "a cpu"
+    assert {line["machine"] for kind in ("record", "verdict") for line in evidence(result, kind)} == {"a cpu"}
 
 
 # Structures of chains ---------------------------------------------------------------------------------------------------
@@ -390,6 +495,23 @@ def cut_of(path: Path, records: Any = None) -> list[str]:
 
 
 FUSED = "depthwise+pointwise"
+
+
+def test_a_structure_that_is_not_settled_yet_was_tried(chained: Callable[..., Tuning], tmp_path: Path) -> None:
+    by_default = cut_of(tmp_path / "chain.onnx")
+    (structure,) = chained(lambda strategy, _: 100.0 if strategy in by_default else 20.0, trials=1).structures
+    assert (structure.tuned, structure.finished, structure.tried, structure.space) == (True, False, 1, 2)
+
+
+def test_structures_are_left_out_without_time(chained: Callable[..., Tuning], tmp_path: Path, clock: Clock) -> None:
+    by_default = cut_of(tmp_path / "chain.onnx")
+    result = chained(lambda strategy, _: 100.0 if strategy in by_default else 20.0, seconds=40.0)
+    assert result.structures == ()
+    assert result.trials > 0
+    assert any(note.startswith("Chains keep their structures: to try others takes about") for note in result.notes)
+    assert result.seconds <= 44.0
+    (structure,) = chained(lambda strategy, _: 100.0 if strategy in by_default else 20.0).structures
+    assert structure.tuned
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -14,7 +14,7 @@ from sepwise.report.tuning import render_tuning
 
 KERNEL = KernelResult("k<0>", 2, "conv/a", "dense rows=1", "dense rows=2", True, 200.0, 150.0, 0.74, 0.76, 380, 24, True)
 TUNING = Tuning(
-    "net", "host", "measured", "predicted", "native", "us", 1, "db", 43, 3, 12.5, 260.0, 210.0, 0.8, 0.82,
+    "net", "host", "measured", "a cpu", "predicted", "native", "us", 1, "db", 43, 3, 12.5, 260.0, 210.0, 0.8, 0.82,
     (KERNEL,), (), (), ((0, 260.0), (8, 210.0)), (),
 )  # fmt: skip
 MADE = Provenance("sepwise tune net", "host (a cpu, native)", datetime(2026, 11, 22, tzinfo=UTC), {"sepwise": "1.0"}, "Linux")
@@ -58,6 +58,22 @@ def test_without_trials_there_is_no_course(history: tuple[tuple[int, float], ...
     page = parse(replace(TUNING, history=history, default_time=None, tuned_time=None, low=None, high=None, kernels=()))
     assert not list(page.iter("svg"))
     assert "Nothing was left to try." in " ".join(page.itertext())
+
+
+def test_the_processor_is_named() -> None:
+    assert "a cpu" in texts(TUNING)
+    assert "not told" in texts(replace(TUNING, machine=None))
+
+
+def test_chains_have_a_table_of_their_own() -> None:
+    chain = replace(KERNEL, name="k<0>", workload="chain/a", chosen="structure kernel0=2", space=2, tried=1)
+    tables = list(parse(replace(TUNING, structures=(chain,))).iter("table"))
+    assert ["structure kernel0=2" in " ".join(table.itertext()) for table in tables] == [False, True]
+    assert len(list(parse(TUNING).iter("table"))) == 1
+
+
+def test_without_a_play_off_nothing_is_sure() -> None:
+    assert "There was no time for a play-off." in texts(replace(TUNING, low=None, high=None))
 
 
 def test_what_was_refused_is_listed() -> None:
