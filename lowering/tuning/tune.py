@@ -540,10 +540,16 @@ class _Tuner:
             most = self._fits(limits)
             if limits.trials is not None:
                 most = min(most, limits.trials - self._trials - sum(self._open.values()))
-            free = (each for key, each in self._searches.items() if not each.done and key not in self._open)
-            search = max(free, key=lambda each: each.promise, default=None)
-            if search is None or most <= 0:
+            if most <= 0:
                 return None
+            while True:
+                free = (each for key, each in self._searches.items() if not each.done and key not in self._open)
+                search = max(free, key=lambda each: each.promise, default=None)
+                if search is None:
+                    return None
+                self._look_at_others(search)
+                if search.kernel.workload.key in self._searches and not search.done:
+                    break
             self._open[search.kernel.workload.key] = min(most, len(search.queue))
             return search, most
 
@@ -578,10 +584,23 @@ class _Tuner:
         if search.unverified is not None:
             self._network.notes.append(f"Kernel '{search.kernel.name}' keeps its default: {search.unverified}")
         self._history.append((self._trials, self._current()))
-        found = self._database.read(self._conditions).verdicts.get(key)
-        if found is not None and found.finished:  # another tuner was faster
-            self._settled.verdicts[key] = found
+        self._look_at_others(search)
+
+    def _look_at_others(self, search: Search) -> None:
+        """Takes note of what other tuners have found of a kernel meanwhile."""
+        key = search.kernel.workload.key
+        found = self._database.read(self._conditions)
+        verdict = found.verdicts.get(key)
+        if verdict is not None and verdict.finished:  # another tuner was faster
+            self._settled.verdicts[key] = verdict
             del self._searches[key]
+            return
+        for pick, evidence in found.records.get(key, {}).items():
+            if pick in self._spaces[key]:
+                search.verified.setdefault(pick, evidence.interval)
+                self._settled.records.setdefault(key, {}).setdefault(pick, evidence)
+        tried = self._settled.tried[key] = found.tried.get(key, set())
+        search.queue = [each for each in search.queue if each.pick not in tried]
 
     def _current(self) -> float:
         """The time of the network with the best until now."""

@@ -37,10 +37,11 @@ from sepwise.lowering.strategies.pointwise import PointwiseStrategy
 from sepwise.lowering.trials import Step
 from sepwise.lowering.tuning import budget, database, intervals, search, timing, trial
 from sepwise.lowering.tuning import tune as tuning
-from sepwise.lowering.tuning.database import EVIDENCE, RECORDS, Database, Verdict, find_conditions, read_records
+from sepwise.lowering.tuning.database import EVIDENCE, RECORDS, Database, Evidence, Verdict, find_conditions, read_records
+from sepwise.lowering.tuning.metaschedule import spell_record
 from sepwise.lowering.tuning.result import Progress, Tuning
 from sepwise.lowering.tuning.search import BATCH, Search
-from sepwise.lowering.tuning.space import list_candidates
+from sepwise.lowering.tuning.space import Candidate, list_candidates
 from sepwise.lowering.tuning.timing import Method, Place, Timed
 from sepwise.lowering.tuning.tune import tune
 from sepwise.lowering.verify import verify_model
@@ -190,6 +191,40 @@ def test_a_run_that_ended_early_goes_on_where_it_was(run: Callable[..., Tuning])
     both = [(line["workload"], line["strategy"], str(line["sizes"])) for line in evidence(second, "tried")]
     assert both[: len(tried)] == tried
     assert len(both) == len(set(both)) == 2 * BATCH
+
+
+def test_what_another_tuner_has_tried_meanwhile_is_not_tried_again(
+    run: Callable[..., Tuning], built: tuple[dict[str, Any], Times], tmp_path: Path
+) -> None:
+    """What it has found plays too."""
+    told: list[tuple[str, Candidate]] = []
+
+    def meddle(progress: Progress) -> None:
+        if told or not progress.trials:
+            return
+        other = Database(tmp_path / "db", HOST)
+        conditions = find_conditions(HOST, 1, "measured")
+        last = json.loads((other.folder / EVIDENCE).read_text().splitlines()[-1])
+        known = {pick for picks in other.read(conditions).tried.values() for pick in picks}
+        space = list_candidates(built[0][last["workload"]], HOST, 1)
+        left = [each for each in space if each.pick not in known][2 : 2 + BATCH]
+        picks = [each.pick for each in left]
+        told.append((last["workload"], left[0]))
+        interval = intervals.Interval(0.1, 0.1, 0.1)
+        times = intervals.Times(10.0, 10.0, 100.0, 100.0, 9)
+        lines = spell_record(built[0][last["workload"]], picks[0], 10.0, HOST, "measured", "native")
+        other.add_record(conditions, last["workload"], lines, Evidence(picks[0], -1, times, interval, 0.1, "native", None))
+        for pick in picks:
+            other.add_tried(conditions, last["workload"], pick, interval, 9, None)
+
+    def times(strategy: str, tile: str) -> float:
+        return 50.0 if told and (strategy, tile) == (told[0][1].strategy.name, str(told[0][1].tile)) else 100.0
+
+    result = run(times, on_progress=meddle)
+    tried = names_of(evidence(result, "tried"), "tried")
+    assert len(set(tried)) == len(tried) == result.trials + BATCH
+    ((workload, found),) = told
+    assert {kernel.workload: kernel.chosen for kernel in result.kernels if kernel.tuned} == {workload: str(found.pick)}
 
 
 def test_estimates_and_measurements_do_not_mix(run: Callable[..., Tuning], built: tuple[dict[str, Any], Times]) -> None:
