@@ -547,7 +547,7 @@ class _Tuner:
                 search = max(free, key=lambda each: each.promise, default=None)
                 if search is None:
                     return None
-                self._look_at_others(search)
+                self._look_at_others([search])
                 if search.kernel.workload.key in self._searches and not search.done:
                     break
             self._open[search.kernel.workload.key] = min(most, len(search.queue))
@@ -584,23 +584,24 @@ class _Tuner:
         if search.unverified is not None:
             self._network.notes.append(f"Kernel '{search.kernel.name}' keeps its default: {search.unverified}")
         self._history.append((self._trials, self._current()))
-        self._look_at_others(search)
+        self._look_at_others([search])
 
-    def _look_at_others(self, search: Search) -> None:
-        """Takes note of what other tuners have found of a kernel meanwhile."""
-        key = search.kernel.workload.key
+    def _look_at_others(self, searches: Sequence[Search]) -> None:
+        """Takes note of what other tuners have found of some kernels meanwhile."""
         found = self._database.read(self._conditions)
-        verdict = found.verdicts.get(key)
-        if verdict is not None and verdict.finished:  # another tuner was faster
-            self._settled.verdicts[key] = verdict
-            del self._searches[key]
-            return
-        for pick, evidence in found.records.get(key, {}).items():
-            if pick in self._spaces[key]:
-                search.verified.setdefault(pick, evidence.interval)
-                self._settled.records.setdefault(key, {}).setdefault(pick, evidence)
-        tried = self._settled.tried[key] = found.tried.get(key, set())
-        search.queue = [each for each in search.queue if each.pick not in tried]
+        for search in searches:
+            key = search.kernel.workload.key
+            verdict = found.verdicts.get(key)
+            if verdict is not None and verdict.finished:  # another tuner was faster
+                self._settled.verdicts[key] = verdict
+                del self._searches[key]
+                continue
+            for pick, evidence in found.records.get(key, {}).items():
+                if pick in self._spaces[key]:
+                    search.verified.setdefault(pick, evidence.interval)
+                    self._settled.records.setdefault(key, {}).setdefault(pick, evidence)
+            tried = self._settled.tried[key] = found.tried.get(key, set())
+            search.queue = [each for each in search.queue if each.pick not in tried]
 
     def _current(self) -> float:
         """The time of the network with the best until now."""
@@ -652,6 +653,7 @@ class _Tuner:
     def _play(self, chains: set[str]) -> None:
         """Lets the best of each search play against the default, in the networks that have it, and writes the verdicts."""
         self._result = None
+        self._look_at_others(list(self._searches.values()))
         exact = self._timer.exact
         verified = {key for key, each in self._searches.items() if each.verified}
         default, *others = self._network.variants
