@@ -131,7 +131,8 @@ def make_table(rows: Sequence[Row]) -> str:
         where = "; ".join(f"{machine}, {day}, {given} s given to each" for machine, day, given in machines)
         lines = []
         for row in chosen:
-            done, between = f"{row['finished_kernels']} of {row['kernels']}", f"{row['low']:.3f} to {row['high']:.3f}"
+            done = f"{row['finished_kernels']} of {row['kernels']}"
+            between = "no play-off" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
             ratio, again = f"{row['ratio']:.3f}", "-" if row["rerun"] is None else f"{row['rerun']:.3f}"
             cells = row["network"], f"{row['seconds']:.0f}", row["trials"], done, row["tuned_kernels"], ratio, between, again
             lines.append(f"| {' | '.join(map(str, cells))} |")
