@@ -71,13 +71,14 @@ def rerun(network: Network, database: Path, rounds: int) -> float:
     return 1 / speedup(tuned_us, default_us)
 
 
-def tune_network(name: str, target: str, seconds: float, rounds: int, folder: Path) -> Row:
+def tune_network(name: str, target: str, seconds: float, trials: int | None, rounds: int, folder: Path) -> Row:
     """Tunes a network from nothing.
 
     Args:
         name: A zoo name, a trained network of `samples`, or an ONNX file.
         target: Name of a device.
         seconds: Given to `tune`.
+        trials: Candidates at most; as many as there is time for where None.
         rounds: Of the timing behind it.
         folder: Where files are made.
 
@@ -89,7 +90,7 @@ def tune_network(name: str, target: str, seconds: float, rounds: int, folder: Pa
     database = folder / "databases" / target / network.path.stem
     shutil.rmtree(database, ignore_errors=True)
     database.parent.mkdir(parents=True, exist_ok=True)
-    found = sepwise.tune(network.path, database, target=target, shapes=network.shapes, seconds=seconds)
+    found = sepwise.tune(network.path, database, target=target, shapes=network.shapes, seconds=seconds, trials=trials)
     if found.default_time is None or found.tuned_time is None:
         raise InputError(f"{name}: nothing was tuned.")
     return {
@@ -167,6 +168,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", help="zoo names or ONNX files; those of the benchmark if left out")
     parser.add_argument("--target", default="host", help="a name out of `sepwise targets`")
     parser.add_argument("--seconds", type=float, default=50.0, help="given to each network")
+    parser.add_argument("--trials", type=int, help="candidates of each network at most")
     parser.add_argument("--rounds", type=int, default=20, help="of alternating blocks, where networks are run again")
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "build/tuning", help="where files are made")
     parser.add_argument("-o", "--output", type=Path, default=JSON, help="the JSON file; its page goes beside it")
@@ -174,7 +176,7 @@ def main() -> None:
     known = json.loads(options.output.read_text())["networks"] if options.output.exists() else []
     rows = {(row["target"], row["network"]): row for row in known}
     for name in options.networks or (NETWORKS if options.target == "host" else ESTIMATED):
-        row = tune_network(name, options.target, options.seconds, options.rounds, options.folder.absolute())
+        row = tune_network(name, options.target, options.seconds, options.trials, options.rounds, options.folder.absolute())
         rows[row["target"], row["network"]] = row
         with new_file(options.output) as partial:
             partial.write_text(json.dumps({"networks": list(rows.values())}, indent=1) + "\n")
