@@ -180,8 +180,10 @@ static void join_tracker(int listening) {
   snprintf(copy, sizeof copy, "%s", tracker);
   char *colon = strrchr(copy, ':');
   *colon = 0;
+  char *name_of_host = copy; /* of IPv6 in brackets */
+  if (copy[0] == '[' && colon > copy + 1 && colon[-1] == ']') name_of_host++, colon[-1] = 0;
   retry_at_ms = now_ms() + RETRY_MS;
-  struct addrinfo *found = resolve(copy, colon + 1, AI_NUMERICSERV);
+  struct addrinfo *found = resolve(name_of_host, colon + 1, AI_NUMERICSERV);
   int joined = found ? socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0) : -1;
   if (joined >= 0) set_patience(joined, PATIENCE_S);
   int right = joined >= 0 && !connect(joined, found->ai_addr, found->ai_addrlen) && send_number(joined, TRACKER_MAGIC) &&
@@ -325,6 +327,7 @@ static _Noreturn void serve(int client, int seconds) {
   set_option(client, IPPROTO_TCP, TCP_KEEPIDLE, SILENT_S);
   set_option(client, IPPROTO_TCP, TCP_KEEPINTVL, PROBE_S);
   set_option(client, IPPROTO_TCP, TCP_KEEPCNT, PROBES);
+  set_option(client, IPPROTO_TCP, TCP_USER_TIMEOUT, 1000 * (SILENT_S + PROBES * PROBE_S)); /* where an answer is on its way */
   if (chdir(work)) _exit(3);
   alarm((unsigned)seconds); /* 0 for none; ends the child */
   register_function("tvm.rpc.server.workpath", find_path);
@@ -480,6 +483,7 @@ static void read_options(int count, char **words) {
     reachable = 1;
   }
   if (tracker && (!strrchr(tracker, ':') || !*key || strlen(tracker) >= TEXT)) refuse("needed are HOST:PORT, and --key", tracker);
+  if (address && (strlen(address) > TEXT / 4 || strpbrk(address, " \"\\"))) refuse("no address", address);
   if (strlen(key) > TEXT / 4 || strpbrk(key, " \"\\")) refuse("too long a key, or with characters that no key has", key);
 }
 

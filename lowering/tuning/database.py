@@ -161,6 +161,7 @@ class Verdict:
         interval: Its time over the default's, in the network.
         finished: Whether nothing is left to try.
         machine: The processor as it names itself, None where nothing does.
+        calls: How many calls the times are of, those of the network that was tuned.
     """
 
     pick: Pick
@@ -170,6 +171,7 @@ class Verdict:
     interval: Interval
     finished: bool
     machine: str | None
+    calls: int = 1
 
 
 @dataclass(slots=True)
@@ -338,11 +340,13 @@ class Database:
         Raises:
             InputError: The file cannot be written.
         """
-        own = {"tuned": verdict.tuned, "finished": verdict.finished}
+        own = {"tuned": verdict.tuned, "finished": verdict.finished, "calls": verdict.calls}
         self._add(conditions, {"kind": "verdict", "workload": workload, **_evidence_to_json(verdict), **own})
 
     def merge(self, other: Database) -> Counter[str]:
         """Adds what another folder of the same device has and this one has not, under whatever conditions.
+
+        Its verdicts for the default are left out where this one has found something faster.
 
         Args:
             other: The folder; it is left as it is.
@@ -360,6 +364,7 @@ class Database:
             known = [_hash_of(line) for line in self._repair(WORKLOADS)]
             count = len(self._repair(RECORDS))
             there = {_identity(line): line for line in map(_parse, self._repair(EVIDENCE))}
+            won = {_question(line): line["tuned"] for line in there.values() if line.get("kind") == "verdict"}
             moved: dict[int, int] = {}
             for number, line in enumerate(map(_parse, lines), 1):
                 if not line:
@@ -370,6 +375,8 @@ class Database:
                     if "record" in line:
                         moved.setdefault(line["record"], there[identity]["record"])
                     continue
+                if line["kind"] == "verdict" and not line["tuned"] and won.get(_question(line)):
+                    continue  # what another has not found takes nothing away
                 if "record" in line and line["record"] not in moved:
                     try:
                         place, behind = json.loads(records[line["record"]])
@@ -617,7 +624,9 @@ def _take(
         rank = (line["finished"], line["date"])
         if rank >= ranks.get(workload, rank):
             ranks[workload] = rank
-            findings.verdicts[workload] = Verdict(pick, record, line["tuned"], times, interval, line["finished"], machine)
+            findings.verdicts[workload] = Verdict(
+                pick, record, line["tuned"], times, interval, line["finished"], machine, line["calls"]
+            )
 
 
 def _evidence_to_json(evidence: Evidence | Verdict) -> dict[str, Any]:
@@ -666,6 +675,11 @@ def _differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
 def _identity(line: Mapping[str, Any]) -> str:
     """What tells lines of evidence apart, in whichever folder they are."""
     return json.dumps({key: value for key, value in line.items() if key != "record"}, sort_keys=True)
+
+
+def _question(line: Mapping[str, Any]) -> str:
+    """What verdicts answer: the workload and the conditions."""
+    return json.dumps([line["workload"], line["conditions"]], sort_keys=True)
 
 
 def _read_device(folder: Path) -> Device | None:

@@ -52,15 +52,17 @@ class Standing:
 
     Attributes:
         pick: The candidate, None for the default.
-        interval: Its time over the default's, all calls of the workload together; the best one's where none beats it.
+        interval: Its time over the default's, all calls of the workload together.
         times: Its samples beside the default's.
         cut_off: Whether more time might have told another.
+        played: Of each structure that has played, its time over the default's.
     """
 
     pick: Pick | None
     interval: Interval
     times: Times
     cut_off: bool = False
+    played: Mapping[Pick, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,8 @@ def play_structures(
         final_seconds: Of them what the last match takes.
 
     Returns:
-        What was chosen, by chain; times and interval are those of the network with all that was chosen, tiles too.
+        What was chosen, by chain; times and interval are those of the network with all that was chosen, tiles too. Where it is
+        surely slower with the structures that were settled before, these are the default's again.
     """
     standings: dict[str, Standing] = {}
     kept = kept or {}
@@ -145,25 +148,32 @@ def play_structures(
             unchanged = Standing(None, NO_GAIN, match.times(0, teams[0].chains[key]))
             ways = sorted((place for place, other in own if other == key), key=lambda place: compare_chain(place, key).ratio)
             open_ones = any(compare_chain(place, key).undecided for place in ways)
-            standings[key] = replace(unchanged, interval=compare_chain(ways[0], key), cut_off=match.cut and open_ones)
+            played = {alternatives[place - 1][key]: compare_chain(place, key) for place in reversed(ways)}
+            standings[key] = replace(unchanged, cut_off=match.cut and open_ones, played=played)
             for place in ways:
                 interval, times = compare_chain(place, key), match.times(place, teams[place].chains[key], teams[0].chains[key])
-                standing = Standing(alternatives[place - 1][key], interval, times)
+                standing = Standing(alternatives[place - 1][key], interval, times, played=played)
                 if interval.faster and verify(teams[place], key, standing) and verify(teams[0], key, unchanged):
                     standings[key] = standing
                     break
         chosen = {key: standing.pick for key, standing in standings.items() if standing.pick is not None}
-        plain = enter({}).timed if chosen or kept else teams[0].timed
+        if not chosen and not kept:
+            return Result(standings, before.interval, before.median, before.default_median)
+        plain = enter({}).timed
+        settled = enter({**tiles, **kept}) if kept else teams[0]
         if chosen:
-            networks = [plain, teams[0].timed, enter({**tiles, **kept, **chosen}).timed]
-            final = _Match(networks, exact=exact, out_of_time=lambda: time_left() <= 0)
-            final.run(lambda: final.compare(2, None, other=1).undecided)
+            networks = [plain, settled.timed, enter({**tiles, **kept, **chosen}).timed]
+            final = _play_whole(networks, [(2, 1)], exact=exact, time_left=time_left)
             if final.holds(2, other=1):
                 return Result(standings, final.compare(2, None), final.median(2, None), final.median(0, None))
             standings = {key: _keep_default(standing, cut_off=final.cut) for key, standing in standings.items()}
-        if not kept:
-            return Result(standings, before.interval, before.median, before.default_median)
-        return replace(_report([plain, enter({**tiles, **kept}).timed], exact=exact, time_left=time_left), standings=standings)
+            if not kept:
+                return Result(standings, before.interval, before.median, before.default_median)
+        last = _play_whole([plain, teams[0].timed, settled.timed], [(2, 1)], exact=exact, time_left=time_left)
+        if last.compare(2, None, other=1).low <= 1:
+            return Result(standings, last.compare(2, None), last.median(2, None), last.median(0, None))
+        back = {key: Standing(None, NO_GAIN, last.times(1, teams[0].chains[key])) for key in kept}
+        return Result(standings | back, last.compare(1, None), last.median(1, None), last.median(0, None))
 
 
 def play(
@@ -181,14 +191,15 @@ def play(
     Args:
         load: Builds and loads the network with candidates for workloads, the default for all others.
         leaders: For each workload those that play, the fastest first.
-        calls: For each workload its calls, those of `kept` too; all Programs have the same.
+        calls: For each workload its calls, of `kept` too; all Programs have the same.
         exact: Whether times are the same each time.
         kept: Candidates of other workloads, settled before, that are in all networks but the default's.
         time_left: Seconds until it has to end.
         final_seconds: Of them what the last match takes.
 
     Returns:
-        What was chosen. Where even what was settled before is surely slower here, the default is chosen for that too.
+        What was chosen. Where the network is surely slower with what was settled before, those of it that are have the default
+        again, all of it if none is by itself.
     """
     kept = kept or {}
     with ExitStack() as stack:
@@ -216,24 +227,23 @@ def play(
         standings = {workload: _stand(match, teams, workload, own) for workload, own in calls.items() if workload not in kept}
         chosen = {workload: standing.pick for workload, standing in standings.items() if standing.pick is not None}
         if chosen:
-            final = next((team for team, picks in enumerate(teams) if picks == {**kept, **chosen}), None)
+            others = [0, 2] if kept else [0]  # it is no gain over the default that others have made
+            final = next((team for team, picks in enumerate(teams) if picks == chosen), None)
             last = match
             if final is None:
-                networks, final = [entered[0], enter({**kept, **chosen})], 1
-                last = _Match(networks, exact=exact, out_of_time=lambda: time_left() <= 0)
-                last.run(lambda: last.compare(1, None).undecided)
-            if last.holds(final):
+                networks, final = [entered[0], enter({**kept, **chosen}), *([enter(kept)] if kept else [])], 1
+                last = _play_whole(networks, [(1, other) for other in others], exact=exact, time_left=time_left)
+            if all(last.holds(final, other=other) for other in others):
                 return Result(standings, last.compare(final, None), last.median(final, None), last.median(0, None))
             standings = {workload: _keep_default(standing, cut_off=last.cut) for workload, standing in standings.items()}
-        if not kept:
-            return Result(standings, NO_GAIN, match.median(0, None), match.median(0, None))
-        result = _report([entered[0], enter(kept)], exact=exact, time_left=time_left)
-        if result.interval.low <= 1:
-            return replace(result, standings=standings)
-        back = {
-            workload: Standing(None, result.interval, match.times(0, calls[workload])) for workload in kept if workload in calls
-        }
-        return Result(standings | back, NO_GAIN, result.default_median, result.default_median)
+        while kept:
+            last = _play_whole([entered[0], enter(kept)], [(1, 0)], exact=exact, time_left=time_left)
+            if last.compare(1, None).low <= 1:
+                return Result(standings, last.compare(1, None), last.median(1, None), last.median(0, None))
+            slower = {key for key in kept if last.compare(1, calls[key]).low > 1} or set(kept)
+            standings |= {key: Standing(None, NO_GAIN, last.times(0, calls[key])) for key in slower}
+            kept = {key: pick for key, pick in kept.items() if key not in slower}
+        return Result(standings, NO_GAIN, match.median(0, None), match.median(0, None))
 
 
 class _Match:
@@ -292,11 +302,13 @@ class _Match:
         return [sum(sample if calls is None else [sample[call] for call in calls]) for sample in self._samples[team]]
 
 
-def _report(teams: Sequence[Timed], *, exact: bool, time_left: Callable[[], float]) -> Result:
-    """Compares a network with the default, to say how it stands."""
+def _play_whole(
+    teams: Sequence[Timed], pairs: Sequence[tuple[int, int]], *, exact: bool, time_left: Callable[[], float]
+) -> _Match:
+    """Compares whole networks, the first of each pair with the second, until all are told or time is out."""
     match = _Match(teams, exact=exact, out_of_time=lambda: time_left() <= 0)
-    match.run(lambda: match.compare(1, None).undecided)
-    return Result({}, match.compare(1, None), match.median(1, None), match.median(0, None))
+    match.run(lambda: any(match.compare(team, None, other=other).undecided for team, other in pairs))
+    return match
 
 
 def _stand(match: _Match, teams: Sequence[Records], workload: str, calls: Sequence[int]) -> Standing:
@@ -307,11 +319,12 @@ def _stand(match: _Match, teams: Sequence[Records], workload: str, calls: Sequen
         return unchanged
     interval, team = min(found, key=lambda each: (not each[0].faster, each[0].ratio))
     if not interval.faster:
-        return replace(unchanged, interval=interval, cut_off=match.cut and any(each.undecided for each, _ in found))
+        return replace(unchanged, cut_off=match.cut and any(each.undecided for each, _ in found))
     return Standing(teams[team][workload], interval, match.times(team, calls))
 
 
 def _keep_default(standing: Standing, *, cut_off: bool) -> Standing:
     """The same with the default chosen."""
-    times, own = standing.times, (standing.times.default_median, standing.times.default_minimum)
-    return Standing(None, standing.interval, Times(*own, *own, times.rounds), standing.cut_off or cut_off)
+    own = standing.times.default_median, standing.times.default_minimum
+    times = Times(*own, *own, standing.times.rounds)
+    return replace(standing, pick=None, interval=NO_GAIN, times=times, cut_off=standing.cut_off or cut_off)

@@ -50,7 +50,8 @@ class KernelResult:
         tuned: Whether that is another one.
         default_time: Time of all its calls in the network with the default, in microseconds or estimated cycles.
         tuned_time: The same with what was chosen.
-        low: The ratio of both is surely no less.
+        ratio: Of both, the median over rounds in which they took turns.
+        low: The ratio is surely no less.
         high: It is surely no more.
         space: Candidates that the strategies declare, or structures of a chain; the default is one of them.
         tried: Those beside the default that were timed or refused, now or before.
@@ -65,6 +66,7 @@ class KernelResult:
     tuned: bool
     default_time: float
     tuned_time: float
+    ratio: float
     low: float
     high: float
     space: int
@@ -91,7 +93,8 @@ class Tuning:
         seconds: Time that it took.
         default_time: Time of the network's kernels with the default, None where nothing was done.
         tuned_time: The same as chosen.
-        low: The ratio of both is surely no less, None where there was no play-off.
+        ratio: Of both, the median over rounds in which they took turns; None where nothing was done.
+        low: The ratio is surely no less, None where nothing has played.
         high: It is surely no more.
         kernels: By workload, what takes longest first; those that the network has by default.
         structures: By chain of which there is more than one structure: how many of its stages each of its kernels computes.
@@ -114,6 +117,7 @@ class Tuning:
     seconds: float
     default_time: float | None
     tuned_time: float | None
+    ratio: float | None
     low: float | None
     high: float | None
     kernels: tuple[KernelResult, ...]

@@ -4,8 +4,9 @@ A kernel's candidates come in batches, in the order of `space.order` or as `evol
 together; its candidates race one after the other, each in turn with the default and the best until then: a few rounds, then twice
 as many, and so on, for as long as one looks faster, up to `MOST_ROUNDS`. It has won when it is faster beyond the noise in all
 rounds, and again in the later half of them by itself: who looks often enough sees what is not there. Then it is verified, and
-settled as the best, with a record. One that has not won, or is wrong, or during which a board is lost, is settled at once. So
-whoever writes down what is settled has it as soon as it is known, and loses one candidate where the process ends.
+settled as the best, with a record. One that has not won, or is wrong, or during which a board is lost, is settled at once, and
+only then the board is looked for: it may have gone for good. So whoever writes down what is settled has it as soon as it is
+known, and loses one candidate where the process ends.
 
 Batches go to the kernel that can still save most: its time in the network beyond the least that the roofline allows it, halved
 for each batch that has brought nothing. After `PATIENCE` such batches in a row, or when there is nothing left to try, a kernel is
@@ -58,6 +59,10 @@ class TrialLike(Protocol):
     @property
     def refused(self) -> Mapping[Pick, str]:
         """Why some cannot be timed."""
+
+    @property
+    def gone(self) -> BoardError | None:
+        """What became of the board, where one of those that are refused was the last that it ran."""
 
     def time(self, picks: Sequence[Pick], rounds: int) -> list[list[float]]:
         """Samples of each."""
@@ -199,8 +204,9 @@ class Search:
         Returns:
             The fastest first.
         """
-        faster = [pick for pick in self.verified if pick != self.default.pick]
-        return sorted(faster, key=lambda pick: self.verified[pick].ratio)[:count]
+        verified = dict(self.verified)  # to which another board's thread may add
+        faster = [pick for pick in verified if pick != self.default.pick]
+        return sorted(faster, key=lambda pick: verified[pick].ratio)[:count]
 
     def step(
         self,
@@ -218,7 +224,8 @@ class Search:
             out_of_time: Whether to leave the rest of the batch in the queue; asked before each candidate.
 
         Yields:
-            What is known of each as soon as it is, and before all others of the default where that was not verified yet.
+            What is known of each as soon as it is: of those that cannot be timed first, then of the default where that was not
+            verified yet.
 
         Raises:
             BoardError: A board was lost during what has run before, or could not be reached again; what is not settled stays
@@ -229,6 +236,10 @@ class Search:
         known = [candidates[pick] for pick in dict.fromkeys([self.default.pick, self.best])]
         gained = False
         with bench.open(self.kernel, known, batch) as trial:
+            for candidate in [each for each in batch if each.pick in trial.refused]:
+                yield self._take(candidate, Settled(candidate.pick, refused=trial.refused[candidate.pick]))
+            if trial.gone is not None:
+                raise trial.gone
             if self.default.pick not in self.verified:
                 check = trial.check(self.default.pick)
                 if check.status != "passed":
@@ -236,31 +247,34 @@ class Search:
                     return
                 samples = {self.default.pick: trial.time([self.default.pick], FIRST_ROUNDS)[0]}
                 yield self._verify(Settled(self.default.pick, Interval(1.0, 1.0, 1.0), FIRST_ROUNDS), samples, check, bench)
-            for candidate in batch:
+            for candidate in [each for each in batch if each.pick not in trial.refused]:
                 if out_of_time():
                     return
-                before = self.ratio
-                settled = self._settle(candidate.pick, trial, bench)
+                before, lost = self.ratio, False
+                try:
+                    settled = self._settle(candidate.pick, trial, bench)
+                except BoardError as error:
+                    settled, lost = Settled(candidate.pick, refused=str(error)), True
                 gained |= settled.evidence is not None
-                self.queue.remove(candidate)
-                if self.proposer is not None:
-                    self.proposer.learn(candidate.pick, None if settled.interval is None else settled.interval.ratio * before)
-                yield settled
+                yield self._take(candidate, settled, before)
+                if lost:
+                    trial.reload()
         self.fruitless = 0 if gained else self.fruitless + 1
+
+    def _take(self, candidate: Candidate, settled: Settled, best: float = 1.0) -> Settled:
+        """Takes what was settled out of the queue; `best` is the time that it was compared with, over the default's."""
+        self.queue.remove(candidate)
+        if self.proposer is not None:
+            self.proposer.learn(candidate.pick, None if settled.interval is None else settled.interval.ratio * best)
+        return settled
 
     def _settle(self, pick: Pick, trial: TrialLike, bench: Bench) -> Settled:
         """Times a candidate, and verifies it where it is faster."""
-        if pick in trial.refused:
-            return Settled(pick, refused=trial.refused[pick])
-        try:
-            won, interval, samples = self._race(pick, trial)
-            settled = Settled(pick, interval, len(samples[pick]))
-            if not won:
-                return settled
-            check = trial.check(pick)
-        except BoardError as error:
-            trial.reload()
-            return Settled(pick, refused=str(error))
+        won, interval, samples = self._race(pick, trial)
+        settled = Settled(pick, interval, len(samples[pick]))
+        if not won:
+            return settled
+        check = trial.check(pick)
         if check.status != "passed":
             return replace(settled, refused=f"wrong: {check.reason or check.status}")
         return self._verify(settled, samples, check, bench)

@@ -11,24 +11,32 @@ import sepwise.lowering
 
 __all__ = ["digest_sources", "own_sources"]
 
-NO_MATTER: Final = frozenset({"tuning", "peers"})
-"""Folders of `lowering` that have no part in how a kernel is computed."""
+NO_MATTER: Final = frozenset(
+    """
+    tuning peers templates bench.py bisect.py board_server.py bundle.py bundle_check.py remote.py verify.py
+    example.c freestanding.c remote.c rpc_server.c sepwise.h
+    """.split()
+)
+"""Folders and files of `lowering` that have no part in how a kernel is computed, timed or estimated."""
+
+SUFFIXES: Final = frozenset({".py", ".c", ".h"})
+"""Of sources: the pool of threads and what counts instructions are in C."""
 
 
 def digest_sources(root: Path) -> str:
-    """Hashes the Python sources of a package.
+    """Hashes the sources of a package.
 
     Args:
         root: Its folder; which one is no matter.
 
     Returns:
-        12 hexadecimal digits, by names and contents of all files but those in folders of `NO_MATTER`.
+        12 hexadecimal digits, by names and contents of all files but those of `NO_MATTER`.
     """
     found = hashlib.sha256()
-    files = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
+    files = {path.relative_to(root): path for path in root.rglob("*") if path.suffix in SUFFIXES}
     for name, path in sorted(files.items()):
-        if name.split("/", maxsplit=1)[0] not in NO_MATTER:
-            found.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        if NO_MATTER.isdisjoint(name.parts):
+            found.update(f"{name.as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return found.hexdigest()[:12]
 
 

@@ -175,13 +175,14 @@ class BoardTimer:
     exact = False
     machine: str | None = None  # servers tell the instruction set and its extensions alone
 
-    def __init__(self, device: Device, threads: int, connect: Connect) -> None:
+    def __init__(self, device: Device, threads: int, connect: Connect, *, within_s: float | None = None) -> None:
         """Connects.
 
         Args:
             device: What the board is.
             threads: Workers there.
             connect: Gives a connection, each time it is called.
+            within_s: How long to wait for the first; as long as for an answer where None.
 
         Raises:
             InputError: There is no such board, or it is another device.
@@ -189,7 +190,7 @@ class BoardTimer:
         self.device = device
         self.threads = threads
         self._connect = connect
-        self._board = connect()
+        self._board = connect(within_s=within_s)
         self.name = self._board.name
         try:
             self._board.require(device)

@@ -73,6 +73,7 @@ class Trial:
 
     Attributes:
         refused: Why some cannot be timed.
+        gone: What became of the board, where one of those was the last that it ran.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Trial:
             refused: Those that did not even compile.
         """
         self.refused = refused
+        self.gone: BoardError | None = None
         self._kernel = kernel
         self._places = dict(places)
         self._program = program
@@ -116,7 +118,11 @@ class Trial:
                 if pick in known:
                     raise
                 self.refused[pick] = str(error)
-                self.reload()
+                try:
+                    self.reload()
+                except BoardError as gone:
+                    self.gone = gone
+                    return
             del self._places[pick]
 
     def reload(self) -> None:

@@ -74,6 +74,11 @@ PREDICTED, EVOLUTIONARY = ORDERS = ("predicted", "evolutionary")
 MOST_BEHIND = 1.25
 """Time of a chain over that of the default's structure, both with default tiles, beyond which the kernels of it are not tuned."""
 
+FURTHER_SECONDS = 5.0
+"""How long a tracker's further boards are waited for, one after the other, where the first is there."""
+
+NOTHING_TO_DO = "Nothing to do: every kernel is finished, by records that hold here. Of what was not tried nothing is expected."
+
 NOTHING_TIMED = "No candidate was timed: no time or no trials were left. Give more with --seconds or --trials."
 
 MOST_LOSSES = 3
@@ -134,14 +139,16 @@ def tune(
     if seconds == 0 and not others:
         raise InputError(f"{NOTHING_TIMED} With --seconds 0 other databases are taken over, which --from names.")
     own = Database(Path(database), device)
+    if seconds == 0 and boards:
+        raise InputError("With --seconds 0 nothing is timed, so no board is needed.")
     if seconds == 0:
         taken = _take_over(own, others)
         return _describe_merge(Path(model).stem, own, search, threads, taken, budget, emulated=device.emulated and not boards)
     with ExitStack() as stack:
         timers, notes = _open_timers(device, threads, boards, stack)
-        taken = _take_over(own, others)
         on_progress(Progress("compiling the network", 0, 0, budget.spent, _finite(budget.left), None, None, timers[0].unit))
         network = load_network(load_model(model, shapes=shapes), timers[0], float16=float16, budget=budget)
+        taken = _take_over(own, others)
         if not network.kernels:
             raise InputError(f"Model '{network.default.program.name}': has no kernel that can be tuned.")
         network.notes += notes + taken
@@ -200,6 +207,7 @@ def _describe_merge(
         seconds=budget.spent,
         default_time=None,
         tuned_time=None,
+        ratio=None,
         low=None,
         high=None,
         kernels=(),
@@ -219,7 +227,7 @@ def _open_timers(
     timers: list[Timer] = []
     for connect in boards:
         try:
-            timer = BoardTimer(device, threads, connect)
+            timer = BoardTimer(device, threads, connect, within_s=FURTHER_SECONDS if timers else None)
         except (InputError, BoardError) as error:
             if not timers:
                 raise
@@ -303,7 +311,7 @@ class _Tuner:
         if not open_kernels and not open_chains and left_out:
             return
         if not open_kernels and not open_chains:
-            self._network.notes.append("Nothing to do: every kernel has a record that holds here, and nothing is left to try.")
+            self._network.notes.append(NOTHING_TO_DO)
             return
         self._begin(open_kernels, open_chains)
         leaders, playing = self._plan_play(open_chains)
@@ -687,12 +695,13 @@ class _Tuner:
             )
             self._result = self._result or result  # of the default, which is first
             for key, standing in result.standings.items():
-                if key in searches:
-                    search = searches[key]
-                    pick, finished = standing.pick or search.default.pick, search.done and not standing.cut_off
-                    self._judge(key, standing, pick, finished=finished)
-                else:
+                if key not in searches:
                     self._take_back(key, standing)
+                elif not self._keeps_earlier(key, standing, searches[key].kernel.name):
+                    search = searches[key]
+                    all_played = len(leaders[key]) == len(search.leaders(LEADERS))
+                    finished = search.done and all_played and not standing.cut_off
+                    self._judge(key, standing, standing.pick or search.default.pick, len(own[key]), finished=finished)
 
     def _left_before(self, later_seconds: float) -> float:
         """Seconds that are left where others are kept for what comes later."""
@@ -705,7 +714,15 @@ class _Tuner:
             self._network.notes.append(
                 f"Kernel '{kernel.name}' has its default again: with what was chosen before the network is slower."
             )
-            self._judge(key, standing, kernel.default, finished=True)
+            self._judge(key, standing, kernel.default, len(kernel.calls), finished=True)
+
+    def _keeps_earlier(self, key: str, standing: playoff.Standing, name: str) -> bool:
+        """Whether what an earlier run has chosen stays, as time ended the match that might have told otherwise; says so."""
+        earlier = self._settled.verdicts.get(key)
+        keeps = standing.cut_off and earlier is not None and earlier.tuned
+        if keeps:
+            self._network.notes.append(f"'{name}' keeps what an earlier run has chosen: time ended the match before it told.")
+        return keeps
 
     def _leave_out(self, what: str, seconds: float) -> None:
         """Says that there was no time for something."""
@@ -719,7 +736,7 @@ class _Tuner:
         count = len(self._network.variants) - 1 if chains else 0
         return self._budget.predict_structures(count, exact=self._timer.exact) if count else 0.0
 
-    def _judge(self, key: str, standing: playoff.Standing, pick: Pick, *, finished: bool) -> None:
+    def _judge(self, key: str, standing: playoff.Standing, pick: Pick, calls: int, *, finished: bool) -> None:
         """Writes a verdict."""
         verdict = Verdict(
             pick=pick,
@@ -729,6 +746,7 @@ class _Tuner:
             interval=standing.interval,
             finished=finished,
             machine=self._timer.machine,
+            calls=calls,
         )
         self._database.add_verdict(self._conditions, key, verdict)
         self._settled.verdicts[key] = verdict
@@ -760,18 +778,19 @@ class _Tuner:
             final_seconds=self._budget.predict_final(exact=self._timer.exact),
         )
         for key, standing in self._result.standings.items():
-            self._played[key] = set(self._alternatives()[key])
+            self._played[key] = set(standing.played)
             around = self._network.around(key)
             finished = all(self._is_settled(kernel) or kernel.workload.key not in self._searches for kernel in around)
             finished = finished and not standing.cut_off
-            default = self._network.default.chains[key].structure
-            if standing.pick is not None or (key in self._settled.verdicts and default in self._settled.records.get(key, {})):
-                self._judge(key, standing, standing.pick or default, finished=finished)
+            chain = self._network.default.chains[key]
+            known = key in self._settled.verdicts and chain.structure in self._settled.records.get(key, {})
+            if (standing.pick is not None or known) and not self._keeps_earlier(key, standing, chain.name):
+                self._judge(key, standing, standing.pick or chain.structure, chain.count, finished=finished)
             self._standings[key] = standing
-            if finished:
-                for structure in self._alternatives()[key]:
-                    self._database.add_tried(self._conditions, key, structure, standing.interval, standing.times.rounds, None)
-                    self._settled.tried.setdefault(key, set()).add(structure)
+            for structure, interval in standing.played.items() if finished else ():
+                refused = next((each.reason for each in self._wrong if (each.kernel, each.pick) == (chain.name, structure)), None)
+                self._database.add_tried(self._conditions, key, structure, interval, standing.times.rounds, refused)
+                self._settled.tried.setdefault(key, set()).add(structure)
 
     def _verify_structure(self, team: playoff.Team, key: str, standing: playoff.Standing) -> bool:
         """Verifies all kernels of a chain as they are in a network; a record has what was found."""
@@ -800,9 +819,10 @@ class _Tuner:
         chains = [self._chain_result(key, default[key]) for key in self._alternatives()]
         result = self._result
         if result is None and self._default_total:  # no play-off: the profile, and what earlier verdicts say
-            times: tuple[float, float] | tuple[None, None] = (self._default_total, self._default_total - self._saved_before())
+            tuned = self._default_total - self._saved_before()
+            times: tuple[float | None, ...] = (self._default_total, tuned, tuned / self._default_total)
         else:
-            times = (None, None) if result is None else (result.default_median, result.median)
+            times = (None, None, None) if result is None else (result.default_median, result.median, result.interval.ratio)
         return Tuning(
             model=name,
             target=self._timer.device.name,
@@ -818,6 +838,7 @@ class _Tuner:
             seconds=self._budget.spent,
             default_time=times[0],
             tuned_time=times[1],
+            ratio=times[2],
             low=None if result is None else result.interval.low,
             high=None if result is None else result.interval.high,
             kernels=tuple(sorted((each for each in kernels if each is not None), key=lambda each: -each.default_time)),
@@ -831,7 +852,7 @@ class _Tuner:
         """What the verdicts of earlier runs save of the network's time, by their ratios."""
         profile, verdicts = self._profiles[0], self._settled.verdicts
         kernels = [each for each in self._network.default.kernels if each.workload.key in verdicts]
-        return sum(_sum(profile, each.calls) * (1 - _ratio(verdicts[each.workload.key])) for each in kernels)
+        return sum(_sum(profile, each.calls) * (1 - verdicts[each.workload.key].interval.ratio) for each in kernels)
 
     def _kernel_result(self, kernel: Tuned) -> KernelResult | None:
         """What was found for a workload, None where nothing was."""
@@ -839,16 +860,22 @@ class _Tuner:
         verdict = self._settled.verdicts.get(key)
         if verdict is None and key not in self._searches:
             return None
-        before = 0.0 if verdict is not None else _sum(self._profiles[0], kernel.calls)
+        count = len(kernel.calls)
+        if verdict is None:
+            default_time = tuned_time = _sum(self._profiles[0], kernel.calls)
+        else:
+            share = count / verdict.calls
+            default_time, tuned_time = share * verdict.times.default_median, share * verdict.times.median
         return KernelResult(
             name=kernel.name,
-            calls=len(kernel.calls),
+            calls=count,
             workload=key,
             default=str(kernel.default),
             chosen=str(kernel.default if verdict is None else verdict.pick),
             tuned=verdict is not None and verdict.tuned,
-            default_time=before if verdict is None else verdict.times.default_median,
-            tuned_time=before if verdict is None else verdict.times.median,
+            default_time=default_time,
+            tuned_time=tuned_time,
+            ratio=1.0 if verdict is None else verdict.interval.ratio,
             low=1.0 if verdict is None else verdict.interval.low,
             high=1.0 if verdict is None else verdict.interval.high,
             space=len(self._spaces[key]),
@@ -872,17 +899,13 @@ class _Tuner:
             tuned=verdict is not None and verdict.tuned,
             default_time=found.times.default_median,
             tuned_time=found.times.median,
+            ratio=found.interval.ratio,
             low=found.interval.low,
             high=found.interval.high,
             space=1 + len(self._alternatives()[key]),
             tried=len(tried - {chain.structure}),
             finished=self._is_chain_settled(key),
         )
-
-
-def _ratio(verdict: Verdict) -> float:
-    """Time of what a verdict has chosen over that of the default."""
-    return verdict.times.median / verdict.times.default_median
 
 
 def _finite(seconds: float) -> float | None:

@@ -31,12 +31,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from arm import PreparedNetwork, convert, prepare_network
-from estimate import name_processor
 
 from sepwise.console import say
 from sepwise.files import new_file
 from sepwise.lowering.bundle import checksum_model, write_bundle
 from sepwise.lowering.device import get as get_device
+from sepwise.lowering.device import host_processor
 from sepwise.lowering.peers import OURS
 from sepwise.models import names
 from sepwise.passes.errors import SepwiseError
@@ -330,7 +330,7 @@ def measure_network(name: str, folder: Path, python: Path, tools: Path, rounds: 
         "network": network.path.stem,
         "input": list(network.data.shape),
         "date": date.today().isoformat(),
-        "machine": name_processor(),
+        "machine": host_processor(),
         "target": f"{host.name}, {host.cpu}",
         "rounds": rounds,
         "runs": runs,

@@ -347,7 +347,7 @@ def main() -> None:
     report = {
         "date": datetime.now(UTC).date().isoformat(),
         "version": version("sepwise"),
-        "machine": name_processor(),
+        "machine": devices.host_processor(),
         "core": host.cpu,
         "core_model": model.model,
         "llvm": estimate.llvm_version(),
@@ -367,14 +367,6 @@ def write_page(folder: Path) -> None:
     """Makes estimate.md of the two JSON files beside it."""
     report, boards = (json.loads((folder / f"{name}.json").read_text()) for name in ("estimate", "boards"))
     (folder / "estimate.md").write_text(write_table(report, boards))
-
-
-def name_processor() -> str:
-    """Reads what the processor calls itself."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return "unnamed processor"
 
 
 if __name__ == "__main__":

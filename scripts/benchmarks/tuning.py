@@ -24,12 +24,12 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from estimate import name_processor
 from x86_networks import NETWORKS, Network, check_outputs
 
 import sepwise
 from sepwise.console import say
 from sepwise.files import new_file
+from sepwise.lowering.device import host_processor
 from sepwise.lowering.peers import Worker
 from sepwise.lowering.rounds import speedup, time_in_rounds
 from sepwise.passes.errors import InputError, SepwiseError
@@ -91,13 +91,13 @@ def tune_network(name: str, target: str, seconds: float, trials: int | None, rou
     shutil.rmtree(database, ignore_errors=True)
     database.parent.mkdir(parents=True, exist_ok=True)
     found = sepwise.tune(network.path, database, target=target, shapes=network.shapes, seconds=seconds, trials=trials)
-    if found.default_time is None or found.tuned_time is None:
+    if found.ratio is None:
         raise InputError(f"{name}: nothing was tuned.")
     return {
         "network": network.path.stem,
         "target": target,
         "date": date.today().isoformat(),
-        "machine": name_processor(),
+        "machine": host_processor(),
         "method": found.method,
         "given_seconds": seconds,
         "seconds": found.seconds,
@@ -108,7 +108,7 @@ def tune_network(name: str, target: str, seconds: float, trials: int | None, rou
         "finished_kernels": sum(kernel.finished for kernel in found.kernels),
         f"default_{found.unit}": found.default_time,
         f"tuned_{found.unit}": found.tuned_time,
-        "ratio": found.tuned_time / found.default_time,
+        "ratio": found.ratio,
         "low": found.low,
         "high": found.high,
         "rerun": rerun(network, database, rounds) if found.runner == "native" else None,
@@ -137,7 +137,8 @@ def make_table(rows: Sequence[Row]) -> str:
             ratio, again = f"{row['ratio']:.3f}", "-" if row["rerun"] is None else f"{row['rerun']:.3f}"
             cells = row["network"], f"{row['seconds']:.0f}", row["trials"], done, row["tuned_kernels"], ratio, between, again
             lines.append(f"| {' | '.join(map(str, cells))} |")
-        means = [_mean([row["ratio"] for row in chosen]), "", _mean([row["rerun"] for row in chosen if row["rerun"] is not None])]
+        played = [row for row in chosen if row["low"] is not None]
+        means = [_mean([row["ratio"] for row in played]), "", _mean([row["rerun"] for row in played if row["rerun"] is not None])]
         parts.append(f"""## {target}, {method}
 
 {where}.

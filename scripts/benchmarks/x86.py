@@ -34,7 +34,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from estimate import name_processor
 from x86_kernels import list_workloads, prepare_choice, prepare_ragged, ragged_shapes, time_choice, time_ragged
 from x86_networks import (
     IMPORTS,
@@ -53,6 +52,7 @@ from x86_page import draw_plot, write_page
 from sepwise.console import say
 from sepwise.files import new_file
 from sepwise.lowering.device import get as get_device
+from sepwise.lowering.device import host_processor
 from sepwise.lowering.peers import OURS, PEERS, missing_packages
 from sepwise.passes.errors import InputError, SepwiseError
 
@@ -142,7 +142,7 @@ def describe_machine() -> dict[str, Any]:
     """Says what it is measured on."""
     host = get_device("host")
     return {
-        "processor": name_processor(),
+        "processor": host_processor(),
         "cpu": host.cpu,
         "cpus": os.cpu_count(),
         "l1d_bytes": host.l1d_bytes,

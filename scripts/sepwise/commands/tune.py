@@ -171,9 +171,9 @@ def _print(tuning: Tuning) -> None:
         print(f"refused: {each.kernel}, {each.pick}: {each.reason}")
     for note in tuning.notes:
         print(note)
-    if tuning.default_time is not None and tuning.tuned_time is not None:
-        ratio, times = number(tuning.tuned_time / tuning.default_time), map(number, (tuning.default_time, tuning.tuned_time))
-        print(f"{' -> '.join(times)} {tuning.unit} for all kernels, {ratio} of the default")
+    if tuning.default_time is not None and tuning.tuned_time is not None and tuning.ratio is not None:
+        times = map(number, (tuning.default_time, tuning.tuned_time))
+        print(f"{' -> '.join(times)} {tuning.unit} for all kernels, {number(tuning.ratio)} of the default")
     print(f"{tuning.trials} candidates tried, {tuning.records} recorded in {tuning.database}, {tuning.seconds:.0f} s")
 
 
@@ -185,7 +185,7 @@ def _print_results(
         [
             each.name,
             *map(number, (each.calls, each.default_time, each.tuned_time)),
-            number(each.tuned_time / each.default_time) if each.tuned else "-",
+            number(each.ratio) if each.tuned else "-",
             f"{each.tried} of {each.space - 1}",
             spell(each.chosen) if each.tuned else f"default{'' if spell is str else f' ({spell(each.default)})'}",
         ]

@@ -48,12 +48,11 @@ def render_tuning(tuning: Tuning, provenance: Provenance) -> str:
 def _summary(tuning: Tuning) -> Markup:
     changed = sum(kernel.tuned for kernel in tuning.kernels)
     told = f"{changed} of {len(tuning.kernels)} kernels are faster with another tile or strategy than the default. "
-    if tuning.default_time is None or tuning.tuned_time is None or tuning.low is None or tuning.high is None:
+    if tuning.ratio is None or tuning.low is None or tuning.high is None:
         nothing = "Nothing was left to try." if tuning.default_time is None else "There was no time for a play-off."
         return join([told, nothing])
-    ratio = tuning.tuned_time / tuning.default_time
     sure = "" if tuning.method == "estimated" else f", surely between {tuning.low:.3f} and {tuning.high:.3f}"
-    return join([told, f"The network takes {ratio:.3f} of the time that it took{sure}."])
+    return join([told, f"The network takes {tuning.ratio:.3f} of the time that it took{sure}."])
 
 
 def _facts(tuning: Tuning, provenance: Provenance) -> Markup:
@@ -109,14 +108,13 @@ def _chains(tuning: Tuning) -> Markup | None:
 
 
 def _row(kernel: KernelResult) -> Markup:
-    ratio = kernel.tuned_time / kernel.default_time
     return element(
         "tr",
         element("th", kernel.name, element("div", kernel.workload), scope="row"),
         number_cell(kernel.calls, str(kernel.calls)),
         number_cell(kernel.default_time, f"{kernel.default_time:,.1f}"),
         number_cell(kernel.tuned_time, f"{kernel.tuned_time:,.1f}"),
-        number_cell(ratio, f"{ratio:.3f}" if kernel.tuned else "default"),
+        number_cell(kernel.ratio, f"{kernel.ratio:.3f}" if kernel.tuned else "default"),
         number_cell(kernel.tried, str(kernel.tried)),
         number_cell(kernel.space - 1, str(kernel.space - 1)),
         element("td", element("code", kernel.chosen)),

@@ -323,6 +323,16 @@ def test_merged_either_way_the_same_is_known(own: Database, other: Database) -> 
     assert read_records(own.root, A72, 1) == read_records(other.root, A72, 1) == {"w": SEVEN, "v": SEVEN}
 
 
+def test_what_another_has_not_found_takes_nothing_away(own: Database, other: Database) -> None:
+    settle(own, "w", SEVEN, finished=False)
+    default = record(other, "w", FOUR)
+    other.add_verdict(HERE, "w", Verdict(FOUR, default.record, False, TIMES, RATIO, True, None))
+    other.add_verdict(HERE, "v", Verdict(FOUR, record(other, "v", FOUR).record, False, TIMES, RATIO, True, None))
+    assert own.merge(other) == {"record": 2, "verdict": 1}
+    assert own.read(HERE).verdicts["w"].pick == SEVEN
+    assert own.read(HERE).verdicts["v"].pick == FOUR
+
+
 def test_a_verdict_of_a_record_that_was_merged_before_comes_after_it(own: Database, other: Database) -> None:
     written = record(other, "w", SEVEN)
     settle(own, "v", FOUR)

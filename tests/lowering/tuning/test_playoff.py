@@ -126,9 +126,21 @@ def test_where_new_ones_lose_what_was_settled_before_is_reported_as_it_is() -> N
 
 def test_what_was_settled_before_is_taken_back_where_it_is_slower() -> None:
     result = run({("second", B): 1.5}, {}, kept={"second": B})
-    assert result.standings["second"].pick is None
-    assert result.standings["second"].interval.low > 1
+    assert (result.standings["second"].pick, result.standings["second"].interval) == (None, Interval(1.0, 1.0, 1.0))
     assert result.median == result.default_median == pytest.approx(45, rel=0.02)
+
+
+def test_only_what_is_slower_is_taken_back() -> None:
+    result = run({("first", A): 0.9, ("second", B): 1.5}, {}, kept={"first": A, "second": B})
+    assert result.standings.keys() == {"second"}
+    assert result.median == pytest.approx(18 + 20 + 5, rel=0.02)
+
+
+def test_what_was_settled_before_does_not_hide_that_new_ones_cost_time() -> None:
+    """All together is faster than the default, and slower than without them."""
+    result = run({("first", A): 0.9, ("second", B): 0.5}, {"first": [A]}, kept={"second": B}, extra=8.0)
+    assert result.standings["first"].pick is None
+    assert result.median == pytest.approx(20 + 10 + 5, rel=0.02)
 
 
 # Out of time ------------------------------------------------------------------------------------------------------------
@@ -268,6 +280,25 @@ def test_where_new_structures_lose_those_before_are_reported_as_they_are() -> No
     assert result.standings[CHAIN].pick is None
     assert result.median == pytest.approx(20 + 10 + 5, rel=0.02)
     assert result.interval.ratio == pytest.approx(35 / 45, rel=0.02)
+
+
+def test_structures_settled_before_do_not_hide_that_new_ones_cost_time() -> None:
+    result, _ = run_structures({(CHAIN, A): 0.9, (OTHER, B): 0.5}, [{CHAIN: A}], kept={OTHER: B}, extra=8.0)
+    assert result.standings[CHAIN].pick is None
+    assert result.median == pytest.approx(20 + 10 + 5, rel=0.02)
+
+
+def test_structures_settled_before_are_taken_back_where_they_are_slower() -> None:
+    result, _ = run_structures({(OTHER, B): 1.5}, [], kept={OTHER: B})
+    assert result.standings[OTHER].pick is None
+    assert result.median == pytest.approx(45, rel=0.02)
+
+
+def test_each_structure_that_has_played_is_told() -> None:
+    result, _ = run_structures({(CHAIN, A): 0.7, (CHAIN, B): 1.3}, [{CHAIN: A}, {CHAIN: B}])
+    ratios = {pick: interval.ratio for pick, interval in result.standings[CHAIN].played.items()}
+    assert ratios == {A: pytest.approx(0.7, rel=0.02), B: pytest.approx(1.3, rel=0.02)}
+    assert result.standings[CHAIN].interval.ratio == ratios[A]
 
 
 def test_structures_that_time_cuts_off_stay() -> None:

@@ -56,12 +56,13 @@ class Script:
     @contextmanager
     def open(self, kernel: object, known: Sequence[Candidate], candidates: Sequence[Candidate]) -> Iterator["ScriptedTrial"]:
         self.opened.append([each.tile.size for each in (*known, *candidates)])
-        yield ScriptedTrial(self)
+        yield ScriptedTrial(self, BoardError("gone") if self.gone and self.refused else None)
 
 
 @dataclass
 class ScriptedTrial:
     script: Script
+    gone: BoardError | None = None
 
     @property
     def refused(self) -> Mapping[Pick, str]:
@@ -218,11 +219,16 @@ def test_a_lost_board_costs_one_candidate(during: str) -> None:
     assert found.best == pick(5)
 
 
-def test_a_board_that_stays_away_leaves_the_queue() -> None:
+@pytest.mark.parametrize("how", [{"lost": {3: "time"}}, {"lost": {3: "check"}}, {"refused": {3: "the board is lost"}}])
+def test_what_takes_a_board_away_for_good_is_settled_and_the_rest_stays_in_the_queue(how: dict[str, dict[int, str]]) -> None:
+    """Or it would take the next board away, too."""
     found, candidates = search(BATCH)
+    settled: list[Settled] = []
     with pytest.raises(BoardError, match="gone"):
-        step(found, Script({3: 50.0}, lost={3: "time"}, gone=True), candidates)
-    assert [each.pick for each in found.queue] == list(map(pick, range(3, BATCH + 1)))
+        settled.extend(found.step(Script({3: 50.0}, gone=True, **how), candidates))
+    assert settled[-1] == Settled(pick(3), refused="the board is lost")
+    assert pick(3) not in [each.pick for each in found.queue]
+    assert pick(4) in [each.pick for each in found.queue]
     assert found.fruitless == 0
 
 
@@ -295,6 +301,7 @@ def test_a_proposer_chooses_and_is_told_times_over_the_defaults() -> None:
     last = len(candidates) - 1
     found.proposer = proposer = Proposer()
     settled = step(found, Script({last: 50.0, last - 1: 25.0}, refused={last - 2: "too wide"}, exact=True), candidates)
-    assert list(settled) == [DEFAULT, *(pick(last - place) for place in range(BATCH))]
-    assert proposer.told[:4] == [(pick(last), 0.5), (pick(last - 1), 0.25), (pick(last - 2), None), (pick(last - 3), 1.0)]
+    timed = [pick(last - place) for place in range(BATCH) if place != 2]
+    assert list(settled) == [pick(last - 2), DEFAULT, *timed]
+    assert proposer.told[:4] == [(pick(last - 2), None), (pick(last), 0.5), (pick(last - 1), 0.25), (pick(last - 3), 1.0)]
     assert [each.pick for each in found.queue] == [pick(size) for size in range(1, last - BATCH + 1)]

@@ -23,9 +23,10 @@ def test_it_is_the_same_wherever_the_package_lies(package: Path) -> None:
     assert len(before) == 12
 
 
-@pytest.mark.parametrize("name", ["build.py", "strategies/dense.py", "strategies/another.py"])
+@pytest.mark.parametrize("name", ["build.py", "strategies/dense.py", "strategies/another.py", "runtime/pool.c"])
 def test_it_changes_with_what_schedules(package: Path, name: str) -> None:
     before = digest_sources(package)
+    (package / name).parent.mkdir(exist_ok=True)
     (package / name).write_text("TILE = 8\n")
     assert digest_sources(package) != before
 
@@ -36,7 +37,7 @@ def test_it_changes_with_names(package: Path) -> None:
     assert digest_sources(package) != before
 
 
-@pytest.mark.parametrize("name", ["tuning/search.py", "peers/another.py"])
+@pytest.mark.parametrize("name", ["tuning/search.py", "peers/another.py", "remote.py"])
 def test_what_has_no_part_in_kernels_is_no_matter(package: Path, name: str) -> None:
     before = digest_sources(package)
     (package / name).write_text("PATIENCE = 4\n")

@@ -35,7 +35,7 @@ from sepwise.lowering.selection import Pick
 from sepwise.lowering.strategies.base import Implementation
 from sepwise.lowering.strategies.pointwise import PointwiseStrategy
 from sepwise.lowering.trials import Step
-from sepwise.lowering.tuning import budget, database, intervals, search, timing, trial
+from sepwise.lowering.tuning import budget, database, intervals, playoff, search, timing, trial
 from sepwise.lowering.tuning import tune as tuning
 from sepwise.lowering.tuning.database import EVIDENCE, RECORDS, Database, Evidence, Verdict, find_conditions, read_records
 from sepwise.lowering.tuning.metaschedule import spell_record
@@ -174,7 +174,7 @@ def test_what_is_faster_is_kept_and_used(
 
     again = run(lambda *_: pytest.fail("timed"), trials=None)
     assert (again.trials, again.records, again.default_time) == (0, 0, None)
-    assert again.notes == ("Nothing to do: every kernel has a record that holds here, and nothing is left to try.",)
+    assert again.notes == (tuning.NOTHING_TO_DO,)
     assert again.kernels == result.kernels
 
 
@@ -434,7 +434,8 @@ def test_all_of_it_ends_in_the_time_that_is_given(
     result = run(built[1], trials=None, seconds=seconds, started=clock.now - 5.0, on_progress=seen.append)
     assert result.low is not None
     assert any(kernel.tuned for kernel in result.kernels)
-    assert 0.6 * seconds < result.seconds <= seconds + 4.0 or all(kernel.finished for kernel in result.kernels)
+    assert result.seconds <= seconds + 4.0
+    assert result.seconds > 0.6 * seconds or all(kernel.finished for kernel in result.kernels)
     assert result.seconds == clock.now - 1000.0 + 5.0
     assert all(each.seconds + each.seconds_left <= seconds for each in seen if each.seconds_left is not None)
     assert [each.doing for each in seen][:2] == ["compiling the network", "timing the network"]
@@ -466,6 +467,26 @@ def test_without_a_play_off_earlier_verdicts_count(
     second = run(built[1], trials=None, seconds=20.0)
     assert (second.low, second.default_time) == (None, first.default_time)
     assert second.tuned_time == pytest.approx(first.tuned_time)
+
+
+def test_a_match_that_time_cuts_off_leaves_what_an_earlier_run_has_chosen(
+    run: Callable[..., Tuning], built: tuple[dict[str, Any], Times], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def cut_off(*words: Any, **options: Any) -> playoff.Result:
+        result = play(*words, **options)
+        cut = {key: replace(each, pick=None, interval=playoff.NO_GAIN, cut_off=True) for key, each in result.standings.items()}
+        return replace(result, standings=cut)
+
+    play = playoff.play
+    first = run(built[1], trials=BATCH)
+    assert any(kernel.tuned and not kernel.finished for kernel in first.kernels)
+    before = read_records(tmp_path / "db", HOST, 1)
+    monkeypatch.setattr(playoff, "play", cut_off)
+    second = run(built[1], trials=BATCH)
+    after = read_records(tmp_path / "db", HOST, 1)
+    assert {key: after[key] for key in before} == before
+    kept = [note for note in second.notes if "keeps what an earlier run has chosen" in note]
+    assert len(kept) == sum(kernel.tuned and not kernel.finished for kernel in first.kernels)
 
 
 def test_no_time_at_all_is_an_error_before_anything_is_loaded(run: Callable[..., Tuning], tmp_path: Path) -> None:
@@ -577,7 +598,7 @@ def test_the_faster_structure_is_recorded_and_replayed(chained: Callable[..., Tu
         assert result.tuned_time < result.default_time
     again = chained(lambda *_: pytest.fail("timed"))
     assert again.trials == again.records == 0
-    assert again.notes == ("Nothing to do: every kernel has a record that holds here, and nothing is left to try.",)
+    assert again.notes == (tuning.NOTHING_TO_DO,)
     assert (cut_of(path, read_records(tmp_path / "db", HOST, 1)) == [FUSED]) == fused
 
 
@@ -704,7 +725,7 @@ def test_a_board_that_is_gone_ends_the_run_and_another_one_goes_on(
     (folder,) = (tmp_path / "db").iterdir()
     before = (folder / EVIDENCE).read_bytes()
     settled = [line["kind"] for line in map(json.loads, before.splitlines())].count("tried")
-    assert settled <= 2
+    assert settled <= 3  # the one that was being timed too, as it may have been its fault
     with board_server() as server:
         before_timing(lambda *_: None)
         result = tune(file, tmp_path / "db", trials=BATCH, boards=list_boards(server.address))

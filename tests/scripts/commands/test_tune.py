@@ -19,17 +19,17 @@ from sepwise.lowering.tuning.result import KernelResult, Progress, Tuning
 from sepwise.lowering.tuning.search import Wrong
 
 KERNELS = (
-    KernelResult("k0", 2, "conv/a", "dense rows=1", "dense rows=2", True, 200.0, 150.0, 0.74, 0.76, 380, 24, True),
-    KernelResult("k1", 1, "conv/b", "dense rows=1", "dense rows=1", False, 50.0, 50.0, 1.0, 1.0, 20, 19, False),
+    KernelResult("k0", 2, "conv/a", "dense rows=1", "dense rows=2", True, 200.0, 150.0, 0.75, 0.74, 0.76, 380, 24, True),
+    KernelResult("k1", 1, "conv/b", "dense rows=1", "dense rows=1", False, 50.0, 50.0, 1.0, 1.0, 1.0, 20, 19, False),
 )
 CHAINS = (
     KernelResult(
-        "k0", 2, "chain/a", "structure kernel0=1 kernel1=1", "structure kernel0=2", True, 220.0, 200.0, 0.9, 0.92, 2, 1, True
+        "k0", 2, "chain/a", "structure kernel0=1 kernel1=1", "structure kernel0=2", True, 220.0, 200.0, 0.91, 0.9, 0.92, 2, 1, True
     ),
-    KernelResult("k1", 1, "chain/b", "structure kernel0=1 kernel1=2", "the same", False, 9.0, 9.0, 1.0, 1.0, 4, 3, True),
+    KernelResult("k1", 1, "chain/b", "structure kernel0=1 kernel1=2", "the same", False, 9.0, 9.0, 1.0, 1.0, 1.0, 4, 3, True),
 )
 TUNING = Tuning(
-    "net", "host", "measured", "a cpu", "predicted", "native", "us", 1, "db/host-0", 43, 3, 12.5, 260.0, 210.0, 0.8, 0.82, KERNELS,
+    "net", "host", "measured", "a cpu", "predicted", "native", "us", 1, "db/host-0", 43, 3, 12.5, 260.0, 210.0, 0.81, 0.8, 0.82, KERNELS,
     CHAINS, (Wrong("k1", Pick("planted", (("rows", 3),)), "wrong: off by <7>"),), ((0, 260.0), (8, 210.0), (43, 210.0)), ("One note.",),
 )  # fmt: skip
 
@@ -77,7 +77,7 @@ def test_the_table_says_what_got_faster(command: Callable[..., Any]) -> None:
     assert [cell.strip() for cell in second.split("│")[-3:-1]] == ["3 of 3", "default (1 + 2)"]
     assert "refused: k1, planted rows=3: wrong: off by <7>" in out
     assert "One note." in out
-    assert "260 -> 210 us for all kernels, 0.808 of the default" in out
+    assert "260 -> 210 us for all kernels, 0.81 of the default" in out
 
 
 def test_off_a_terminal_lines_say_how_far_it_has_come(
@@ -99,7 +99,7 @@ def test_off_a_terminal_lines_say_how_far_it_has_come(
     monkeypatch.setattr(tuning_command, "LINE_SECONDS", 0.001)
     monkeypatch.setattr(api, "tune", tune)
     assert command("tune", "net.onnx", "--database", "db").status == 0
-    line = r"tuning net\.onnx for host: k0, 0:0[1-9], 8 tried, about 210 us, 0\.808 of 260, 1:0[01] left"
+    line = r"tuning net\.onnx for host: k0, \d:\d\d, 8 tried, about 210 us, 0\.808 of 260, \d:\d\d left"
     assert all(re.fullmatch(line, each) for each in said[:3])
 
 
