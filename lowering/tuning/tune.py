@@ -783,8 +783,8 @@ class _Tuner:
             finished = all(self._is_settled(kernel) or kernel.workload.key not in self._searches for kernel in around)
             finished = finished and not standing.cut_off
             chain = self._network.default.chains[key]
-            known = key in self._settled.verdicts and chain.structure in self._settled.records.get(key, {})
-            if (standing.pick is not None or known) and not self._keeps_earlier(key, standing, chain.name):
+            told = key in self._settled.verdicts and chain.structure in self._settled.records.get(key, {})
+            if (standing.pick is not None or told) and not self._keeps_earlier(key, standing, chain.name):
                 self._judge(key, standing, standing.pick or chain.structure, chain.count, finished=finished)
             self._standings[key] = standing
             for structure, interval in standing.played.items() if finished else ():
