@@ -106,6 +106,14 @@ def test_each_level_has_its_rate() -> None:
     assert cost.stream_cycles(V3, beyond) == beyond / V3.memory_bytes_per_cycle
 
 
+def test_what_is_staged_is_written_and_read_behind_what_it_is_made_of() -> None:
+    nbytes, level1 = 3200.0, float(V3.l1d_bytes)
+    assert cost.staged_cycles(V3, nbytes, passes=4, task_bytes=level1 / 4, pass_bytes=level1 / 4) == 0
+    once = 2 * nbytes / V3.l2_bytes_per_cycle
+    assert cost.staged_cycles(V3, nbytes, passes=4, task_bytes=level1, pass_bytes=level1 / 4) == once
+    assert cost.staged_cycles(V3, nbytes, passes=4, task_bytes=level1, pass_bytes=level1) == pytest.approx(2.5 * once)
+
+
 @given(st.floats(1, 1e9), st.integers(1, 5000), st.integers(1, 64))
 def test_threads_help_by_at_most_their_number(cycles: float, tasks: int, threads: int) -> None:
     alone = cost.parallel_cycles(cycles, tasks, 1)

@@ -8,13 +8,17 @@ import pytest
 from hypothesis import strategies as st
 
 from sepwise.lowering import device
+from sepwise.lowering.codegen import lower_kernel
+from sepwise.lowering.memory_plan import ALIGNMENT_BYTES
 from sepwise.lowering.strategies.base import Refusal
 from sepwise.lowering.strategies.dense import DenseStrategy
+from sepwise.lowering.tiling import round_up
 from sepwise.lowering.workload import ConvWorkload, Stage
 from sepwise.passes.vocabulary import Activation
 
 STRATEGY = DenseStrategy()
 RELU6 = Activation("clip", (0.0, 6.0))
+AVX512 = device.get("x86-64-v4")
 
 
 def dense(
@@ -49,6 +53,16 @@ def test_drawn_kernels(
 ) -> None:
     cases = draws.batch_of_cases(workloads(draws, target.lanes), STRATEGY, target, 10)
     explore(cases, lambda drawn: check_native(drawn, target))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_rows_that_do_not_divide_are_staged_in_one_place(stride: int) -> None:
+    """Not each task's in a place of its own, as large as the image."""
+    workload = dense((15 * stride, 62), 3, 16, 16, input_lanes=0, strides=(stride, 1))
+    tile = next(tile for tile in STRATEGY.tiles(workload, AVX512, 1) if tile.rows == 4)  # of 15
+    kernel = lower_kernel(STRATEGY.schedule(workload, AVX512, tile).function, "k", AVX512)
+    in_rows, in_width = 3 * stride + 3, round_up(62, tile.pixels) + 2
+    assert kernel.scratch_bytes == round_up(4 * 3 * in_rows * in_width, ALIGNMENT_BYTES)
 
 
 def test_every_tile(
