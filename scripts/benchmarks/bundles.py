@@ -330,7 +330,7 @@ def measure_network(name: str, folder: Path, python: Path, tools: Path, rounds: 
         "network": network.path.stem,
         "input": list(network.data.shape),
         "date": date.today().isoformat(),
-        "machine": host_processor(),
+        "machine": host_processor() or "unnamed processor",
         "target": f"{host.name}, {host.cpu}",
         "rounds": rounds,
         "runs": runs,

@@ -347,7 +347,7 @@ def main() -> None:
     report = {
         "date": datetime.now(UTC).date().isoformat(),
         "version": version("sepwise"),
-        "machine": devices.host_processor(),
+        "machine": devices.host_processor() or "unnamed processor",
         "core": host.cpu,
         "core_model": model.model,
         "llvm": estimate.llvm_version(),

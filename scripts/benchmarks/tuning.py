@@ -97,7 +97,7 @@ def tune_network(name: str, target: str, seconds: float, trials: int | None, rou
         "network": network.path.stem,
         "target": target,
         "date": date.today().isoformat(),
-        "machine": host_processor(),
+        "machine": host_processor() or "unnamed processor",
         "method": found.method,
         "given_seconds": seconds,
         "seconds": found.seconds,

@@ -142,7 +142,7 @@ def describe_machine() -> dict[str, Any]:
     """Says what it is measured on."""
     host = get_device("host")
     return {
-        "processor": host_processor(),
+        "processor": host_processor() or "unnamed processor",
         "cpu": host.cpu,
         "cpus": os.cpu_count(),
         "l1d_bytes": host.l1d_bytes,

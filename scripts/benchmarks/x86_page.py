@@ -223,8 +223,7 @@ def _write_ragged(rows: Sequence[Row]) -> str:
     channels, sides = (", ".join(map(str, sorted(set(_names(rows, field))))) for field in ("channels", "side"))
     return f"""Time per multiply-accumulate over that of the nearest round shape, one thread, {_dates(rows)}. Channels {channels};
 sides {sides}; round are multiples of 32 channels and of 8 pixels. Borders count as multiply-accumulates, as everywhere.
-Part of it no tile saves: vectors of 16 lanes hold 24 channels as 32 (1.33), and where the neighbour runs by Winograd's
-F(4 x 4), whose tiles it fills, a side of 13 is computed as 16 (1.51).
+[choice.md](../choice.md#ragged-shapes) says where they come from.
 
 {_table(columns, lines)}
 
