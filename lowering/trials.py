@@ -91,15 +91,16 @@ def build_candidates(
         its output are the same memory as plain tensors, for runs of the whole; their names are those of the values with
         `IN_MEMORY` behind.
     """
-    homes = [BufferRef(Home.INPUT, index) for index in range(len(inputs))]
-    read = [replace(value, buffer=home) for value, home in zip(inputs, homes, strict=True)]
+    names = list(dict.fromkeys(value.name for value in inputs))  # a residual may be the first input
+    read = [replace(value, buffer=BufferRef(Home.INPUT, names.index(value.name))) for value in inputs]
+    own = list(dict.fromkeys(read))
     written = replace(output, buffer=BufferRef(Home.OUTPUT, 0))
     program = _build(steps[0].workload.kind, [[step] for step in steps], device, weights, read, written)
     return replace(
         program,
-        inputs=tuple(map(_in_memory, read)),
+        inputs=tuple(map(_in_memory, own)),
         outputs=(_in_memory(written),),
-        values=(*read, written),
+        values=(*own, written),
     )
 
 

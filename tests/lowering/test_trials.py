@@ -1,5 +1,7 @@
 """A Program of several ways: each computes the chain, within the bound of its rounding."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -90,3 +92,20 @@ def test_candidates_read_a_networks_values_as_they_lie_there(chain: ConvWorkload
         times_us = runner.time_calls([1, 0], 3)
         assert [len(each) for each in times_us] == [3, 3]
         assert min(map(min, times_us)) > 0
+
+
+def test_a_residual_that_is_the_input(chain: ConvWorkload) -> None:
+    """It is one tensor, as in MobileNetV3's first block."""
+    c = HOST.lanes
+    chain = replace(chain, residual=True)
+    held = TensorType((1, c, SIDE, SIDE), "float32", Layout(c))
+    read, written = (Value(name, held, BufferRef(Home.ARENA, 64)) for name in ("in", "out"))
+    program = build_candidates([best(chain)], HOST, trials._draw_weights(chain), [read, read], written)
+    assert [value.name for value in program.inputs] == [f"in{IN_MEMORY}"]
+    x = np.random.default_rng(0).standard_normal((1, c, SIDE, SIDE), dtype=np.float32)
+    plain, bound = (np.moveaxis(a, -1, 2).reshape(x.shape) for a in bounds(replace(chain, residual=False), to_memory(read, x)))
+    with NativeRunner(program) as runner:
+        found = runner.run_kernel(0, [x, x])["out"]
+        assert (np.abs(found - (plain + x)) <= bound + np.spacing(np.abs(found))).all()
+        runner.place({f"in{IN_MEMORY}": to_memory(read, x)})
+        assert min(runner.time_calls([0], 1)[0]) > 0
