@@ -238,7 +238,8 @@ def staged_cycles(device: Device, nbytes: float, *, passes: int, task_bytes: flo
         device: Gives the caches' sizes and rates.
         nbytes: Bytes staged.
         passes: Times that the task reads them.
-        task_bytes: What else a task goes through before it stages the next: what it stages from, weights, outputs.
+        task_bytes: What else a task goes through before it stages the next: what it stages from, the weights of
+            a tile, outputs.
         pass_bytes: What else a pass goes through: its weights and outputs.
 
     Returns:

@@ -152,8 +152,9 @@ def make_table(rows: Sequence[Row]) -> str:
 
 float32, one thread, one image. `python scripts/benchmarks/tuning.py`, which says how it is measured. The default is 1:
 below, tuning has found what the [analytic model](../choice.md) missed. *kernels done* are those of which no candidate is
-left that is worth a try, *changed* the kernels and chains that are computed in another way now. *surely* is the interval
-that `tune` gives, *run again* the time of the whole network with the records, over that without. Every number is in
+left that is worth a try: a run that ended before says little about what there is to find. *changed* are the kernels and
+chains that are computed in another way now. *surely* is the interval that `tune` gives, *run again* the time of the whole
+network with the records, over that without. Every number is in
 [{JSON.name}]({JSON.name}).
 
 {chr(10).join(parts)}"""
