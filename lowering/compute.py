@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ __all__ = [
     "StageTensors",
     "WinogradCompute",
     "conv",
+    "expanded",
     "groups_of_block",
     "input_extents",
     "lane_source",
@@ -111,28 +112,89 @@ def conv(
             domains.insert(0, true_spatials[index] if staged[0] else input_extents(stage, domains[0]))
     first = workload.stages[0]
     source = _Source.placeholder("data", workload.batch, first.in_channels, domains[0], workload.input_lanes, dtype)
-    parameters = [source.tensor]
-    residual = None
-    if workload.residual:
-        residual = te.placeholder((workload.batch, oc_blocks, *domains[-1], lanes), dtype, name="residual")
-        parameters.append(residual)
-    names = []
+    forms = []
     for index, stage in enumerate(workload.stages):
         blocks = oc_blocks if index == last else math.ceil(stage.out_channels / lanes)
-        form = _Form(stage, index, lanes, blocks, oc_pack[index], domains[index + 1], flat, permuted)
-        pad = form.stage_input(source, true_spatials[index]) if staged[index] else None
-        total, weight = form.accumulate(pad or source)
-        bias = te.placeholder((blocks, lanes), dtype, name=f"bias{index}")
+        forms.append(_Form(stage, index, lanes, blocks, oc_pack[index], domains[index + 1], flat, permuted))
+
+    def read(form: _Form, written: _Source) -> tuple[_Source, str | None]:
+        if not staged[form.index]:
+            return written, None
+        pad = form.stage_input(written, true_spatials[form.index])
+        return pad, pad.tensor.op.name
+
+    return _chain(workload, source, forms, read)
+
+
+def expanded(
+    workload: ConvWorkload, domain: Sequence[int], width: int, expanded_blocks: int, oc_blocks: int, oc_pack: Sequence[int]
+) -> ConvCompute:
+    """Builds the compute of a chain whose first stage is flat and whose second is not, without a copy between the two.
+
+    Of rows, and of all axes but the last, the first stage computes those that the second one reads, padding included: for that it
+    reads the row at its input's edge, and writes zeros. So equally many rows of the output need equally many of it, wherever they
+    lie. Before and behind a row the second stage reads zeros by `if_then_else`.
+
+    Args:
+        workload: What to compute, its further stages flat.
+        domain: Spatial extents of the last stage's output to compute over, at least the true ones.
+        width: Extent of the last axis over which the first stage is computed, at least the true one.
+        expanded_blocks: Blocks of channels between the stages to compute over.
+        oc_blocks: Blocks of output channels of the last stage to compute over.
+        oc_pack: As in `conv`.
+
+    Returns:
+        The PrimFunc and the names of its blocks.
+    """
+    dtype, (*outer, true_width) = _element_type(workload.dtypes), workload.spatial
+    first, second = workload.stages[:2]
+    reached = input_extents(second, domain)[:-1]
+    edges = tuple(map(_Edge, second.pads_begin, outer, reached))
+    source = _Source.placeholder("data", workload.batch, first.in_channels, (*outer, width), workload.input_lanes, dtype)
+    forms = []
+    for index, stage in enumerate(workload.stages):
+        computed = tuple(domain) if index else (*reached, width)
+        blocks = oc_blocks if index == len(workload.stages) - 1 else expanded_blocks
+        forms.append(_Form(stage, index, workload.output_lanes, blocks, oc_pack[index], computed, flat=False, permuted=False))
+    forms[0] = replace(forms[0], edges=edges)
+    rows = replace(second, pads_begin=(*(0 for _ in outer), second.pads_begin[-1]))
+
+    def read(form: _Form, written: _Source) -> tuple[_Source, str | None]:
+        if form.index != 1:
+            return written, None
+        pad = replace(form, stage=rows).stage_input(written, (*reached, true_width))
+        return pad, pad.tensor.op.name
+
+    return _chain(workload, source, forms, read)
+
+
+def _chain(
+    workload: ConvWorkload,
+    source: _Source,
+    forms: Sequence[_Form],
+    read: Callable[[_Form, _Source], tuple[_Source, str | None]],
+) -> ConvCompute:
+    """Stages one after the other; `read` gives what one reads of what the one before it wrote, and the block that stages it."""
+    parameters, last, names = [source.tensor], forms[-1], []
+    residual = None
+    if workload.residual:
+        shape = (workload.batch, last.blocks, *last.domain, last.lanes)
+        residual = te.placeholder(shape, source.tensor.dtype, name="residual")
+        parameters.append(residual)
+    for form in forms:
+        taken, pad = read(form, source)
+        total, weight = form.accumulate(taken)
+        bias = te.placeholder((form.blocks, form.lanes), total.dtype, name=f"bias{form.index}")
         output = form.epilogue(
             lambda *index, sums=total: sums[index],
             total.shape,
             bias,
-            residual if index == last else None,
-            workload.post_activation if index == last else None,
+            residual if form is last else None,
+            workload.post_activation if form is last else None,
         )
         parameters += [weight, bias]
-        names.append(StageTensors(pad.tensor.op.name if pad else None, total.op.name, output.op.name))
-        source = _Source(output, lanes)
+        names.append(StageTensors(pad, total.op.name, output.op.name))
+        source = _Source(output, form.lanes)
     return ConvCompute(te.create_prim_func([*parameters, source.tensor]), tuple(names))
 
 
@@ -461,6 +523,25 @@ class _Source:
 
 
 @dataclass(frozen=True)
+class _Edge:
+    """An axis of `extent` elements of which `reached` are computed, `begin` of them before the first one."""
+
+    begin: int
+    extent: int
+    reached: int
+
+    def inside(self, position: PrimExpr) -> list[PrimExpr]:
+        """Tests whether a computed element is one of the axis."""
+        tests = [position >= self.begin] if self.begin else []
+        return [*tests, position < self.begin + self.extent] if self.reached > self.begin + self.extent else tests
+
+    def nearest(self, position: PrimExpr) -> PrimExpr:
+        """The element of the axis that is nearest to a computed one."""
+        element = tirx.max(position - self.begin, 0) if self.begin else position
+        return tirx.min(element, self.extent - 1) if self.reached > self.begin + self.extent else element
+
+
+@dataclass(frozen=True)
 class _Form:
     """One stage computed over `domain` output positions and `blocks` output channel blocks."""
 
@@ -472,6 +553,7 @@ class _Form:
     domain: tuple[int, ...]
     flat: bool
     permuted: bool
+    edges: tuple[_Edge, ...] = ()  # of the first axes, of a flat stage
 
     @property
     def source(self) -> LaneSource:
@@ -564,7 +646,7 @@ class _Form:
         def total(n: PrimExpr, oc_o: PrimExpr, *rest: PrimExpr) -> PrimExpr:
             *spatial, oc_v = rest
             *taps, ic = axes
-            position = spatial
+            position = list(spatial)
             if not self.flat:
                 position = [
                     s * stride + tap * dilation
@@ -572,6 +654,7 @@ class _Form:
                         spatial, stage.strides, taps, stage.dilations, strict=True
                     )
                 ]
+            position[: len(self.edges)] = [edge.nearest(p) for edge, p in zip(self.edges, position, strict=False)]
             value = self.read(source, n, oc_o, oc_v, ic, position)
             index = (tirx.floordiv(oc_o, pack), *taps, ic, tirx.floormod(oc_o, pack), oc_v)
             return te.sum(value * weight[index], axis=axes)
@@ -587,10 +670,12 @@ class _Form:
         residual: Any,
         post: Activation | None,
     ) -> Any:
-        """`post(activation(total + bias) + residual)`."""
+        """`post(activation(total + bias) + residual)`; zero behind the edges."""
 
         def value(n: PrimExpr, oc_o: PrimExpr, *rest: PrimExpr) -> PrimExpr:
             added = None if residual is None else residual[(n, oc_o, *rest)]
-            return _finished(self.stage, total(n, oc_o, *rest) + bias[oc_o, rest[-1]], added, post)
+            result = _finished(self.stage, total(n, oc_o, *rest) + bias[oc_o, rest[-1]], added, post)
+            inside = [test for edge, position in zip(self.edges, rest, strict=False) for test in edge.inside(position)]
+            return tirx.Select(tirx.all(*inside), result, tirx.const(0.0, bias.dtype)) if inside else result
 
         return te.compute(shape, value, name=f"output{self.index}")

@@ -69,6 +69,7 @@ def load_strategies(*entries: str) -> list[AnyStrategy]:
 
 
 CONV_STRATEGIES: list[AnyStrategy] = load_strategies(
+    "inverted.InvertedStrategy",
     "separable.SeparableStrategy",
     "scalable_pointwise.ScalablePointwiseStrategy",
     "scalable_depthwise.ScalableDepthwiseStrategy",

@@ -34,13 +34,15 @@ from sepwise.lowering.strategies.steps import (
     Source,
     accumulate_in_registers,
     ask_ahead,
+    mark_rows,
     split_reduction,
     stage_rows,
     start_from_bias,
+    tile_rows,
     unroll_lanes,
 )
 from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, row_tiles
-from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
+from sepwise.lowering.tiling import clamp_tiles, round_up
 
 if TYPE_CHECKING:
     from sepwise.lowering.device import Device
@@ -122,24 +124,16 @@ class DenseStrategy:
         built = compute.conv(workload, domain, round_up(blocks, tile.oc_vectors), (pack,))
         sch = s_tir.Schedule(built.function)
         names = built.stages[0]
-        output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
-        n, oc_o, *depth, oh, ow, oc_v = sch.get_loops(output)
-        oc_t, oc_i = sch.split(oc_o, [None, tile.oc_vectors])
-        oh_o, oh_i = sch.split(oh, [None, tile.rows])
-        ow_o, ow_i = sch.split(ow, [None, tile.pixels])
-        sch.reorder(n, *depth, oh_o, oc_t, oh_i, ow_o, oc_i, ow_i, oc_v)
-        sch.compute_at(total, ow_o, preserve_unit_loops=True)
+        nest = tile_rows(sch, names, rank=len(stage.kernel), tile=tile)
         if names.pad is not None:
-            stage_rows(sch, sch.get_sblock(names.pad), oh_o, workload)
-        rank = len(stage.kernel)
-        *loops, t_oc_v = sch.get_loops(total)[: -rank - 1]
-        t_oc_i, t_ow_i = loops[-1 - rank], loops[-1]
-        *taps, ic = sch.get_loops(total)[-rank - 1 :]
+            stage_rows(sch, sch.get_sblock(names.pad), nest.tasks[-1], workload)
+        *taps, ic = nest.reduction
         channels = split_reduction(sch, ic, stage.in_channels_per_group, workload.input_lanes)
         taps_by_lane = device.multiplies_by_lane and workload.input_lanes == 0 and stage.kernel[-1] > 1
         steps = [*taps[:-1], *channels, taps[-1]] if taps_by_lane else [*taps, *channels]
+        output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
         accumulate_in_registers(
-            sch, total, output, steps, unrolled=[t_oc_i, t_ow_i], vector=t_oc_v, output_loops=[oc_i, ow_i, oc_v]
+            sch, total, output, steps, unrolled=nest.registers, vector=nest.vector, output_loops=nest.output_loops
         )
         accumulators = tile.pixels * tile.oc_vectors
         if taps_by_lane:  # the taps of a row read lanes of the same vectors
@@ -154,10 +148,6 @@ class DenseStrategy:
         elif accumulators * stage.in_channels_per_group * stage.kernel[-1] <= MOST_UNROLLED_FMAS:
             for loop in steps[-2:]:  # of the taps too, LLVM would keep the pixels that they share, and spill them
                 sch.unroll(loop)
-        for loop in (n, *depth, oh_o):
-            mark_task(sch, loop)
-        mark_clamp(sch, oc_t, blocks, tile.oc_vectors)
-        mark_clamp(sch, oh_o, height, tile.rows)
-        mark_clamp(sch, ow_o, width, tile.pixels)
+        mark_rows(sch, nest, workload, tile)
         function = clamp_tiles(start_from_bias(sch.mod["main"]), true_shapes(workload, (pack,)))
         return Implementation(function, conv_packer(workload, (pack,)))

@@ -36,11 +36,12 @@ if TYPE_CHECKING:
 
     from tvm.s_tir.schedule import LoopRV
 
+    from sepwise.lowering.compute import StageTensors
     from sepwise.lowering.device import Device
     from sepwise.lowering.strategies.tiles import RowTile
     from sepwise.lowering.workload import ConvWorkload, Stage
 
-__all__ = ["DepthwiseStrategy", "depthwise_cycles", "refuse_shared_lanes", "staging_wait_cycles", "unrolled_taps"]
+__all__ = ["DepthwiseStrategy", "depthwise_cycles", "refuse_shared_lanes", "staging_wait_cycles", "tile_row"]
 
 
 class DepthwiseStrategy:
@@ -87,21 +88,9 @@ class DepthwiseStrategy:
         built = compute.conv(workload, domain, blocks, (1,))
         sch = s_tir.Schedule(built.function)
         names = built.stages[0]
-        output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
-        n, oc_o, *depth, oh, ow, oc_v = sch.get_loops(output)
-        oh_o, oh_i = sch.split(oh, [None, tile.rows])
-        ow_o, ow_i = sch.split(ow, [None, tile.pixels])
-        sch.reorder(n, oc_o, *depth, oh_o, oh_i, ow_o, ow_i, oc_v)
-        sch.compute_at(total, ow_o, preserve_unit_loops=True)
-        if names.pad is not None:
-            stage_rows(sch, sch.get_sblock(names.pad), oh_o, workload)
-        *_, t_ow_i, t_oc_v = sch.get_loops(total)[: -len(stage.kernel) - 1]
-        taps = sch.get_loops(total)[-len(stage.kernel) - 1 :]
-        accumulate_in_registers(
-            sch, total, output, taps, unrolled=[t_ow_i], vector=t_oc_v, output_loops=[ow_i, oc_v]
-        )
-        for tap in unrolled_taps(taps, stage, tile.pixels):
-            sch.unroll(tap)
+        n, oc_o, *depth, oh, _, _ = sch.get_loops(sch.get_sblock(names.output))
+        oh_o, _ = sch.split(oh, [None, tile.rows])
+        ow_o = tile_row(sch, names, workload, pixels=tile.pixels, rows=oh_o)
         for loop in (n, oc_o, *depth, oh_o):
             mark_task(sch, loop)
         mark_clamp(sch, oh_o, height, tile.rows)
@@ -110,7 +99,36 @@ class DepthwiseStrategy:
         return Implementation(function, conv_packer(workload, (1,)))
 
 
-def unrolled_taps(taps: Sequence[LoopRV], stage: Stage, pixels: int) -> Sequence[LoopRV]:
+def tile_row(sch: s_tir.Schedule, names: StageTensors, workload: ConvWorkload, *, pixels: int, rows: LoopRV) -> LoopRV:
+    """`rows: for ow: for taps` -> `rows: copy what they read; for ow_o: unrolled taps, ow_i: vector FMA; epilogue`.
+
+    Args:
+        sch: The schedule.
+        names: The blocks of the workload's first stage.
+        workload: The convolutions.
+        pixels: Extent of `ow_i`.
+        rows: The loop whose iterations read whole rows.
+
+    Returns:
+        The loop over tiles.
+    """
+    stage = workload.stages[0]
+    rank = len(stage.kernel)
+    output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
+    *_, ow, oc_v = sch.get_loops(output)
+    ow_o, ow_i = sch.split(ow, [None, pixels])
+    sch.compute_at(total, ow_o, preserve_unit_loops=True)
+    if names.pad is not None:
+        stage_rows(sch, sch.get_sblock(names.pad), rows, workload)
+    *_, t_ow_i, t_oc_v = sch.get_loops(total)[: -rank - 1]
+    taps = sch.get_loops(total)[-rank - 1 :]
+    accumulate_in_registers(sch, total, output, taps, unrolled=[t_ow_i], vector=t_oc_v, output_loops=[ow_i, oc_v])
+    for tap in _unrolled_taps(taps, stage, pixels):
+        sch.unroll(tap)
+    return ow_o
+
+
+def _unrolled_taps(taps: Sequence[LoopRV], stage: Stage, pixels: int) -> Sequence[LoopRV]:
     """Chooses the loops over taps to unroll: all, or as many inner ones as keep the code small.
 
     Args:

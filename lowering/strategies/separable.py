@@ -29,31 +29,22 @@ from sepwise.lowering.cost import (
     is_prefetched,
     micro_kernel_cycles,
     parallel_cycles,
-    register_tile_fits,
     staged_cycles,
 )
 from sepwise.lowering.prefetch import mark_prefetch
 from sepwise.lowering.strategies.base import Implementation, Refusal
-from sepwise.lowering.strategies.depthwise import depthwise_cycles, staging_wait_cycles, unrolled_taps
+from sepwise.lowering.strategies.depthwise import depthwise_cycles, staging_wait_cycles, tile_row
 from sepwise.lowering.strategies.depthwise_tile import border_tiles, code_fits, inside_share, rectangle_cycles, rectangle_fits
 from sepwise.lowering.strategies.packing import boundary_bytes, conv_packer, oc_pack, true_shapes
-from sepwise.lowering.strategies.steps import (
-    Source,
-    accumulate_in_registers,
-    ask_ahead,
-    split_reduction,
-    stage_rows,
-    start_from_bias,
-    unroll_lanes,
-)
-from sepwise.lowering.strategies.tiles import row_tiles
-from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
+from sepwise.lowering.strategies.steps import Source, mark_rows, multiply_rows, start_from_bias, tile_rectangle
+from sepwise.lowering.strategies.tiles import RowTile, row_tiles
+from sepwise.lowering.tiling import clamp_tiles, round_up
 
 if TYPE_CHECKING:
     from sepwise.lowering.device import Device
     from sepwise.lowering.workload import ConvWorkload
 
-__all__ = ["SeparableStrategy", "SeparableTile"]
+__all__ = ["SeparableStrategy", "SeparableTile", "multiplied_rows_cycles"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +69,14 @@ class SeparableTile:
         assert min(self.rows, self.pixels, self.oc_vectors) >= 1
         assert self.rectangle >= 0
 
+    @property
+    def row_tile(self) -> RowTile:
+        """What the pointwise stage has of it."""
+        return RowTile(self.rows, self.pixels, self.oc_vectors)
+
     def fits(self, device: Device) -> bool:
         """Whether the register tile compiles without spills."""
-        return register_tile_fits(device, self.pixels, self.oc_vectors)
+        return self.row_tile.fits(device)
 
 
 class SeparableStrategy:
@@ -123,12 +119,9 @@ class SeparableStrategy:
         self, workload: ConvWorkload, device: Device, threads: int, tile: SeparableTile
     ) -> float:
         """Both stages, the depthwise rows read from where they lie, and weights streamed once a task."""
-        depthwise, pointwise = workload.stages
+        depthwise = workload.stages[0]
         *outer, height, width = workload.spatials[-1]
-        lanes = workload.output_lanes
-        in_blocks = math.ceil(depthwise.out_channels / lanes)
-        blocks = math.ceil(pointwise.out_channels / lanes)
-        oc_tiles, together = math.ceil(blocks / tile.oc_vectors), blocks % tile.oc_vectors == 0
+        in_blocks = math.ceil(depthwise.out_channels / workload.output_lanes)
         row_tasks, p_tiles = math.ceil(height / tile.rows), math.ceil(width / tile.pixels)
         if tile.rectangle:
             rectangles = p_tiles * tile.pixels // tile.rectangle
@@ -140,23 +133,11 @@ class SeparableStrategy:
                 depthwise, device, tile.rows, p_tiles * tile.pixels, tile.pixels, staged=staged
             )
             first += in_blocks * staging_wait_cycles(workload, device, tile.rows) * staged
-        reduction = pointwise.in_channels
-        second = tile.rows * p_tiles * oc_tiles * micro_kernel_cycles(
-            device, tile.pixels, tile.oc_vectors, reduction, weights_together=together
-        )
-        vector = device.vector_bytes
-        weight_tile = reduction * tile.oc_vectors * vector
-        rows_bytes = in_blocks * tile.rows * p_tiles * tile.pixels * vector
         *depth, in_rows, in_width = compute.input_extents(depthwise, (1,) * len(outer) + (tile.rows, width))
-        source_bytes = in_blocks * math.prod(depth) * in_rows * in_width * vector
-        stored = tile.rows * width * vector
-        task_bytes, pass_bytes = source_bytes + weight_tile + blocks * stored, weight_tile + tile.oc_vectors * stored
-        inputs = staged_cycles(device, rows_bytes, passes=oc_tiles, task_bytes=task_bytes, pass_bytes=pass_bytes)
-        weights = copy_cycles(device, weight_tile * oc_tiles, footprint_bytes=weight_tile * oc_tiles + rows_bytes)
-        rereads = weight_tile * oc_tiles * (tile.rows * p_tiles - 1)
-        weights += copy_cycles(device, rereads, footprint_bytes=weight_tile)
+        source_bytes = in_blocks * math.prod(depth) * in_rows * in_width * device.vector_bytes
+        second = multiplied_rows_cycles(workload, device, tile.row_tile, source_bytes=source_bytes)
         tasks = workload.batch * math.prod(outer) * row_tasks
-        return parallel_cycles((first + second + (inputs + weights) / 2) * tasks, tasks, threads)
+        return parallel_cycles((first + second) * tasks, tasks, threads)
 
     def schedule(self, workload: ConvWorkload, device: Device, tile: SeparableTile) -> Implementation:
         """Builds the loop nest at the head of this file."""
@@ -170,69 +151,55 @@ class SeparableStrategy:
         first, second = built.stages
         rank = len(pointwise.kernel)
 
-        output, total = sch.get_sblock(second.output), sch.get_sblock(second.accumulator)
-        n, oc_o, *depth, oh, ow, oc_v = sch.get_loops(output)
-        oc_t, oc_i = sch.split(oc_o, [None, tile.oc_vectors])
-        oh_o, oh_i = sch.split(oh, [None, tile.rows])
-        ow_o, ow_i = sch.split(ow, [None, tile.pixels])
-        sch.reorder(n, *depth, oh_o, oc_t, oh_i, ow_o, oc_i, ow_i, oc_v)
-        sch.compute_at(total, ow_o, preserve_unit_loops=True)
-        *loops, t_oc_v = sch.get_loops(total)[: -rank - 1]
-        *_, ic = sch.get_loops(total)
-        steps = split_reduction(sch, ic, pointwise.in_channels, workload.output_lanes)
-        accumulate_in_registers(
-            sch,
-            total,
-            output,
-            steps,
-            unrolled=[loops[-1 - rank], loops[-1]],
-            vector=t_oc_v,
-            output_loops=[oc_i, ow_i, oc_v],
-        )
-        steps[-1] = unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
-        passes = tile.rows * math.ceil(width / tile.pixels)
-        staged = tile.rows * domain[-1]
         in_blocks = math.ceil(depthwise.out_channels / workload.output_lanes)
+        staged = tile.rows * domain[-1]
         source = Source(first.output, in_blocks * staged * device.vector_bytes, staged)
-        ask_ahead(sch, device, workload, steps, tile=(tile.pixels, tile.oc_vectors), passes=passes, source=source)
-
-        dw_output, dw_total = sch.get_sblock(first.output), sch.get_sblock(first.accumulator)
-        sch.compute_at(dw_output, oh_o, preserve_unit_loops=True)
-        d_ic_o, *d_spatial, d_ic_v = sch.get_loops(dw_output)[-rank - 2 :]
-        d_ow_o, d_ow_i = sch.split(d_spatial[-1], [None, tile.rectangle or tile.pixels])
-        unrolled = [d_ow_i]
+        nest = multiply_rows(sch, workload, device, second, tile=tile.row_tile, source=source)
+        dw_output = sch.get_sblock(first.output)
+        sch.compute_at(dw_output, nest.tasks[-1], preserve_unit_loops=True)
+        d_ic_o = sch.get_loops(dw_output)[-rank - 2]
         if tile.rectangle:
-            unrolled.insert(0, d_spatial[-2])
-            sch.reorder(d_ow_o, d_spatial[-2])
-        sch.compute_at(dw_total, d_ow_o, preserve_unit_loops=True)
-        if first.pad is not None and tile.rectangle:
-            sch.compute_inline(sch.get_sblock(first.pad))
-        elif first.pad is not None:
-            stage_rows(sch, sch.get_sblock(first.pad), d_ic_o, workload)
-        *_, d_t_oh_i, d_t_ow_i, d_t_ic_v = sch.get_loops(dw_total)[: -rank - 1]
-        taps = sch.get_loops(dw_total)[-rank - 1 :]
-        d_unrolled = [d_t_oh_i, d_t_ow_i] if tile.rectangle else [d_t_ow_i]
-        accumulate_in_registers(
-            sch, dw_total, dw_output, taps, unrolled=d_unrolled, vector=d_t_ic_v, output_loops=[*unrolled, d_ic_v]
-        )
-        for tap in taps if tile.rectangle else unrolled_taps(taps, depthwise, tile.pixels):
-            sch.unroll(tap)
-        if tile.rectangle:
-            extents = (*outer, height, domain[-1])
+            *_, d_ow_o = tile_rectangle(sch, first, rank=rank, rows=tile.rows, pixels=tile.rectangle)
             tiles = (*(1 for _ in outer), tile.rows, tile.rectangle)
-            borders = border_tiles(depthwise, workload.spatial, extents, tiles)
-            for loop, (begin, end) in zip((*depth, oh_o, d_ow_o), borders, strict=True):
+            borders = border_tiles(depthwise, workload.spatial, (*outer, height, domain[-1]), tiles)
+            for loop, (begin, end) in zip((*nest.tasks[1:], d_ow_o), borders, strict=True):
                 mark_border(sch, loop, begin, end)
             if is_prefetched(device, boundary_bytes(workload)[0]):
                 mark_prefetch(sch, d_ic_o, "data")
-
-        for loop in (n, *depth, oh_o):
-            mark_task(sch, loop)
-        mark_clamp(sch, oc_t, blocks, tile.oc_vectors)
-        mark_clamp(sch, oh_o, height, tile.rows)
-        mark_clamp(sch, ow_o, width, tile.pixels)
+        else:
+            tile_row(sch, first, workload, pixels=tile.pixels, rows=d_ic_o)
+        mark_rows(sch, nest, workload, tile.row_tile)
         function = clamp_tiles(start_from_bias(sch.mod["main"]), true_shapes(workload, packs))
         return Implementation(function, conv_packer(workload, packs))
+
+
+def multiplied_rows_cycles(workload: ConvWorkload, device: Device, tile: RowTile, *, source_bytes: float) -> float:
+    """Predicts the cycles of a task's last stage, which is pointwise, and of writing and reading the rows that it multiplies.
+
+    Args:
+        workload: The chain.
+        device: Ports and caches.
+        tile: Of the last stage.
+        source_bytes: What the task computes these rows from.
+
+    Returns:
+        Cycles of the multiply-adds, of the staged rows and of the stage's weights, of which half hides behind arithmetic.
+    """
+    stage, lanes, width = workload.stages[-1], workload.output_lanes, workload.spatials[-1][-1]
+    blocks, p_tiles = math.ceil(stage.out_channels / lanes), math.ceil(width / tile.pixels)
+    oc_tiles, together = math.ceil(blocks / tile.oc_vectors), blocks % tile.oc_vectors == 0
+    reduction, passes = stage.in_channels, tile.rows * p_tiles
+    cycles = passes * oc_tiles * micro_kernel_cycles(
+        device, tile.pixels, tile.oc_vectors, reduction, weights_together=together
+    )
+    weight_tile = reduction * tile.oc_vectors * device.vector_bytes
+    rows_bytes = math.ceil(reduction / lanes) * passes * tile.pixels * device.vector_bytes
+    stored = tile.rows * width * device.vector_bytes
+    task_bytes, pass_bytes = source_bytes + weight_tile + blocks * stored, weight_tile + tile.oc_vectors * stored
+    inputs = staged_cycles(device, rows_bytes, passes=oc_tiles, task_bytes=task_bytes, pass_bytes=pass_bytes)
+    weights = copy_cycles(device, weight_tile * oc_tiles, footprint_bytes=weight_tile * oc_tiles + rows_bytes)
+    weights += copy_cycles(device, weight_tile * oc_tiles * (passes - 1), footprint_bytes=weight_tile)
+    return cycles + (inputs + weights) / 2
 
 
 def _rectangles(workload: ConvWorkload, device: Device, rows: int, width: int) -> list[int]:

@@ -14,6 +14,7 @@ from sepwise.lowering.borders import mark_border
 from sepwise.lowering.cost import apart_stay, is_prefetched, iterations_ahead, line_wait_cycles
 from sepwise.lowering.prefetch import mark_streams
 from sepwise.lowering.strategies.packing import boundary_bytes, oc_pack
+from sepwise.lowering.tiling import mark_clamp, mark_task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,17 +23,22 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.compute import StageTensors
     from sepwise.lowering.device import Device
+    from sepwise.lowering.strategies.tiles import RowTile
     from sepwise.lowering.workload import ConvWorkload
 
 __all__ = [
+    "RowNest",
     "Source",
     "accumulate_in_registers",
     "ask_ahead",
+    "mark_rows",
+    "multiply_rows",
     "split_reduction",
     "stage_rows",
     "start_from_bias",
     "tile_flat_pixels",
     "tile_rectangle",
+    "tile_rows",
     "unroll_lanes",
 ]
 
@@ -99,7 +105,7 @@ def accumulate_in_registers(
 
 
 def tile_rectangle(sch: s_tir.Schedule, names: StageTensors, *, rank: int, rows: int, pixels: int) -> list[LoopRV]:
-    """`for n, oc_o, [od], oh, ow: for taps` -> `for n, oc_o, [od], oh_o, ow_o: unrolled taps, oh_i, ow_i: vector FMA; epilogue`.
+    """`for ..., oh, ow: for taps` -> `for ..., oh_o, ow_o: unrolled taps, oh_i, ow_i: vector FMA; epilogue`.
 
     The input is read as it is: what would be staged of it is computed where it is read.
 
@@ -119,7 +125,7 @@ def tile_rectangle(sch: s_tir.Schedule, names: StageTensors, *, rank: int, rows:
     *outer, oh, ow, oc_v = sch.get_loops(output)
     oh_o, oh_i = sch.split(oh, [None, rows])
     ow_o, ow_i = sch.split(ow, [None, pixels])
-    sch.reorder(*outer, oh_o, ow_o, oh_i, ow_i, oc_v)
+    sch.reorder(oh_o, ow_o, oh_i, ow_i, oc_v)
     sch.compute_at(total, ow_o, preserve_unit_loops=True)
     *_, t_oh_i, t_ow_i, t_oc_v = sch.get_loops(total)[: -rank - 1]
     taps = sch.get_loops(total)[-rank - 1 :]
@@ -129,6 +135,100 @@ def tile_rectangle(sch: s_tir.Schedule, names: StageTensors, *, rank: int, rows:
     for tap in taps:
         sch.unroll(tap)
     return [*outer, oh_o, ow_o]
+
+
+class RowNest(NamedTuple):
+    """The loops of a convolution over tiles of pixels of one row.
+
+    Attributes:
+        tasks: Over images, outer axes and row tiles, outer first.
+        oc_t: Over tiles of output channels.
+        ow_o: Over tiles of pixels.
+        reduction: Taps and channels, outer first.
+        registers: Output channel vectors and pixels of a tile, in the reduction.
+        vector: Its lanes.
+        output_loops: Vectors, pixels and lanes in the epilogue.
+    """
+
+    tasks: list[LoopRV]
+    oc_t: LoopRV
+    ow_o: LoopRV
+    reduction: list[LoopRV]
+    registers: list[LoopRV]
+    vector: LoopRV
+    output_loops: list[LoopRV]
+
+
+def tile_rows(sch: s_tir.Schedule, names: StageTensors, *, rank: int, tile: RowTile) -> RowNest:
+    """`for n, oc_o, [od], oh, ow: for steps` -> `for n, [od], oh_o, oc_t, oh_i, ow_o: for oc_i, ow_i, oc_v: steps; epilogue`.
+
+    Args:
+        sch: The schedule.
+        names: The convolution's blocks.
+        rank: Its spatial axes.
+        tile: Extents of `oh_i`, `ow_i` and `oc_i`.
+
+    Returns:
+        The loops; `accumulate_in_registers` brings the reduction outside of the registers.
+    """
+    output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
+    n, oc_o, *depth, oh, ow, oc_v = sch.get_loops(output)
+    oc_t, oc_i = sch.split(oc_o, [None, tile.oc_vectors])
+    oh_o, oh_i = sch.split(oh, [None, tile.rows])
+    ow_o, ow_i = sch.split(ow, [None, tile.pixels])
+    sch.reorder(n, *depth, oh_o, oc_t, oh_i, ow_o, oc_i, ow_i, oc_v)
+    sch.compute_at(total, ow_o, preserve_unit_loops=True)
+    loops = sch.get_loops(total)
+    *outer, t_oc_v = loops[: -rank - 1]
+    return RowNest(
+        [n, *depth, oh_o], oc_t, ow_o, loops[-rank - 1 :], [outer[-1 - rank], outer[-1]], t_oc_v, [oc_i, ow_i, oc_v]
+    )
+
+
+def mark_rows(sch: s_tir.Schedule, nest: RowNest, workload: ConvWorkload, tile: RowTile) -> None:
+    """Notes what is a task and what stands out behind the output, of the loops that `tile_rows` made of its last stage.
+
+    Args:
+        sch: The schedule.
+        nest: The loops.
+        workload: Gives the output's extents.
+        tile: The tile.
+    """
+    *_, height, width = workload.spatials[-1]
+    for loop in nest.tasks:
+        mark_task(sch, loop)
+    mark_clamp(sch, nest.oc_t, math.ceil(workload.stages[-1].out_channels / workload.output_lanes), tile.oc_vectors)
+    mark_clamp(sch, nest.tasks[-1], height, tile.rows)
+    mark_clamp(sch, nest.ow_o, width, tile.pixels)
+
+
+def multiply_rows(
+    sch: s_tir.Schedule, workload: ConvWorkload, device: Device, names: StageTensors, *, tile: RowTile, source: Source
+) -> RowNest:
+    """`tile_rows` of the flat last stage of a chain, which reads rows that a task has staged; its reduction outside of the tile.
+
+    Args:
+        sch: The schedule.
+        workload: The chain.
+        device: The target.
+        names: The last stage's blocks.
+        tile: Its tile.
+        source: The rows that it reads.
+
+    Returns:
+        The loops.
+    """
+    stage = workload.stages[-1]
+    nest = tile_rows(sch, names, rank=len(stage.kernel), tile=tile)
+    steps = split_reduction(sch, nest.reduction[-1], stage.in_channels, workload.output_lanes)
+    output, total = sch.get_sblock(names.output), sch.get_sblock(names.accumulator)
+    accumulate_in_registers(
+        sch, total, output, steps, unrolled=nest.registers, vector=nest.vector, output_loops=nest.output_loops
+    )
+    steps[-1] = unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
+    passes = tile.rows * math.ceil(workload.spatials[-1][-1] / tile.pixels)
+    ask_ahead(sch, device, workload, steps, tile=(tile.pixels, tile.oc_vectors), passes=passes, source=source)
+    return nest
 
 
 def tile_flat_pixels(
@@ -211,6 +311,7 @@ def ask_ahead(
     tile: tuple[int, int],
     passes: int,
     source: Source | None,
+    index: int = -1,
 ) -> None:
     """`for ic_o: load weights, inputs; FMA` -> `for ic_o: load, prefetch weights and inputs of later iterations; FMA`.
 
@@ -221,13 +322,14 @@ def ask_ahead(
     Args:
         sch: The schedule.
         device: The target.
-        workload: Its last stage's weights are packed as `oc_pack` says.
-        loops: The reduction of the last stage, those that are not unrolled.
+        workload: The weights of its stage are packed as `oc_pack` says.
+        loops: The stage's reduction, those that are not unrolled.
         tile: Output pixels and output channel vectors of the register tile.
         passes: Tiles of a task that read the same weights.
         source: What it reads, None where that is padded or each pixel reads several.
+        index: The stage.
     """
-    stage, (pixels, oc_vectors) = workload.stages[-1], tile
+    stage, (pixels, oc_vectors) = workload.stages[index], tile
     blocks = math.ceil(stage.out_channels / workload.output_lanes)
     reduction, pack = stage.in_channels_per_group * math.prod(stage.kernel), oc_pack(blocks, oc_vectors)
     weights, taken = reduction * device.vector_bytes, reduction * pixels * device.lane_bytes
@@ -240,7 +342,7 @@ def ask_ahead(
         passes=passes,
         iteration_cycles=iteration_cycles,
     )
-    distances = {f"weight{len(workload.stages) - 1}": ahead * device.lanes * pack * device.lanes} if ahead else {}
+    distances = {f"weight{index % len(workload.stages)}": ahead * device.lanes * pack * device.lanes} if ahead else {}
     whole_blocks = int(sch.get(loops[-1]).extent) == 1  # else several iterations read the same inputs
     if source is not None and whole_blocks and is_prefetched(device, source.nbytes):
         lanes = workload.output_lanes

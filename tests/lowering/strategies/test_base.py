@@ -34,6 +34,7 @@ def workloads(device: Device) -> list[ConvWorkload | LinearWorkload]:
         chain(lanes, stage(channels, channels, channels // 2, 3)),
         chain(lanes, pointwise),
         chain(lanes, depthwise, pointwise),
+        chain(lanes, replace(pointwise, out_channels=channels), depthwise, pointwise),
         *([replace(chain(0, depthwise), spatial=(6, 2 * lanes))] if device.isa == "arm" and lanes > 1 else []),
         LinearWorkload(1, 40, 24),
     ]
