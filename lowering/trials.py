@@ -19,7 +19,7 @@ from sepwise.lowering.codegen import build_object, lower_kernel, tvm_target
 from sepwise.lowering.graph import Layout, TensorType
 from sepwise.lowering.memory_plan import align
 from sepwise.lowering.program import BufferRef, Home, KernelCall, Program, Value
-from sepwise.lowering.workload import ConvWorkload
+from sepwise.lowering.workload import ConvWorkload, LinearWorkload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from sepwise.lowering.codegen import CompiledKernel
     from sepwise.lowering.device import Device
     from sepwise.lowering.strategies.base import AnyStrategy, Tile
-    from sepwise.lowering.workload import LinearWorkload
 
     Weights = Sequence[tuple[np.ndarray, np.ndarray]]
 
@@ -54,11 +53,11 @@ class Step:
     device: Device
 
 
-def build_trials(chain: ConvWorkload, ways: Sequence[Sequence[Step]], device: Device) -> Program:
+def build_trials(chain: ConvWorkload | LinearWorkload, ways: Sequence[Sequence[Step]], device: Device) -> Program:
     """Builds the Program of all ways, with drawn weights.
 
     Args:
-        chain: What each way computes, by strategies that take its weights alone.
+        chain: What each way computes, by strategies that take its weights alone; of a product each way is one kernel.
         ways: The kernels of each, in order; their stages together are those of the chain.
         device: Runs them.
 
@@ -66,6 +65,11 @@ def build_trials(chain: ConvWorkload, ways: Sequence[Sequence[Step]], device: De
         A Program of one call for each kernel, way after way. Its input is `x`, a residual's `r`, its output `y`; what is between
         two kernels lies in the arena. All are plain tensors of the packed ones' shapes in memory.
     """
+    if isinstance(chain, LinearWorkload):
+        shapes = ((chain.rows, chain.in_features), (chain.rows, chain.out_features))
+        read, written = (TensorType(shape, chain.dtypes.input) for shape in shapes)
+        values = Value("x", read, BufferRef(Home.INPUT, 0)), Value("y", written, BufferRef(Home.OUTPUT, 0))
+        return _build(chain.kind, ways, device, _draw_weights(chain), values[:1], values[1])
     shape = (chain.batch, chain.stages[0].in_channels, *chain.spatial)
     inputs = [Value("x", _physical(shape, chain.input_lanes), BufferRef(Home.INPUT, 0))]
     output = Value("y", _physical(chain.output_shape, chain.output_lanes), BufferRef(Home.OUTPUT, 0))
@@ -176,14 +180,17 @@ def _build(
     )
 
 
-def _draw_weights(chain: ConvWorkload) -> list[tuple[np.ndarray, np.ndarray]]:
+def _draw_weights(chain: ConvWorkload | LinearWorkload) -> list[tuple[np.ndarray, np.ndarray]]:
     """Weights and bias of each stage, scaled so that sums keep the size of what they add up."""
     rng = np.random.default_rng(0)
+    if isinstance(chain, LinearWorkload):
+        shapes: list[tuple[int, ...]] = [(chain.out_features, chain.in_features)]
+    else:
+        shapes = [(stage.out_channels, stage.in_channels_per_group, *stage.kernel) for stage in chain.stages]
     weights = []
-    for stage in chain.stages:
-        shape = (stage.out_channels, stage.in_channels_per_group, *stage.kernel)
+    for shape in shapes:
         weight = rng.standard_normal(shape, dtype=np.float32) / np.float32(math.sqrt(math.prod(shape[1:])))
-        weights.append((weight, rng.standard_normal(stage.out_channels, dtype=np.float32)))
+        weights.append((weight, rng.standard_normal(shape[0], dtype=np.float32)))
     return weights
 
 

@@ -2,6 +2,7 @@
 
     fma     for steps:  for accumulators:  a = a * x + y      all in registers, no load and no store
     sgemm   C = A B, of SIDE x SIDE each, by the library of numpy
+    torch-sgemm   the same by that of torch: which of the two is faster depends on the processor
 
 A run of either is `macs()` multiply-accumulates of float32. A third loop reads memory, for `lowering.roofline`.
 """
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.peers.base import Job
 
-__all__ = ["READERS", "YARDSTICKS", "FmaLoop", "Sgemm", "Yardstick", "accumulators", "compile_loops"]
+__all__ = ["READERS", "YARDSTICKS", "FmaLoop", "Sgemm", "TorchSgemm", "Yardstick", "accumulators", "compile_loops"]
 
 SIDE: Final = 1024
 """Rows and columns of the matrices: their 12 MB are read from caches while a core multiplies."""
@@ -149,8 +150,7 @@ class Sgemm(Yardstick):
         del job
         library = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
         self.version = f"{library['name']} {library['version']}"
-        rng = np.random.default_rng(0)
-        self._left, self._right = (rng.standard_normal((SIDE, SIDE), dtype=np.float32) for _ in range(2))
+        self._left, self._right = _draw_matrices()
         self._product = np.empty((SIDE, SIDE), np.float32)
 
     @classmethod
@@ -163,5 +163,35 @@ class Sgemm(Yardstick):
         return np.matmul(self._left, self._right, out=self._product)
 
 
-YARDSTICKS: Final[Mapping[str, type[Yardstick]]] = {"fma": FmaLoop, "sgemm": Sgemm}
+class TorchSgemm(Yardstick):
+    """The same product by the library that torch is built with."""
+
+    def __init__(self, job: Job) -> None:
+        """Draws the matrices."""
+        import torch
+
+        torch.set_num_threads(job.threads)
+        self.version = f"torch {torch.__version__}"
+        self._left, self._right = map(torch.from_numpy, _draw_matrices())
+        self._product = torch.empty((SIDE, SIDE), dtype=torch.float32)
+        self._multiply = torch.mm
+
+    @classmethod
+    def macs(cls) -> int:
+        """See `Yardstick.macs`."""
+        return SIDE**3
+
+    def execute(self) -> object:
+        """Multiplies once."""
+        return self._multiply(self._left, self._right, out=self._product)
+
+
+def _draw_matrices() -> tuple[np.ndarray, np.ndarray]:
+    """What is multiplied."""
+    rng = np.random.default_rng(0)
+    left, right = (rng.standard_normal((SIDE, SIDE), dtype=np.float32) for _ in range(2))
+    return left, right
+
+
+YARDSTICKS: Final[Mapping[str, type[Yardstick]]] = {"fma": FmaLoop, "sgemm": Sgemm, "torch-sgemm": TorchSgemm}
 """By the names that a job gives."""

@@ -6,8 +6,8 @@
     scripts/benchmarks/x86.sh --prepare                              all that needs no quiet machine: nothing is timed
     scripts/benchmarks/x86.sh --page                                 only page and plot, from the results that are there
 
-What is measured is written when it is there and kept by later calls, unless they say `--again`; with `--seconds` a call begins
-nothing more after that time. So the whole can be measured in short windows. Sections:
+What is measured is written when it is there and kept by later calls of the same sources, unless they say `--again`; with
+`--seconds` a call begins nothing more after that time. So the whole can be measured in short windows. Sections:
 
     networks   ours and peers in alternating blocks of runs, each in its own process, outputs compared before
     cold       the same, weights, activations and code pushed out of the caches before each run
@@ -16,7 +16,7 @@ nothing more after that time. So the whole can be measured in short windows. Sec
     import     seconds of processes that import sepwise
     peak       ours beside a loop of multiply-adds and the product of two matrices
     ragged     time per multiply-accumulate of ragged shapes over that of round ones
-    choice     time of what the analytic model picks over that of the fastest candidate
+    choice     time of what the analytic model picks over that of the fastest candidate, over the whole zoo
 
 `x86.json` is written first; the page `x86.md` and the plot `x86.svg` are made from it.
 """
@@ -49,11 +49,13 @@ from x86_networks import (
 )
 from x86_page import draw_plot, write_page
 
+from sepwise import models
 from sepwise.console import say
 from sepwise.files import new_file
 from sepwise.lowering.device import get as get_device
 from sepwise.lowering.device import host_processor
 from sepwise.lowering.peers import OURS, PEERS, missing_packages
+from sepwise.lowering.tuning.sources import own_sources
 from sepwise.passes.errors import InputError, SepwiseError
 
 if TYPE_CHECKING:
@@ -119,14 +121,14 @@ class Report:
         return {tuple(row[field] for field in SECTIONS[section]): row for row in self.data.get(section, [])}
 
     def knows(self, unit: Unit) -> bool:
-        """Tells whether all rows of a unit are there."""
+        """Tells whether all rows of a unit are there, measured with these sources."""
         known = self.rows(unit.section)
-        return all(key in known for key in unit.keys)
+        return all(key in known and known[key].get("sources") == own_sources() for key in unit.keys)
 
     def put(self, section: str, rows: Sequence[Row]) -> None:
         """Adds rows, in place of those of the same keys, and writes the file."""
         known = self.rows(section)
-        known |= {tuple(row[field] for field in SECTIONS[section]): row for row in rows}
+        known |= {tuple(row[field] for field in SECTIONS[section]): {**row, "sources": own_sources()} for row in rows}
         self.data[section] = list(known.values())
         with new_file(self.path) as partial:
             partial.write_text(json.dumps(self.data, indent=1) + "\n")
@@ -222,7 +224,7 @@ class Plan:
             yield Unit(section, keys, partial(prepare_ragged, *where), partial(time_ragged, *where, self._rounds(section)))
 
     def _choice(self, section: str) -> Iterator[Unit]:
-        for network in self._find(NETWORKS):
+        for network in self._find((*NETWORKS, *(name for name in models.names() if name not in NETWORKS))):
             for workload in list_workloads(network, self._host):
                 what = workload, self._host, self._folder, self._options.candidates
                 keys = ((workload.key, self._host.name),)

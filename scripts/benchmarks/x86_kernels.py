@@ -4,9 +4,10 @@
 the nearest round neighbour: time per multiply-accumulate, each as the model computes it. Round are multiples of `ROUND_CHANNELS`
 channels and of `ROUND_SIDE` pixels.
 
-**The model's choice**: for every different convolution of a network the time of what the model picks over that of the fastest
-candidate that strategies declare. The candidates are calls of one Program and run in turn; the fastest of them and
-the pick then run in turn again, and only that second time counts, as the fastest of many is fast by luck too.
+**The model's choice**: for every different convolution and product of a network the time of what the model picks over that of
+the fastest candidate that strategies declare: of those that it predicts fastest, and of some that are drawn from all others.
+The candidates are calls of one Program and run in turn; the fastest of them and the pick then run in turn again, each round in
+another order, and only that second time counts, as the fastest of many is fast by luck too.
 
 Kernels are built before anything is timed and kept for one state of sepwise's sources, without their weights, which are drawn.
 """
@@ -36,7 +37,7 @@ from sepwise.lowering.selection import Pick, Selector, tile_sizes
 from sepwise.lowering.trials import Step, build_trials
 from sepwise.lowering.tuning.space import list_candidates
 from sepwise.lowering.tuning.trial import MISHAPS
-from sepwise.lowering.workload import ConvWorkload, Stage
+from sepwise.lowering.workload import ConvWorkload, LinearWorkload, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -71,6 +72,9 @@ BLOCK_US: Final = 2000.0
 
 LEADERS: Final = 4
 """Candidates that are timed again beside the pick."""
+
+DRAWN_SHARE: Final = 0.25
+"""Of the candidates, those that are drawn from what is not predicted fastest."""
 
 SCREENING_ROUNDS: Final = 8
 
@@ -214,39 +218,43 @@ def time_ragged(kind: str, channels: int, side: int, device: Device, folder: Pat
 # The model's choice ----------------------------------------------------------------------------------------------------
 
 
-def list_workloads(network: Network, device: Device) -> list[ConvWorkload]:
-    """Lists the different convolutions of a network as they are computed: cut into kernels, in their layouts."""
+def list_workloads(network: Network, device: Device) -> list[ConvWorkload | LinearWorkload]:
+    """Lists the different convolutions and products of a network as they are computed: cut into kernels, in their layouts."""
     kept = network.kept(f"workloads-{device.name}", checksum_sources("sepwise.lowering", "sepwise.passes"))
     if not kept.exists():
-        workloads: dict[str, ConvWorkload] = {}
+        workloads: dict[str, ConvWorkload | LinearWorkload] = {}
 
         def note(imported: ImportedGraph, *_: object) -> bytes:
             workloads.clear()
             for kernel in imported.graph.kernels:
-                if isinstance(kernel.workload, ConvWorkload):
+                if isinstance(kernel.workload, ConvWorkload | LinearWorkload):
                     workloads.setdefault(kernel.workload.key, kernel.workload)
             return b""
 
         build_program(network.model, device, emit=note)
         with new_file(kept) as partial:
             partial.write_bytes(pickle.dumps(list(workloads.values())))
-    found: list[ConvWorkload] = pickle.loads(kept.read_bytes())
+    found: list[ConvWorkload | LinearWorkload] = pickle.loads(kept.read_bytes())
     return found
 
 
-def _candidates(workload: ConvWorkload, device: Device, most: int) -> tuple[list[Step], int, int]:
-    """Lists what is timed, the model's pick among it; the place of the pick, and how many candidates there are in all."""
+def _candidates(workload: ConvWorkload | LinearWorkload, device: Device, most: int) -> tuple[list[Step], int, int]:
+    """Lists what is timed: the pick, those predicted fastest, and drawn ones; how many are not drawn, and how many there are."""
     candidates = list_candidates(workload, device, 1)
     choice = Selector(device, 1).choose(workload)
     assert not isinstance(choice, list), "a network's kernels are computed by strategies"
     picked = Pick(choice.strategy.name, tile_sizes(choice.tile))
     (chosen,) = (candidate for candidate in candidates if candidate.pick == picked)
-    tried = candidates[:most] if chosen in candidates[:most] else [*candidates[: most - 1], chosen]
+    others = [candidate for candidate in candidates if candidate is not chosen]
+    first = most - 1 if len(others) < most else most - 1 - round(DRAWN_SHARE * most)
+    behind = range(first, len(others))
+    drawn = np.random.default_rng(len(others)).permutation(behind)[: most - 1 - first]
+    tried = [chosen, *others[:first], *(others[place] for place in sorted(drawn))]
     held = device.holding(workload.dtypes.input)
-    return [Step(workload, each.strategy, each.tile, held) for each in tried], tried.index(chosen), len(candidates)
+    return [Step(workload, each.strategy, each.tile, held) for each in tried], 1 + min(first, len(others)), len(candidates)
 
 
-def _build_candidates(workload: ConvWorkload, steps: Sequence[Step], device: Device, folder: Path) -> Program:
+def _build_candidates(workload: ConvWorkload | LinearWorkload, steps: Sequence[Step], device: Device, folder: Path) -> Program:
     names = [f"{step.strategy.name} {step.tile}" for step in steps]
 
     def build() -> Program:
@@ -259,7 +267,7 @@ def _build_candidates(workload: ConvWorkload, steps: Sequence[Step], device: Dev
     return _kept(folder, "\n".join(["candidates", device.name, workload.key, *names]), build)
 
 
-def _compiles(workload: ConvWorkload, step: Step, device: Device) -> bool:
+def _compiles(workload: ConvWorkload | LinearWorkload, step: Step, device: Device) -> bool:
     try:
         build_trials(workload, [[step]], device)
     except MISHAPS:
@@ -267,29 +275,32 @@ def _compiles(workload: ConvWorkload, step: Step, device: Device) -> bool:
     return True
 
 
-def prepare_choice(workload: ConvWorkload, device: Device, folder: Path, most: int) -> None:
+def prepare_choice(workload: ConvWorkload | LinearWorkload, device: Device, folder: Path, most: int) -> None:
     """Builds the candidates of a workload; see `time_choice`."""
-    steps, _, _ = _candidates(workload, device, most)
+    steps, *_ = _candidates(workload, device, most)
     _build_candidates(workload, steps, device, folder)
 
 
-def time_choice(workload: ConvWorkload, device: Device, folder: Path, most: int, rounds: int) -> list[Row]:
+def time_choice(
+    workload: ConvWorkload | LinearWorkload, device: Device, folder: Path, most: int, rounds: int
+) -> list[Row]:
     """Times the model's pick for a workload beside the other candidates, on one thread.
 
     Args:
         workload: What all compute.
         device: This machine, or what it stands for.
         folder: Where kernels are kept.
-        most: Candidates that are timed, in the order of their prediction.
+        most: Candidates that are timed.
         rounds: In which the fastest and the pick are timed again.
 
     Returns:
         One row of the report: `ratio` is the pick's time over the fastest's.
     """
-    steps, place, known = _candidates(workload, device, most)
+    steps, predicted, known = _candidates(workload, device, most)
     program = _build_candidates(workload, steps, device, folder)
     names = [f"{call.strategy} {call.tile}" for call in program.calls]
-    pick = names.index(f"{steps[place].strategy.name} {steps[place].tile}")
+    places = {f"{step.strategy.name} {step.tile}": place for place, step in enumerate(steps)}
+    pick = next(place for place, name in enumerate(names) if places[name] == 0)
     with ExitStack() as stack:
         runner = _open(stack, program, 1)
         everything = range(len(program.calls))
@@ -298,8 +309,14 @@ def time_choice(workload: ConvWorkload, device: Device, folder: Path, most: int,
         leaders = sorted(everything, key=screened.__getitem__)[:LEADERS]
         final = list(dict.fromkeys([pick, *leaders]))
         runner.time_calls(final, 1)
-        medians_us = list(map(statistics.median, runner.time_calls(final, rounds)))
-    best = min(range(len(final)), key=medians_us.__getitem__)
+        times_us: dict[int, list[float]] = {call: [] for call in final}
+        for number in range(rounds):
+            turn = number % len(final)
+            order = [*final[turn:], *final[:turn]]
+            for call, (run_us,) in zip(order, runner.time_calls(order, 1), strict=True):
+                times_us[call].append(run_us)
+    medians_us = {call: statistics.median(found) for call, found in times_us.items()}
+    best = min(final, key=medians_us.__getitem__)
     return [
         {
             "workload": workload.key,
@@ -309,10 +326,12 @@ def time_choice(workload: ConvWorkload, device: Device, folder: Path, most: int,
             "macs": workload.macs,
             "candidates": known,
             "timed": len(names),
+            "drawn": sum(places[name] >= predicted for name in names),
             "pick": names[pick],
-            "best": names[final[best]],
-            "pick_us": medians_us[0],
+            "best": names[best],
+            "best_drawn": places[names[best]] >= predicted,
+            "pick_us": medians_us[pick],
             "best_us": medians_us[best],
-            "ratio": medians_us[0] / medians_us[best],
+            "ratio": medians_us[pick] / medians_us[best],
         }
     ]

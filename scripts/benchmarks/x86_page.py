@@ -30,6 +30,9 @@ WARM: Final = """\
 Blocks of runs of all runtimes alternate, each runtime in a process of its own, its threads on as many cpus. Before anything is
 timed its outputs are held against the float64 oracle, by the bound of `sepwise verify`."""
 
+YARDSTICKS: Final = {"fma": "multiply-adds", "sgemm": "numpy's sgemm", "torch-sgemm": "torch's"}
+"""What ours is a share of, by its field of a row, and its title."""
+
 COLD: Final = """\
 As above, but before each run a sweep through more memory than all caches hold pushes out weights, activations and code."""
 
@@ -82,6 +85,12 @@ def _dates(rows: Sequence[Row]) -> str:
     return _range(row["date"] for row in rows)
 
 
+def _when(rows: Sequence[Row]) -> str:
+    """Dates, and the states of the sources that were measured."""
+    sources = sorted({row.get("sources", "unknown") for row in rows})
+    return f"{_dates(rows)}, sources {', '.join(sources)}"
+
+
 def _names(rows: Iterable[Row], field: str) -> list[Any]:
     return list(dict.fromkeys(row[field] for row in rows))
 
@@ -106,7 +115,7 @@ def _write_peers(rows: Sequence[Row], *, cold: bool) -> str:
     left_out = "\n\nNot timed:\n\n" + "\n".join(failures) if failures else ""
     return f"""{COLD if cold else WARM}
 
-float32, batch 1, {_range(row["rounds"] for row in rows)} rounds, {_dates(rows)}. Cells: the peer's time
+float32, batch 1, {_range(row["rounds"] for row in rows)} rounds, {_when(rows)}. Cells: the peer's time
 over ours, by the median over rounds of the ratio of medians, and in brackets by the fastest runs; above 1 ours is faster. The
 last column is by the better one of ONNX Runtime and OpenVINO. Versions: {said}.
 
@@ -163,7 +172,7 @@ def _write_memory(rows: Sequence[Row]) -> str:
         lines.append([network, _megabytes(ours["constant_bytes"]), *arena, *cells])
     columns = ["network", "weights", "arena", "lower bound", "arena / bound", "ours", *peers]
     start = _megabytes(max(row["start"] for row in rows if not row["failure"]))
-    return f"""One thread, one file loaded, in MB of 10^6 bytes; {_dates(rows)}. For each runtime the most bytes that were
+    return f"""One thread, one file loaded, in MB of 10^6 bytes; {_when(rows)}. For each runtime the most bytes that were
 resident in the course of runs / up to then, loading counted, without the {start} MB of the interpreter. The lower bound is the
 largest sum of live values over all kernels; scratch is in the arena too.
 
@@ -180,11 +189,11 @@ def _write_compilation(rows: Sequence[Row], imports: Sequence[Row]) -> str:
     parts = []
     if rows:
         lines = [[row["network"], f"{row['seconds']:.1f}", f"{row['build_seconds']:.1f}", f"{row['kernels']}"] for row in rows]
-        parts.append(f"`sepwise compile` for this machine, {_dates(rows)}: seconds of the whole process, and of the build in it.")
+        parts.append(f"`sepwise compile` for this machine, {_when(rows)}: seconds of the whole process, and of the build in it.")
         parts.append(_table(["network", "process, s", "build, s", "kernels"], lines))
     if imports:
         lines = [[row["process"], f"{row['median_s']:.3f}", f"{row['minimum_s']:.3f}"] for row in imports]
-        parts.append(f"Seconds of processes that import sepwise, beside the bare interpreter, {_dates(imports)}.")
+        parts.append(f"Seconds of processes that import sepwise, beside the bare interpreter, {_when(imports)}.")
         parts.append(_table(["process", "median, s", "fastest, s"], lines))
     return "\n\n".join(parts)
 
@@ -196,15 +205,16 @@ def _write_peak(rows: Sequence[Row]) -> str:
             f"{row['threads']}",
             number(row["ours"]["median_us"] / 1e3),
             f"{row['macs'] / row['ours']['median_us'] / 1e3:.0f}",
-            *(f"{row[name]['macs'] / row[name]['median_us'] / 1e3:.0f}" for name in ("fma", "sgemm")),
-            *(f"{100 * row[name]['share']:.0f} %" for name in ("fma", "sgemm")),
+            *(f"{row[name]['macs'] / row[name]['median_us'] / 1e3:.0f}" if name in row else "-" for name in YARDSTICKS),
+            *(f"{100 * row[name]['share']:.0f} %" if name in row else "-" for name in YARDSTICKS),
         ]
         for row in rows
     ]
-    columns = ["network", "threads", "ours, ms", "ours", "multiply-adds", "sgemm", "of the multiply-adds", "of sgemm"]
-    return f"""Rates in GMAC/s, in alternating blocks, {_dates(rows)}: ours, a loop of multiply-adds that stay in registers, and
-the product of two matrices of 1024 x 1024 ({rows[0]["sgemm"]["version"]}). The last two columns are medians over rounds of the
-ratios within the round.
+    titles = YARDSTICKS.values()
+    columns = ["network", "threads", "ours, ms", "ours", *titles, *(f"of {title}" for title in titles)]
+    return f"""Rates in GMAC/s, in alternating blocks, {_when(rows)}: ours, a loop of multiply-adds that stay in registers, and
+the product of two matrices of 1024 x 1024 by numpy's library ({rows[0]["sgemm"]["version"]}) and by torch's. The last columns are
+medians over rounds of the ratios within the round.
 
 {_table(columns, lines)}"""
 
@@ -221,7 +231,7 @@ def _write_ragged(rows: Sequence[Row]) -> str:
     ratios = [row["ratio"] for row in rows]
     columns = ["kind", "shapes", "geometric mean", "worst", "at", f"above {COST_OF_RAGGED}"]
     channels, sides = (", ".join(map(str, sorted(set(_names(rows, field))))) for field in ("channels", "side"))
-    return f"""Time per multiply-accumulate over that of the nearest round shape, one thread, {_dates(rows)}. Channels {channels};
+    return f"""Time per multiply-accumulate over that of the nearest round shape, one thread, {_when(rows)}. Channels {channels};
 sides {sides}; round are multiples of 32 channels and of 8 pixels. Borders count as multiply-accumulates, as everywhere.
 [choice.md](../choice.md#ragged-shapes) says where they come from.
 
@@ -241,10 +251,12 @@ def _write_choice(rows: Sequence[Row]) -> str:
         [key, f"{row['ratio']:.2f}", number(row["pick_us"]), row["pick"], row["best"]]
         for key, row in zip(keys, worst, strict=True)
     ]
-    most = max(row["timed"] for row in rows)
-    return f"""For each different convolution: time of what the model picks over that of the fastest of its candidates, one
-thread, {_dates(rows)}. Candidates are what strategies declare, all or the {most} that are predicted fastest; the
-fastest few and the pick were timed a second time, and that counts.
+    most, drawn = (max(row[field] for row in rows) for field in ("timed", "drawn"))
+    found = sum(row["best_drawn"] for row in rows)
+    return f"""For each different convolution and product of the zoo and of the networks above: time of what the model picks over that
+of the fastest of its candidates, one thread, {_when(rows)}. Candidates are what strategies declare, all or {most}:
+those that are predicted fastest, and {drawn} that are drawn from the others, of which {found} came out fastest. The fastest few and
+the pick were timed a second time, in changing order, and that counts.
 
 {_table(["kind", "workloads", "geometric mean", "worst"], lines)}
 
@@ -271,7 +283,7 @@ def write_page(report: Row, stem: str) -> str:
 Untuned, on {machine["processor"]} ({machine["cpu"]}, {machine["cpus"]} cpus, {caches}), made by `scripts/benchmarks/x86.sh`,
 which says how; every number is in [{stem}.json]({stem}.json). The target `x86-64-v3` runs on the same machine and leaves its
 wider units unused. Of the peers only OpenVINO can be told to do so, and not in all it does (`openvino-avx2`); the others use
-what the machine has."""
+what the machine has. "Sources" is the state of `lowering/` that was measured, by the digest of `lowering/tuning/sources.py`."""
     ]
     if networks := report.get("networks"):
         plot = f"\n\n![The peer's time over ours]({stem}.svg)" if best_speedups(networks, "host", 1) else ""

@@ -15,7 +15,7 @@ from sepwise.lowering.runner import NativeRunner, open_runner, to_memory
 from sepwise.lowering.selection import Selector, segment
 from sepwise.lowering.strategies import strategies_for
 from sepwise.lowering.trials import IN_MEMORY, Step, build_candidates, build_trials
-from sepwise.lowering.workload import ConvWorkload, Stage
+from sepwise.lowering.workload import ConvWorkload, LinearWorkload, Stage
 from sepwise.passes.equivalence import run_with_bounds
 from sepwise.passes.equivalence.graph import read_graph
 
@@ -73,6 +73,20 @@ def test_every_way_computes_the_chain(chain: ConvWorkload) -> None:
         found += [runner.run_kernel(index, [x]) for index in range(2, len(program.calls))]
     for outputs in found:
         assert (np.abs(outputs["y"] - expected) <= bound).all()
+
+
+def test_every_way_computes_a_product() -> None:
+    product = LinearWorkload(3, 20, 2 * HOST.lanes + 1)
+    (strategy,) = strategies_for(product)
+    tiles = strategy.tiles(product, HOST, 1)
+    program = build_trials(product, [[Step(product, strategy, tile, HOST)] for tile in (tiles[0], tiles[-1])], HOST)
+    ((weight, bias),) = trials._draw_weights(product)
+    x = np.random.default_rng(0).standard_normal((3, 20), dtype=np.float32)
+    expected = x.astype(np.float64) @ weight.astype(np.float64).T + bias
+    terms = np.abs(x).astype(np.float64) @ np.abs(weight).astype(np.float64).T + np.abs(bias)
+    with open_runner(program) as runner:
+        for index in range(2):
+            assert (np.abs(runner.run_kernel(index, [x])["y"] - expected) <= 21 * np.finfo(np.float32).eps * terms).all()
 
 
 def test_candidates_read_a_networks_values_as_they_lie_there(chain: ConvWorkload) -> None:

@@ -108,9 +108,10 @@ def test_compilation_peak_ragged_shapes_and_choice(page: ModuleType) -> None:
     loops = {
         "fma": {"macs": 400_000_000, "median_us": 4000.0, "share": 0.75},
         "sgemm": {"macs": 900_000_000, "median_us": 10_000.0, "share": 0.8333, "version": "blas 1"},
+        "torch-sgemm": {"macs": 800_000_000, "median_us": 8_000.0, "share": 0.75, "version": "torch 1"},
     }
     ragged = {"kind": "k", "channels": 24, "side": 7, "median_us": 12.5, **DAY}
-    choice = {"target": "host", "timed": 40, "pick_us": 12.0, "pick": "s T(x=1)", "best": "s T(x=2)", **DAY}
+    choice = {"target": "host", "timed": 40, "drawn": 10, "best_drawn": False, "pick_us": 12.0, "pick": "s T(x=1)", "best": "s T(x=2)", **DAY}
     report = {
         "machine": MACHINE,
         "compile": [{"network": "a", "seconds": 4.25, "build_seconds": 2.5, "kernels": 7, **DAY}],
@@ -125,7 +126,7 @@ def test_compilation_peak_ragged_shapes_and_choice(page: ModuleType) -> None:
     text = page.write_page(report, "x86")
     assert "| a | 4.2 | 2.5 | 7 |" in text
     assert "| import sepwise | 0.020 | 0.012 |" in text
-    assert "| a | 1 | 4 | 75 | 100 | 90 | 75 % | 83 % |" in text
+    assert "| a | 1 | 4 | 75 | 100 | 90 | 100 | 75 % | 83 % | 75 % |" in text
     assert "| k | 2 | 0.80 | 1.60 | 24 x 7 x 7, 12.5 us | 1 |" in text
     assert "All 2: geometric mean **0.80**, worst **1.60**." in text
     assert "| all | 2 | 1.200 | 1.44 |" in text
@@ -187,7 +188,7 @@ def test_workloads_of_a_network_are_those_of_its_kernels(
     network = networks.Network(str(zoo_file("separable_block", shape=(1, 8, 16, 16))), tmp_path)
     device = get("x86-64-v3")
     found = kernels.list_workloads(network, device)
-    keys = [call.workload for call in network.program("x86-64-v3", 1).calls if call.workload.startswith("conv/")]
+    keys = [call.workload for call in network.program("x86-64-v3", 1).calls if call.workload.startswith(("conv/", "linear/"))]
     assert [workload.key for workload in found] == list(dict.fromkeys(keys)) != []
     monkeypatch.setattr(kernels, "build_program", None)
     assert kernels.list_workloads(network, device) == found
@@ -196,8 +197,9 @@ def test_workloads_of_a_network_are_those_of_its_kernels(
 def test_the_pick_is_timed_among_the_candidates(kernels: ModuleType, tmp_path: Path) -> None:
     device = get("x86-64-v3")
     workload = ConvWorkload(1, (6, 6), kernels.KINDS["depthwise 3x3"](16), False, None, device.lanes, device.lanes)
-    (row,) = kernels.time_choice(workload, device, tmp_path, 3, 4)
-    assert row["timed"] == 3 < row["candidates"]
+    (row,) = kernels.time_choice(workload, device, tmp_path, 8, 4)
+    assert row["timed"] == 8 < row["candidates"]
+    assert row["drawn"] == 2
     assert row["ratio"] == row["pick_us"] / row["best_us"] >= 1
     assert row["workload"] == workload.key
 
@@ -232,7 +234,7 @@ def test_a_small_network_beside_a_peer_that_runs_and_one_that_does_not(
     assert memory["arena_bytes"] >= memory["arena_lower_bound_bytes"] > 0
     assert memory["loading"] >= memory["running"] > memory["start"] > 0
     (peak,) = networks.time_peak(network, 1, 1)
-    for name in ("fma", "sgemm"):
+    for name in ("fma", "sgemm", "torch-sgemm"):
         rates = [row["macs"] / row["median_us"] for row in (peak | peak["ours"], peak[name])]
         assert peak[name]["share"] == pytest.approx(rates[0] / rates[1])
 
@@ -293,6 +295,9 @@ def test_what_is_known_is_kept_until_all_of_it_is_measured_again(
     again = x86.Report(tmp_path / "x86.json")
     assert again.knows(one)
     assert not again.knows(two)
+    with monkeypatch.context() as context:
+        context.setattr(x86, "own_sources", lambda: "another")
+        assert not again.knows(one)
     assert [row["ours"]["host"]["speedup"] for row in again.data["networks"]] == [2.0, 1.0]
     assert json.loads((tmp_path / "x86.json").read_text())["machine"] == MACHINE
 
