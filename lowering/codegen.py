@@ -29,7 +29,7 @@ from sepwise.lowering.advanced_simd import clamp_by_minimum, load_by_streams, lo
 from sepwise.lowering.borders import peel_borders
 from sepwise.lowering.cost import repeats_iterations
 from sepwise.lowering.lane_loads import permute_loads
-from sepwise.lowering.prefetch import prefetch_next
+from sepwise.lowering.prefetch import ask_for_next_tiles, prefetch_next
 from sepwise.lowering.quotients import ascend_quotients
 from sepwise.lowering.scalable import widen_loops
 from sepwise.lowering.symbols import undefined_symbols
@@ -143,7 +143,7 @@ def lower_kernel(function: tirx.PrimFunc, symbol: str, device: Device) -> Compil
     if device.scalable_bytes:
         lowered = widen_loops(lowered)
     if device.isa == "x86":
-        lowered = separate_tiles(order_by_input(lowered), device.vector_registers)
+        lowered = ask_for_next_tiles(separate_tiles(order_by_input(lowered), device.vector_registers))
     if device.multiplies_by_lane:
         lowered = prefetch_next(order_by_input(load_lanes_together(clamp_by_minimum(lowered))))
         lowered = load_by_streams(lowered, device.vector_registers, repeated=repeats_iterations(device))

@@ -15,10 +15,19 @@ functions, their tiles unrolled and their statements in order.
 
 A reduction that reads weights and the same channels of many pixels has two streams at least, and those of a tile's pixels begin
 anew in each block of channels. There every load of a tensor asks for what lies a distance behind it (`advanced_simd`).
+
+Weights of a tile of channels are read once for each tile of pixels, from level 2; those of the next tile of channels come from
+beyond it, all of them in the first pass over the pixels, while memory rests in all others. So a tile's iterations ask for the
+weights of the next one, each for as few lines as there are iterations for:
+
+    # for p: for ic_o: f(w[...])  ->  for p: for ic_o: prefetch(w[next tile's line n (P p + ic_o)], ... n of them); f(w[...])
+
+Behind the last tile lie the bias and what the next kernel of a network reads.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 import tvm
@@ -37,8 +46,11 @@ if TYPE_CHECKING:
     Expr = Any  # tvm has no type stubs
 
 __all__ = [
+    "AHEAD_LOOP",
     "PREFETCH_LOOP",
     "STREAM_LOOPS",
+    "ask_for_next_tiles",
+    "mark_next_tile",
     "mark_prefetch",
     "mark_streams",
     "prefetch_code",
@@ -54,18 +66,30 @@ STREAM_LOOPS: Final = "sepwise.streams"
 """Annotation of the loop of a reduction, `"parameter,elements"` joined by `;`: what is asked for, how far behind each load."""
 
 
-def prefetch_code(name: str) -> str:
+AHEAD_LOOP: Final = "sepwise.ahead"
+"""Annotation of the loops over a tile's passes and its reduction, the iterations of each; behind those of the inmost one
+`";parameter,elements"`: of a tile."""
+
+MOST_LINES: Final = 16
+"""Lines that an iteration asks for at most: beyond there are so few iterations that what is asked for comes too late."""
+
+LEVEL_1, LEVEL_2 = 3, 2
+"""How near a line is to come, in LLVM's terms."""
+
+
+def prefetch_code(name: str, level: int = LEVEL_1) -> str:
     """Gives LLVM's intermediate code of a function `name(address)` that asks for a line.
 
     Args:
         name: What calls name it, another in each module that LLVM links.
+        level: How near it is to come.
     """
     return f"""
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 
 define void @{name}(i64 %place) {{
   %address = inttoptr i64 %place to ptr
-  call void @llvm.prefetch.p0(ptr %address, i32 0, i32 3, i32 1)
+  call void @llvm.prefetch.p0(ptr %address, i32 0, i32 {level}, i32 1)
   ret void
 }}
 """
@@ -95,6 +119,24 @@ def mark_prefetch(sch: s_tir.Schedule, loop: s_tir.schedule.LoopRV, parameter: s
     sch.annotate(loop, PREFETCH_LOOP, f"{parameter},{elements}")
 
 
+def mark_next_tile(
+    sch: s_tir.Schedule, loops: Sequence[tuple[s_tir.schedule.LoopRV, int]], parameter: str, elements: int
+) -> None:
+    """Notes that a tile asks for the weights of the next one.
+
+    Args:
+        sch: The schedule.
+        loops: Over passes and over the reduction, with the iterations of each in a task, outer first; what is inside of the last
+            one that has several is one iteration.
+        parameter: The weights' name.
+        elements: Of a tile's weights, which lie together.
+    """
+    counted = [(loop, extent) for loop, extent in loops if extent > 1]
+    for place, (loop, extent) in enumerate(counted):
+        last = place == len(counted) - 1
+        sch.annotate(loop, AHEAD_LOOP, f"{extent};{parameter},{elements}" if last else f"{extent}")
+
+
 def mark_streams(sch: s_tir.Schedule, loops: Sequence[s_tir.schedule.LoopRV], distances: Mapping[str, int]) -> None:
     """Notes that a reduction asks for what lies behind its loads.
 
@@ -112,6 +154,82 @@ def stream_distances(loop: tirx.For) -> dict[str, int]:
     """Gives what a loop's mark says, empty where it has none."""
     parts = (part.split(",") for part in str(loop.annotations.get(STREAM_LOOPS, "")).split(";") if part)
     return {name: int(elements) for name, elements in parts}
+
+
+def ask_for_next_tiles(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Writes the prefetches of tiles that ask for the weights of the next one; see above.
+
+    Args:
+        function: Flat and vectorised, its tiles unrolled.
+
+    Returns:
+        The function without marks, with LLVM's intermediate code of what it calls.
+    """
+    around: list[tuple[Var, int]] = []
+    asked: list[int] = []
+
+    def visit(statement: tirx.Stmt) -> tirx.Stmt:
+        if isinstance(statement, tirx.SeqStmt):
+            return tirx.SeqStmt([visit(each) for each in statement.seq])
+        if isinstance(statement, tirx.IfThenElse):
+            other = None if statement.else_case is None else visit(statement.else_case)
+            return tirx.IfThenElse(statement.condition, visit(statement.then_case), other)
+        if isinstance(statement, tirx.AttrStmt):
+            return tirx.AttrStmt(statement.node, statement.attr_key, statement.value, visit(statement.body))
+        if not isinstance(statement, tirx.For):
+            return statement
+        extent, _, tile = str(statement.annotations.get(AHEAD_LOOP, "")).partition(";")
+        if not extent:
+            return _with_body(statement, visit(statement.body))
+        around.append((statement.loop_var, int(extent)))
+        body = visit(statement.body)
+        if tile:
+            parameter, elements = tile.split(",")
+            prefetches = _next_tile(body, around, parameter, int(elements))
+            asked.append(len(prefetches))
+            body = tirx.SeqStmt([*prefetches, body]) if prefetches else body
+        around.pop()
+        return _with_body(statement, body, AHEAD_LOOP)
+
+    body = visit(function.body)
+    if any(asked):
+        code = prefetch_code("sepwise_prefetch_weights", LEVEL_2)
+        body = tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", StringImm(code), body)
+    return function.with_body(body)
+
+
+def _with_body(loop: tirx.For, body: tirx.Stmt, *marks: str) -> tirx.For:
+    """A loop with another body and without some annotations."""
+    left = {key: value for key, value in loop.annotations.items() if key not in marks}
+    return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, left)
+
+
+def _next_tile(body: tirx.Stmt, loops: Sequence[tuple[Var, int]], parameter: str, elements: int) -> list[tirx.Stmt]:
+    """What an iteration asks for of the next tile's weights; nothing where it is too much, or where none are read as vectors."""
+    loads: list[TensorLoad] = []
+    tvm_ffi.structural_walk(body, (TensorLoad, loads.append))
+    load = next((each for each in loads if each.source.name == parameter and isinstance(each.indices[0], tirx.Ramp)), None)
+    if load is None:
+        return []
+    inner: list[Var] = [variable for variable, _ in loops]
+    tvm_ffi.structural_walk(body, (tirx.For, lambda loop: inner.append(loop.loop_var)))
+    zero = tirx.IntImm("int32", 0)
+    start = tvm_ffi.structural_map(
+        load.indices[0].base, (Var, lambda v: zero if any(v.same_as(each) for each in inner) else v)
+    )
+    line = LINE_BYTES * 8 // int(load.source.ty.dtype.dtype.bits)
+    lines, count, iteration = math.ceil(elements / line), 1, zero
+    for variable, extent in loops:
+        count, iteration = count * extent, iteration * extent + variable
+    each = math.ceil(lines / count)
+    if each > MOST_LINES:
+        return []
+    first = tirx.min(iteration * each, lines) * line
+    here = tirx.address_of(tirx.BufferLoad(load.source, [start]))
+    return [
+        tirx.Evaluate(tirx.call_extern("void", "sepwise_prefetch_weights", tirx.reinterpret("int64", here) + place))
+        for place in (tirx.Cast("int64", first + elements + line * number) * (LINE_BYTES // line) for number in range(each))
+    ]
 
 
 def prefetch_next(function: tirx.PrimFunc) -> tirx.PrimFunc:

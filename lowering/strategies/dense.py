@@ -35,6 +35,7 @@ from sepwise.lowering.strategies.steps import (
     accumulate_in_registers,
     ask_ahead,
     mark_rows,
+    passes_of_rows,
     split_reduction,
     stage_rows,
     start_from_bias,
@@ -139,13 +140,13 @@ class DenseStrategy:
         if taps_by_lane:  # the taps of a row read lanes of the same vectors
             if accumulators * stage.kernel[-1] <= MOST_UNROLLED_FMAS:
                 sch.unroll(taps[-1])
-        elif device.multiplies_by_lane:
+        elif device.multiplies_by_lane or accumulators * stage.in_channels_per_group * stage.kernel[-1] > MOST_UNROLLED_FMAS:
             steps[-1] = unroll_lanes(sch, device, steps[-1], accumulators)
-            passes = tile.rows * math.ceil(width / tile.pixels)
             once = workload.input_lanes > 0 and math.prod(stage.kernel) == 1 and not stage.padded
             source = Source.input_of(workload) if once else None
+            passes = passes_of_rows(nest, workload, tile)
             ask_ahead(sch, device, workload, steps, tile=(tile.pixels, tile.oc_vectors), passes=passes, source=source)
-        elif accumulators * stage.in_channels_per_group * stage.kernel[-1] <= MOST_UNROLLED_FMAS:
+        else:
             for loop in steps[-2:]:  # of the taps too, LLVM would keep the pixels that they share, and spill them
                 sch.unroll(loop)
         mark_rows(sch, nest, workload, tile)

@@ -233,8 +233,8 @@ def _expand_rows(
     )
     steps[-1] = unroll_lanes(sch, device, steps[-1], tile.expanded_pixels * tile.expanded_vectors)
     register_tile = tile.expanded_pixels, tile.expanded_vectors
-    tiles = _rows_read(workload, tile.rows) * math.ceil(workload.spatial[-1] / tile.expanded_pixels)
-    ask_ahead(sch, device, workload, steps, tile=register_tile, passes=tiles, source=Source.input_of(workload), index=0)
+    passes = [(loop, int(sch.get(loop).extent)) for loop in (*rows, ew_o)]
+    ask_ahead(sch, device, workload, steps, tile=register_tile, passes=passes, source=Source.input_of(workload), index=0)
     mark_clamp(sch, ew_o, workload.spatial[-1], tile.expanded_pixels)
 
 

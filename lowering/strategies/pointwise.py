@@ -138,7 +138,7 @@ class PointwiseStrategy:
         steps[-1] = unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
         register_tile = tile.pixels, tile.oc_vectors
         source = None if tile.adjacent else Source.input_of(workload)
-        ask_ahead(sch, device, workload, steps, tile=register_tile, passes=tile.grain, source=source)
+        ask_ahead(sch, device, workload, steps, tile=register_tile, passes=[(p_o, tile.grain)], source=source)
         mark_task(sch, n)
         mark_task(sch, oc_t)
         mark_task(sch, p_o, tile.grain)

@@ -12,7 +12,7 @@ from tvm.ir.expr import TensorLoad, Var
 
 from sepwise.lowering.borders import mark_border
 from sepwise.lowering.cost import apart_stay, is_prefetched, iterations_ahead, line_wait_cycles
-from sepwise.lowering.prefetch import mark_streams
+from sepwise.lowering.prefetch import mark_next_tile, mark_streams
 from sepwise.lowering.strategies.packing import boundary_bytes, oc_pack
 from sepwise.lowering.tiling import mark_clamp, mark_task
 
@@ -33,6 +33,7 @@ __all__ = [
     "ask_ahead",
     "mark_rows",
     "multiply_rows",
+    "passes_of_rows",
     "split_reduction",
     "stage_rows",
     "start_from_bias",
@@ -143,6 +144,7 @@ class RowNest(NamedTuple):
     Attributes:
         tasks: Over images, outer axes and row tiles, outer first.
         oc_t: Over tiles of output channels.
+        oh_i: Over the rows of a task.
         ow_o: Over tiles of pixels.
         reduction: Taps and channels, outer first.
         registers: Output channel vectors and pixels of a tile, in the reduction.
@@ -152,6 +154,7 @@ class RowNest(NamedTuple):
 
     tasks: list[LoopRV]
     oc_t: LoopRV
+    oh_i: LoopRV
     ow_o: LoopRV
     reduction: list[LoopRV]
     registers: list[LoopRV]
@@ -181,7 +184,7 @@ def tile_rows(sch: s_tir.Schedule, names: StageTensors, *, rank: int, tile: RowT
     loops = sch.get_loops(total)
     *outer, t_oc_v = loops[: -rank - 1]
     return RowNest(
-        [n, *depth, oh_o], oc_t, ow_o, loops[-rank - 1 :], [outer[-1 - rank], outer[-1]], t_oc_v, [oc_i, ow_i, oc_v]
+        [n, *depth, oh_o], oc_t, oh_i, ow_o, loops[-rank - 1 :], [outer[-1 - rank], outer[-1]], t_oc_v, [oc_i, ow_i, oc_v]
     )
 
 
@@ -226,9 +229,23 @@ def multiply_rows(
         sch, total, output, steps, unrolled=nest.registers, vector=nest.vector, output_loops=nest.output_loops
     )
     steps[-1] = unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
-    passes = tile.rows * math.ceil(workload.spatials[-1][-1] / tile.pixels)
+    passes = passes_of_rows(nest, workload, tile)
     ask_ahead(sch, device, workload, steps, tile=(tile.pixels, tile.oc_vectors), passes=passes, source=source)
     return nest
+
+
+def passes_of_rows(nest: RowNest, workload: ConvWorkload, tile: RowTile) -> list[tuple[LoopRV, int]]:
+    """Gives the loops of a task in which each tile of channels reads its weights again, for `ask_ahead`.
+
+    Args:
+        nest: What `tile_rows` made of the workload's last stage.
+        workload: Gives the output's extents.
+        tile: The tile.
+
+    Returns:
+        Loops over rows and over tiles of pixels, with their iterations.
+    """
+    return [(nest.oh_i, tile.rows), (nest.ow_o, math.ceil(workload.spatials[-1][-1] / tile.pixels))]
 
 
 def tile_flat_pixels(
@@ -309,15 +326,16 @@ def ask_ahead(
     loops: Sequence[LoopRV],
     *,
     tile: tuple[int, int],
-    passes: int,
+    passes: Sequence[tuple[LoopRV, int]],
     source: Source | None,
     index: int = -1,
 ) -> None:
     """`for ic_o: load weights, inputs; FMA` -> `for ic_o: load, prefetch weights and inputs of later iterations; FMA`.
 
-    Inputs are those of the same pixels some blocks of channels on, as what is asked for earlier is driven out before it is read;
-    those of the next tile where a whole reduction takes little of level 1, and no more lines of a set than it has ways. Where a
-    core would not wait, nothing changes.
+    Where inputs are broadcast, all passes of a tile together ask for the weights of the next one. Else inputs are those of the
+    same pixels some blocks of channels on, as what is asked for earlier is driven out before it is read; those of the next tile
+    where a whole reduction takes little of level 1, and no more lines of a set than it has ways. Where a core would not wait,
+    nothing changes.
 
     Args:
         sch: The schedule.
@@ -325,13 +343,19 @@ def ask_ahead(
         workload: The weights of its stage are packed as `oc_pack` says.
         loops: The stage's reduction, those that are not unrolled.
         tile: Output pixels and output channel vectors of the register tile.
-        passes: Tiles of a task that read the same weights.
+        passes: Loops over the tiles of a task that read the same weights, with their iterations in a task.
         source: What it reads, None where that is padded or each pixel reads several.
         index: The stage.
     """
     stage, (pixels, oc_vectors) = workload.stages[index], tile
     blocks = math.ceil(stage.out_channels / workload.output_lanes)
     reduction, pack = stage.in_channels_per_group * math.prod(stage.kernel), oc_pack(blocks, oc_vectors)
+    weight = f"weight{index % len(workload.stages)}"
+    if not device.multiplies_by_lane:
+        counted = [(loop, int(sch.get(loop).extent)) for loop in loops]
+        outer = [each for each in counted if each[1] > 1][:-1]
+        mark_next_tile(sch, [*passes, *(outer or counted)], weight, reduction * oc_vectors * device.lanes)
+        return
     weights, taken = reduction * device.vector_bytes, reduction * pixels * device.lane_bytes
     iteration_cycles = device.lanes * pixels * oc_vectors / device.fma_ports
     ahead = iterations_ahead(
@@ -339,10 +363,10 @@ def ask_ahead(
         total_bytes=weights * blocks,
         footprint_bytes=weights * oc_vectors + taken,
         panels=oc_vectors // pack,
-        passes=passes,
+        passes=math.prod(count for _, count in passes),
         iteration_cycles=iteration_cycles,
     )
-    distances = {f"weight{index % len(workload.stages)}": ahead * device.lanes * pack * device.lanes} if ahead else {}
+    distances = {weight: ahead * device.lanes * pack * device.lanes} if ahead else {}
     whole_blocks = int(sch.get(loops[-1]).extent) == 1  # else several iterations read the same inputs
     if source is not None and whole_blocks and is_prefetched(device, source.nbytes):
         lanes = workload.output_lanes
