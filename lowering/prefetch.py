@@ -70,7 +70,7 @@ AHEAD_LOOP: Final = "sepwise.ahead"
 """Annotation of the loops over a tile's passes and its reduction, the iterations of each; behind those of the inmost one
 `";parameter,elements"`: of a tile."""
 
-MOST_LINES: Final = 16
+MOST_LINES: Final = 32
 """Lines that an iteration asks for at most: beyond there are so few iterations that what is asked for comes too late."""
 
 LEVEL_1, LEVEL_2 = 3, 2

@@ -31,6 +31,7 @@ __all__ = [
     "Source",
     "accumulate_in_registers",
     "ask_ahead",
+    "ask_for_next_weights",
     "mark_rows",
     "multiply_rows",
     "passes_of_rows",
@@ -332,7 +333,7 @@ def ask_ahead(
 ) -> None:
     """`for ic_o: load weights, inputs; FMA` -> `for ic_o: load, prefetch weights and inputs of later iterations; FMA`.
 
-    Where inputs are broadcast, all passes of a tile together ask for the weights of the next one. Else inputs are those of the
+    Where inputs are broadcast, the passes of a tile together ask for the weights of the next one. Else inputs are those of the
     same pixels some blocks of channels on, as what is asked for earlier is driven out before it is read; those of the next tile
     where a whole reduction takes little of level 1, and no more lines of a set than it has ways. Where a core would not wait,
     nothing changes.
@@ -352,9 +353,8 @@ def ask_ahead(
     reduction, pack = stage.in_channels_per_group * math.prod(stage.kernel), oc_pack(blocks, oc_vectors)
     weight = f"weight{index % len(workload.stages)}"
     if not device.multiplies_by_lane:
-        counted = [(loop, int(sch.get(loop).extent)) for loop in loops]
-        outer = [each for each in counted if each[1] > 1][:-1]
-        mark_next_tile(sch, [*passes, *(outer or counted)], weight, reduction * oc_vectors * device.lanes)
+        if math.prod(count for _, count in passes) > 1:  # a single pass leaves memory no rest
+            ask_for_next_weights(sch, passes, loops, weight, reduction * oc_vectors * device.lanes)
         return
     weights, taken = reduction * device.vector_bytes, reduction * pixels * device.lane_bytes
     iteration_cycles = device.lanes * pixels * oc_vectors / device.fma_ports
@@ -377,6 +377,23 @@ def ask_ahead(
         else:
             distances[source.name] = max(1, math.ceil(line_wait_cycles(device, source.nbytes) / iteration_cycles)) * plane
     mark_streams(sch, loops, distances)
+
+
+def ask_for_next_weights(
+    sch: s_tir.Schedule, passes: Sequence[tuple[LoopRV, int]], loops: Sequence[LoopRV], parameter: str, elements: int
+) -> None:
+    """`for p, ic_o, ic_i: load weights; FMA` -> `for p, ic_o: prefetch weights of the next tile; for ic_i: load; FMA`.
+
+    Args:
+        sch: The schedule.
+        passes: Loops in which a tile's weights are read again, with their iterations in a task.
+        loops: The reduction, those loops that are not unrolled.
+        parameter: The weights' name.
+        elements: Of a tile's weights, which lie together; the next tile's lie behind them.
+    """
+    counted = [(loop, int(sch.get(loop).extent)) for loop in loops]
+    outer = [each for each in counted if each[1] > 1][:-1]
+    mark_next_tile(sch, [*passes, *(outer or counted)], parameter, elements)
 
 
 def stage_rows(sch: s_tir.Schedule, pad: SBlockRV, loop: LoopRV, workload: ConvWorkload) -> None:

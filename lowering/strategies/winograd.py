@@ -36,7 +36,13 @@ from sepwise.lowering.cost import (
 )
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import oc_pack, pack_bias, pack_weight, true_shapes
-from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows, unroll_lanes
+from sepwise.lowering.strategies.steps import (
+    accumulate_in_registers,
+    ask_for_next_weights,
+    split_reduction,
+    stage_rows,
+    unroll_lanes,
+)
 from sepwise.lowering.strategies.tiles import row_shares
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 from sepwise.lowering.workload import DTypes
@@ -199,6 +205,9 @@ class _WinogradStrategy:
             sch, total, product, steps, unrolled=[t_oc_i, t_p_i], vector=t_oc_v, output_loops=[p_oc_i, p_i, p_oc_v]
         )
         unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
+        if not device.multiplies_by_lane and pack == tile.oc_vectors:
+            slab = stage.in_channels * pack * workload.output_lanes
+            ask_for_next_weights(sch, [(p_o, tile.rows * tile.columns // tile.pixels)], steps, "weight0", slab)
 
         values = sch.get_sblock(built.values)
         sch.compute_at(values, s_w, preserve_unit_loops=True)

@@ -253,10 +253,10 @@ def _write_choice(rows: Sequence[Row]) -> str:
     ]
     most, drawn = (max(row[field] for row in rows) for field in ("timed", "drawn"))
     found = sum(row["best_drawn"] for row in rows)
-    return f"""For each different convolution and product of the zoo and of the networks above: time of what the model picks over that
-of the fastest of its candidates, one thread, {_when(rows)}. Candidates are what strategies declare, all or {most}:
-those that are predicted fastest, and {drawn} that are drawn from the others, of which {found} came out fastest. The fastest few and
-the pick were timed a second time, in changing order, and that counts.
+    return f"""For each different convolution and product of the zoo and of the networks above: time of what the model picks over
+that of the fastest of its candidates, one thread, {_when(rows)}. Candidates are what strategies declare, all or {most}:
+those that are predicted fastest, and {drawn} that are drawn from the others, of which {found} came out fastest. The fastest
+few and the pick were timed a second time, in changing order, and that counts.
 
 {_table(["kind", "workloads", "geometric mean", "worst"], lines)}
 
