@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AHEAD_LOOP",
+    "MOST_LINES",
     "PREFETCH_LOOP",
     "STREAM_LOOPS",
     "ask_for_next_tiles",

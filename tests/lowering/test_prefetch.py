@@ -1,17 +1,22 @@
 """Prefetches: which lines a tile asks for, how far ahead, and where it does so; what asks for nothing; and what caches make of it."""
 
+import itertools
+import math
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import PrimType
 from tvm.ir.expr import Call, Var
 
 from sepwise.lowering import device, estimate
-from sepwise.lowering.prefetch import PREFETCH_LOOP, prefetch_next
+from sepwise.lowering.codegen import lower_kernel
+from sepwise.lowering.cost import LINE_BYTES
+from sepwise.lowering.prefetch import AHEAD_LOOP, MOST_LINES, PREFETCH_LOOP, ask_for_next_tiles, prefetch_next
 from sepwise.lowering.runner import EmulatedRunner
 from sepwise.lowering.strategies import strategies_for
 from sepwise.lowering.strategies.base import Tile
@@ -178,3 +183,95 @@ def test_lines_that_are_asked_for_are_there_when_they_are_read(
     left, waited = (sum(run.misses[0].l1_demanded for run in call.runs.values()) for call in counts.calls)
     assert waited > size * size / 4
     assert left < most_left * waited
+
+
+# Weights of the next tile ------------------------------------------------------------------------------------------------
+
+PASSES, BLOCKS, STEPS, VECTORS, LANES = 3, 4, 8, 2, 8
+
+
+def tile_of_weights(marks: dict[str, str], elements: int) -> tuple[tirx.PrimFunc, list[Var]]:
+    """`for t: for p: for ic_o: for ic_i: sum += w[t, ic_o, ic_i, vectors]`, the loops over passes and blocks with marks."""
+    t, p, ic_o, ic_i = loops = [Var(name, PrimType("int32")) for name in ("t", "p", "ic_o", "ic_i")]
+    register = [tirx.Ramp(tirx.IntImm("int32", 0), tirx.IntImm("int32", 1), LANES)]
+    sums = []
+    for vector in range(VECTORS):
+        place = t * elements + (ic_o * STEPS + ic_i) * VECTORS * LANES + vector * LANES
+        load = tirx.BufferLoad(OTHER, [tirx.Ramp(place, tirx.IntImm("int32", 1), LANES)])
+        sums.append(tirx.BufferStore(SUMS, tirx.BufferLoad(SUMS, register) + load, register))
+    body: tirx.Stmt = tirx.SeqStmt(sums)
+    for loop, extent in reversed(list(zip(loops, (5, PASSES, BLOCKS, STEPS), strict=True))):
+        annotations = {AHEAD_LOOP: marks[loop.name]} if loop.name in marks else {}
+        body = tirx.For(loop, 0, extent, tirx.ForKind.SERIAL, body, None, annotations)
+    return tirx.PrimFunc([], body), [p, ic_o]
+
+
+def asked_lines(function: tirx.PrimFunc, loops: list[Var]) -> list[int]:
+    """The lines behind the tile's first weights that all iterations of some loops ask for, in their order."""
+    calls: list[Call] = []
+    tvm_ffi.structural_walk(function.body, (Call, calls.append), order="pre")
+    places = [call.args[1].b for call in calls if "sepwise_prefetch_weights" in str(call.args)]
+    analyzer, lines = tvm.sym.Analyzer(), []
+    for values in itertools.product(range(PASSES), range(BLOCKS)):
+        known = dict(zip((loop.name for loop in loops), values, strict=True))
+        for place in places:
+            counted = tvm_ffi.structural_map(place, (Var, lambda v, known=known: tirx.IntImm("int32", known.get(v.name, 0))))
+            nbytes = int(analyzer.simplify(counted))
+            assert nbytes % LINE_BYTES == 0
+            lines.append(nbytes // LINE_BYTES)
+    return lines
+
+
+@pytest.mark.parametrize("blocks_of", [1, 4])
+def test_the_iterations_of_a_tile_ask_for_all_lines_of_the_next(blocks_of: int) -> None:
+    elements = blocks_of * BLOCKS * STEPS * VECTORS * LANES
+    lines = elements * 4 // LINE_BYTES
+    function, loops = tile_of_weights({"p": f"{PASSES}", "ic_o": f"{BLOCKS};weight0,{elements}"}, elements)
+    after = ask_for_next_tiles(function)
+    asked = asked_lines(after, loops)
+    each = math.ceil(lines / (PASSES * BLOCKS))
+    assert len(asked) == PASSES * BLOCKS * each
+    assert set(range(lines, 2 * lines)) <= set(asked) <= set(range(lines, 2 * lines + each))
+    assert asked == sorted(asked)[: len(asked)]
+    assert AHEAD_LOOP not in str(after)
+    assert str(after).count("pragma_import_llvm") == 1
+
+
+def test_what_so_few_iterations_cannot_ask_for_is_left_to_the_prefetcher() -> None:
+    elements = (MOST_LINES * PASSES * BLOCKS + 1) * LINE_BYTES // 4
+    function, _ = tile_of_weights({"p": f"{PASSES}", "ic_o": f"{BLOCKS};weight0,{elements}"}, elements)
+    after = ask_for_next_tiles(function)
+    assert "sepwise_prefetch" not in str(after)
+    assert AHEAD_LOOP not in str(after)
+
+
+ROWS = ConvWorkload(1, (14, 14), (Stage(64, 64, 1, (1, 1), (1, 1), (0, 0), (0, 0), (1, 1)),), False, None, 8, 8)
+DENSE = replace(ROWS, stages=(replace(ROWS.stages[0], kernel=(3, 3), pads_begin=(1, 1), pads_end=(1, 1)),))
+FILTER = replace(DENSE.stages[0], groups=64)
+
+
+@pytest.mark.parametrize(
+    ("workload", "name", "asks"),
+    [
+        (ROWS, "pointwise", True),
+        (replace(ROWS, spatial=(1, 2)), "pointwise", False),  # in a single pass
+        (DENSE, "dense", True),
+        (DENSE, "winograd 4x4", True),
+        (replace(DENSE, stages=(FILTER, ROWS.stages[0])), "depthwise+pointwise", True),
+        (replace(DENSE, stages=(ROWS.stages[0], FILTER, ROWS.stages[0])), "pointwise+depthwise+pointwise", True),
+        (replace(DENSE, stages=(FILTER,)), "depthwise tile", False),
+    ],
+)
+def test_kernels_that_ask_for_weights_on_x86(workload: ConvWorkload, name: str, asks: bool) -> None:
+    v3 = device.get("x86-64-v3")
+    (strategy,) = (each for each in strategies_for(workload) if each.name == name)
+    kernel = lower_kernel(strategy.schedule(workload, v3, strategy.tiles(workload, v3, 1)[0]).function, "kernel", v3)
+    assert ("sepwise_prefetch_weights" in str(kernel.function)) == asks
+
+
+def test_arm_does_not_ask_by_tiles() -> None:
+    a72 = device.get("cortex-a72")
+    workload = replace(ROWS, input_lanes=a72.lanes, output_lanes=a72.lanes)
+    (strategy,) = (each for each in strategies_for(workload) if each.name == "pointwise")
+    kernel = lower_kernel(strategy.schedule(workload, a72, strategy.tiles(workload, a72, 1)[0]).function, "kernel", a72)
+    assert "sepwise_prefetch_weights" not in str(kernel.function)
