@@ -124,7 +124,7 @@ class InvertedStrategy:
         *skipping, _ = zip(depthwise.strides, compute.input_extents(depthwise, (1,) * len(depthwise.kernel)), strict=True)
         if any(stride > reach for stride, reach in skipping):
             return Refusal("the second convolution skips rows of the first")
-        if not self.tiles(workload, device, 1):
+        if _rectangle(workload, device, 1, 1) is None:
             return Refusal("the taps of a tile are too many to be written out")
         return None
 
@@ -159,7 +159,7 @@ class InvertedStrategy:
             device, tile.expanded_pixels, depth, first.in_channels, weights_together=together
         )
         rectangles = tile.rows * round_up(width, tile.pixels) // (tile.depthwise_rows * tile.depthwise_pixels)
-        filter_ = depth * rectangles * rectangle_cycles(
+        filtered = depth * rectangles * rectangle_cycles(
             depthwise, device, tile.depthwise_rows, tile.depthwise_pixels, inside=1.0
         )
         source_bytes = math.ceil(first.in_channels / workload.output_lanes) * read_rows * in_width * vector
@@ -167,14 +167,14 @@ class InvertedStrategy:
         lines = expanded_bytes / LINE_BYTES
         streams = _rows_read(workload, tile.depthwise_rows) + tile.depthwise_rows
         work = depth * tile.rows * width * math.prod(depthwise.kernel)
-        filter_ += waiting_cycles(device, expanded_bytes, lines=lines, streams=streams, instructions=work)
+        filtered += waiting_cycles(device, expanded_bytes, lines=lines, streams=streams, instructions=work)
         weight_bytes = first.in_channels * depth * vector
         stored = depth * tile.rows * width * vector
         rows = staged_cycles(device, expanded_bytes, passes=1, task_bytes=source_bytes + stored, pass_bytes=0)
         again = copy_cycles(device, source_bytes * (passes - 1), footprint_bytes=source_bytes + expanded_bytes + stored)
         weights = copy_cycles(device, weight_bytes * passes, footprint_bytes=(weight_bytes + stored) * passes + source_bytes)
         weights += copy_cycles(device, weight_bytes * passes * (tiles - 1), footprint_bytes=weight_bytes)
-        cycles = passes * (expand + filter_ + rows / 2) + (again + weights) / 2
+        cycles = passes * (expand + filtered + rows / 2) + (again + weights) / 2
         cycles += multiplied_rows_cycles(workload, device, tile.row_tile, source_bytes=source_bytes + expanded_bytes)
         tasks = workload.batch * math.prod(outer) * math.ceil(height / tile.rows)
         return parallel_cycles(cycles * tasks, tasks, threads)
