@@ -333,10 +333,10 @@ def ask_ahead(
 ) -> None:
     """`for ic_o: load weights, inputs; FMA` -> `for ic_o: load, prefetch weights and inputs of later iterations; FMA`.
 
-    Where inputs are broadcast, the passes of a tile together ask for the weights of the next one. Else inputs are those of the
-    same pixels some blocks of channels on, as what is asked for earlier is driven out before it is read; those of the next tile
-    where a whole reduction takes little of level 1, and no more lines of a set than it has ways. Where a core would not wait,
-    nothing changes.
+    On x86 the passes of a tile together ask for the weights of the next one, and inputs are left to the prefetcher. Else inputs are
+    those of the same pixels some blocks of channels on, as what is asked for earlier is driven out before it is read; those of the
+    next tile where a whole reduction takes little of level 1, and no more lines of a set than it has ways. Where a core would not
+    wait, nothing changes.
 
     Args:
         sch: The schedule.
@@ -352,7 +352,7 @@ def ask_ahead(
     blocks = math.ceil(stage.out_channels / workload.output_lanes)
     reduction, pack = stage.in_channels_per_group * math.prod(stage.kernel), oc_pack(blocks, oc_vectors)
     weight = f"weight{index % len(workload.stages)}"
-    if not device.multiplies_by_lane:
+    if device.isa == "x86":
         if math.prod(count for _, count in passes) > 1:  # a single pass leaves memory no rest
             ask_for_next_weights(sch, passes, loops, weight, reduction * oc_vectors * device.lanes)
         return

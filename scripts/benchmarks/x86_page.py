@@ -251,12 +251,12 @@ def _write_choice(rows: Sequence[Row]) -> str:
         [key, f"{row['ratio']:.2f}", number(row["pick_us"]), row["pick"], row["best"]]
         for key, row in zip(keys, worst, strict=True)
     ]
-    most, drawn = (max(row[field] for row in rows) for field in ("timed", "drawn"))
-    found = sum(row["best_drawn"] for row in rows)
-    return f"""For each different convolution and product of the zoo and of the networks above: time of what the model picks over
-that of the fastest of its candidates, one thread, {_when(rows)}. Candidates are what strategies declare, all or {most}:
-those that are predicted fastest, and {drawn} that are drawn from the others, of which {found} came out fastest. The fastest
-few and the pick were timed a second time, in changing order, and that counts.
+    most, drawn = (max(row.get(field, 0) for row in rows) for field in ("timed", "drawn"))
+    found = sum(row.get("best_drawn", False) for row in rows)
+    others = f", {drawn} of them drawn from the others, of which {found} came out fastest" if drawn else ""
+    return f"""For each different kernel: time of what the model picks over that of the fastest of its candidates, one thread,
+{_when(rows)}. Candidates are what strategies declare, all or the {most} that are predicted fastest{others}; the
+fastest few and the pick were timed a second time, and that counts.
 
 {_table(["kind", "workloads", "geometric mean", "worst"], lines)}
 
