@@ -333,10 +333,10 @@ def ask_ahead(
 ) -> None:
     """`for ic_o: load weights, inputs; FMA` -> `for ic_o: load, prefetch weights and inputs of later iterations; FMA`.
 
-    On x86 the passes of a tile together ask for the weights of the next one, and inputs are left to the prefetcher. Else inputs are
-    those of the same pixels some blocks of channels on, as what is asked for earlier is driven out before it is read; those of the
-    next tile where a whole reduction takes little of level 1, and no more lines of a set than it has ways. Where a core would not
-    wait, nothing changes.
+    On x86 the passes of a tile together ask for the weights of the next one; inputs are left to the prefetcher. Else inputs are
+    those of the same pixels some blocks of channels on, as what is asked for earlier is driven out before it is read; those of
+    the next tile where a whole reduction takes little of level 1, and no more lines of a set than it has ways. Where a core would
+    not wait, nothing changes.
 
     Args:
         sch: The schedule.
