@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["ALIGNMENT_BYTES", "Lifetime", "MemoryPlan", "align", "largest_live_bytes", "plan_memory"]
 
@@ -87,8 +88,8 @@ def plan_memory(lifetimes: Sequence[Lifetime], *, aliases: Mapping[str, str] | N
 
     def consider(order: list[Lifetime]) -> bool:
         nonlocal best_order, best_offsets, best_bytes
-        for pick in (_smallest_gap, _lowest_gap):
-            offsets, arena_bytes = _place(order, pick)
+        for pick in (_smallest_gap, _lowest_gap, _either_end):
+            offsets, arena_bytes = _place(order, pick, lower_bound_bytes)
             if best_bytes < 0 or arena_bytes < best_bytes:
                 best_order, best_offsets, best_bytes = order, offsets, arena_bytes
         return best_bytes == lower_bound_bytes
@@ -177,22 +178,41 @@ def _orders(values: Sequence[Lifetime]) -> list[list[Lifetime]]:
     return [sorted(values, key=key) for key in keys]
 
 
-def _smallest_gap(gaps: list[tuple[int, int]]) -> int:
+class _Gap(NamedTuple):
+    """Room between values that lie already, or above them up to the lower bound of the arena."""
+
+    offset: int
+    nbytes: int
+
+
+def _smallest_gap(gaps: Sequence[_Gap], value: Lifetime) -> int:
     """Picks the offset of the gap that leaves the least behind."""
-    return min(gaps, key=lambda gap: (gap[1], gap[0]))[0]
+    del value
+    return min(gaps, key=lambda gap: (gap.nbytes, gap.offset)).offset
 
 
-def _lowest_gap(gaps: list[tuple[int, int]]) -> int:
+def _lowest_gap(gaps: Sequence[_Gap], value: Lifetime) -> int:
     """Picks the lowest offset."""
-    return gaps[0][0]
+    del value
+    return gaps[0].offset
 
 
-def _place(order: Sequence[Lifetime], pick: Callable[[list[tuple[int, int]]], int]) -> tuple[dict[str, int], int]:
-    """Places values one after the other, each into a gap between those placed that are live with it.
+def _either_end(gaps: Sequence[_Gap], value: Lifetime) -> int:
+    """Picks the lowest offset or the end of the highest gap in turn, so that of a chain neighbours lie at either end."""
+    if value.first_use % 2 == 0:
+        return gaps[0].offset
+    return gaps[-1].offset + gaps[-1].nbytes - align(value.nbytes)
+
+
+def _place(
+    order: Sequence[Lifetime], pick: Callable[[Sequence[_Gap], Lifetime], int], room_bytes: int
+) -> tuple[dict[str, int], int]:
+    """Places values one after the other, each into a gap between those placed that are live with it, or above them.
 
     Args:
         order: The values.
-        pick: Chooses among the gaps that are large enough, given as offset and size.
+        pick: Chooses an offset in the gaps that are large enough, lowest first.
+        room_bytes: Up to which the room above all values counts as a gap; a value that fits no gap lies above them nevertheless.
 
     Returns:
         Offsets and the size of the arena.
@@ -207,9 +227,11 @@ def _place(order: Sequence[Lifetime], pick: Callable[[list[tuple[int, int]]], in
             ((offset, other) for offset, other in placed if value.overlaps(other)), key=lambda item: item[0]
         ):
             if offset - end >= nbytes:
-                gaps.append((end, offset - end))
+                gaps.append(_Gap(end, offset - end))
             end = max(end, offset + align(other.nbytes))
-        chosen = pick(gaps) if gaps else end
+        if not gaps or room_bytes - end >= nbytes:
+            gaps.append(_Gap(end, max(room_bytes - end, nbytes)))
+        chosen = pick(gaps, value)
         placed.append((chosen, value))
         arena_bytes = max(arena_bytes, chosen + nbytes)
     return {value.name: offset for offset, value in placed}, arena_bytes
