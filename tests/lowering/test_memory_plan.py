@@ -63,6 +63,15 @@ def test_an_inverted_residual_reaches_the_bound() -> None:
     assert plan.arena_bytes == plan.lower_bound_bytes == 256 + 1536 + 1536
 
 
+def test_neighbours_of_a_chain_lie_at_either_end() -> None:
+    """Placed as low as they fit, these values and the scratch between them would take a ninth more."""
+    sizes, scratch = (39, 20, 19, 22, 39, 26, 20, 16, 17, 9, 35, 31), {0: 15, 4: 9, 5: 3, 6: 20, 7: 9, 11: 6}
+    values = [Lifetime(f"v{call}", 64 * size, call, call + 1 + (call == 7)) for call, size in enumerate(sizes)]
+    values += [Lifetime(f"s{call}", 64 * size, call, call) for call, size in scratch.items()]
+    plan = plan_memory(values)
+    assert plan.arena_bytes == plan.lower_bound_bytes
+
+
 def test_a_view_lies_where_its_base_lies_and_keeps_it_alive() -> None:
     values = [Lifetime("base", 128, 0, 1), Lifetime("view", 128, 1, 4), Lifetime("later", 64, 2, 3)]
     plan = plan_memory(values, aliases={"view": "base"})
