@@ -310,7 +310,7 @@ def is_prefetched(device: Device, nbytes: float) -> bool:
     """Tells whether a kernel asks ahead for lines of a tensor that no prefetcher of the core foresees.
 
     Args:
-        device: Gives the caches and the kind of core; inputs of x86 cores are left to their prefetchers.
+        device: Gives the caches and the kind of core; x86 cores are left to their prefetchers.
         nbytes: Of the tensor.
 
     Returns:
@@ -348,7 +348,7 @@ def iterations_ahead(
     """Predicts how early a reduction should ask for a line of its weights, which it reads several times.
 
     Args:
-        device: Gives the caches and the kind of core; inputs of x86 cores are left to their prefetchers.
+        device: Gives the caches and the kind of core; x86 cores are left to their prefetchers.
         total_bytes: Of all weights, beyond which a line comes from for its first pass.
         footprint_bytes: Bytes that are live between two passes.
         panels: Sequences of lines that the weights of a tile lie in. The inputs have two: each block of channels begins another.

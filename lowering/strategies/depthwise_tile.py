@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MOST_LOADED_AHEAD",
+    "MOST_PEELED_FMAS",
     "DepthwiseTile",
     "DepthwiseTileStrategy",
     "border_tiles",

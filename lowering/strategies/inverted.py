@@ -36,7 +36,7 @@ from sepwise.lowering.cost import (
     waiting_cycles,
 )
 from sepwise.lowering.strategies.base import Implementation, Refusal
-from sepwise.lowering.strategies.depthwise_tile import border_tiles, rectangle_cycles, rectangle_fits
+from sepwise.lowering.strategies.depthwise_tile import MOST_PEELED_FMAS, border_tiles, rectangle_cycles, rectangle_fits
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
 from sepwise.lowering.strategies.separable import multiplied_rows_cycles
 from sepwise.lowering.strategies.steps import (
@@ -124,7 +124,8 @@ class InvertedStrategy:
         *skipping, _ = zip(depthwise.strides, compute.input_extents(depthwise, (1,) * len(depthwise.kernel)), strict=True)
         if any(stride > reach for stride, reach in skipping):
             return Refusal("the second convolution skips rows of the first")
-        if _rectangle(workload, device, 1, 1) is None:
+        widths = [pixels for pixels, _ in _best_tiles(workload, device, last, workload.spatials[-1][-1])]
+        if all(_rectangle(workload, device, 1, pixels) is None for pixels in widths):
             return Refusal("the taps of a tile are too many to be written out")
         return None
 
@@ -139,7 +140,7 @@ class InvertedStrategy:
         found = []
         for rows in row_shares(device, height, staged_row_bytes=row_vectors * device.vector_bytes):
             for pixels, oc_vectors in _best_tiles(workload, device, last, width):
-                rectangle = _rectangle(workload, device, rows, round_up(width, pixels))
+                rectangle = _rectangle(workload, device, rows, pixels)
                 if rectangle is not None:
                     found += [InvertedTile(rows, pixels, oc_vectors, *rectangle, *each) for each in expanded]
         return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
@@ -263,16 +264,28 @@ def _best_tiles(workload: ConvWorkload, device: Device, stage: Stage, width: int
     return sorted(register_tiles(device, width, blocks), key=row_cycles)[:TILES_TRIED]
 
 
-def _rectangle(workload: ConvWorkload, device: Device, rows: int, width: int) -> tuple[int, int] | None:
-    """Rows and pixels of the depthwise stage in registers: the best of those that divide both and can be written out, or None."""
+def _rectangle(workload: ConvWorkload, device: Device, rows: int, pixels: int) -> tuple[int, int] | None:
+    """Rows and pixels of the depthwise stage in registers, None where none can be written out with its versions at borders.
+
+    Args:
+        workload: Its second stage is the depthwise one.
+        device: Its registers.
+        rows: Of a task, a multiple of those in registers.
+        pixels: Of the last stage's tile; whole tiles of a row are whole rectangles.
+    """
     stage = workload.stages[1]
-    most = MOST_UNROLLED_FMAS // math.prod(stage.kernel)
-    found = [
-        (high, wide)
-        for high in range(1, min(rows, most) + 1)
-        for wide in range(1, min(width, most // high) + 1)
-        if rows % high == 0 and width % wide == 0 and rectangle_fits(stage, device, high, wide)
-    ]
+    *outer, height, true_width = workload.spatials[-1]
+    width, most = round_up(true_width, pixels), MOST_UNROLLED_FMAS // math.prod(stage.kernel)
+    found = []
+    for high in range(1, min(rows, most) + 1):
+        for wide in range(1, min(width, most // high) + 1):
+            if rows % high or width % wide or not rectangle_fits(stage, device, high, wide):
+                continue
+            tiles = (*(1 for _ in outer), high, wide)
+            ends = border_tiles(stage, workload.spatial, (*outer, height, width), tiles)[-1]
+            versions = min(sum(ends) + 1, width // wide)
+            if versions * high * wide * math.prod(stage.kernel) <= MOST_PEELED_FMAS:
+                found.append((high, wide))
     return min(
         found,
         key=lambda sizes: rectangle_cycles(stage, device, *sizes, inside=1.0) / math.prod(sizes),

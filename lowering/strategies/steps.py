@@ -384,6 +384,8 @@ def ask_for_next_weights(
 ) -> None:
     """`for p, ic_o, ic_i: load weights; FMA` -> `for p, ic_o: prefetch weights of the next tile; for ic_i: load; FMA`.
 
+    A reduction of one loop asks in each of its iterations.
+
     Args:
         sch: The schedule.
         passes: Loops in which a tile's weights are read again, with their iterations in a task.
@@ -391,9 +393,10 @@ def ask_for_next_weights(
         parameter: The weights' name.
         elements: Of a tile's weights, which lie together; the next tile's lie behind them.
     """
-    counted = [(loop, int(sch.get(loop).extent)) for loop in loops]
-    outer = [each for each in counted if each[1] > 1][:-1]
-    mark_next_tile(sch, [*passes, *(outer or counted)], parameter, elements)
+    extents = ((loop, int(sch.get(loop).extent)) for loop in loops)
+    longer = [(loop, extent) for loop, extent in extents if extent > 1]
+    if longer:  # else a tile reads its weights at once
+        mark_next_tile(sch, [*passes, *(longer[:-1] or longer)], parameter, elements)
 
 
 def stage_rows(sch: s_tir.Schedule, pad: SBlockRV, loop: LoopRV, workload: ConvWorkload) -> None:

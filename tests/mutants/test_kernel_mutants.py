@@ -400,6 +400,11 @@ def on_weights(change: Callable[[np.ndarray], np.ndarray], stage: int = 0) -> Re
     return on_packed(2 * stage, change)
 
 
+def on_last_weights(change: Callable[[np.ndarray], np.ndarray]) -> Rewrite:
+    """Changes the packed weights of the last stage, whose products no saturated activation of a stage hides."""
+    return on_packed(-2, change)
+
+
 def on_biases(change: Callable[[np.ndarray], np.ndarray]) -> Rewrite:
     return on_packed(1, change)
 
@@ -583,7 +588,7 @@ MUTANTS = [
     Mutant("lost tap", "packing", "constants", "excite", on_weights(taps_only(lose_a_tap))),
     Mutant("transposed taps", "packing", "constants", "shuffle", on_weights(taps_only(lambda array: array.swapaxes(1, 2)))),
     Mutant("channels in reverse", "packing", "constants", "excite", on_weights(reverse_the_steps)),
-    Mutant("one weight by a hundredth", "precision", "constants", "residual", on_weights(change_one_by_a_hundredth)),
+    Mutant("one weight by a hundredth", "precision", "constants", "residual", on_last_weights(change_one_by_a_hundredth)),
     Mutant("half precision", "precision", "constants", "shuffle", on_weights(round_to_half)),
     Mutant("bias of the next lane", "bias", "constants", "excite", on_biases(lambda array: np.roll(array, 1))),
     Mutant("polynomial a term short", "precision", "polynomial", "shuffle", lambda terms: terms[:-1], "grouped"),
