@@ -1,10 +1,10 @@
 """What the cores can do at most: loops of multiply-adds, timed as a runtime of a network is, between its blocks.
 
-    fma     for steps:  for accumulators:  a = a * x + y      all in registers, no load and no store
-    sgemm   C = A B, of SIDE x SIDE each, by the library of numpy
+    fma           for steps:  for accumulators:  a = a * x + y      all in registers, no load and no store
+    sgemm         C = A B, of SIDE x SIDE each, by the library of numpy
     torch-sgemm   the same by that of torch: which of the two is faster depends on the processor
 
-A run of either is `macs()` multiply-accumulates of float32. A third loop reads memory, for `lowering.roofline`.
+A run of each is `macs()` multiply-accumulates of float32. Another loop reads memory, for `lowering.roofline`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ What is measured is written when it is there and kept by later calls of the same
     ragged     time per multiply-accumulate of ragged shapes over that of round ones
     choice     time of what the analytic model picks over that of the fastest candidate, over the whole zoo
 
-`x86.json` is written first; the page `x86.md` and the plot `x86.svg` are made from it.
+`docs/benchmarks/x86_CPU.json` is written first, for this machine's kind of cpu; page and plot beside it are made from it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     Row = dict[str, Any]
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
-JSON: Final = REPOSITORY / "docs/benchmarks/x86.json"
+PAGES: Final = REPOSITORY / "docs/benchmarks"
 
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "networks": ("network", "threads", "peer"),
@@ -261,7 +261,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--prepare", action="store_true", help="time nothing: compile, and compute references")
     parser.add_argument("--page", action="store_true", help="time nothing: make page and plot")
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "build/x86", help="where files are made")
-    parser.add_argument("-o", "--output", type=Path, default=JSON, help="the JSON file; page and plot go beside it")
+    default = PAGES / f"x86_{get_device('host').cpu}.json"
+    parser.add_argument("-o", "--output", type=Path, default=default, help="the JSON file; page and plot go beside it")
     options = parser.parse_args()
     options.sections = [name for name in options.names if name in SECTIONS]
     options.networks = [name for name in options.names if name not in SECTIONS]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures sepwise on this x86 machine beside other runtimes, and writes docs/benchmarks/x86.json, and from it x86.md and x86.svg.
+# Measures sepwise on this x86 machine beside other runtimes, and writes docs/benchmarks/x86_CPU.json, and from it a page and a plot.
 #
 #   scripts/benchmarks/x86.sh [options of x86.py]
 #

@@ -253,9 +253,9 @@ def _write_choice(rows: Sequence[Row]) -> str:
     ]
     most, drawn = (max(row.get(field, 0) for row in rows) for field in ("timed", "drawn"))
     found = sum(row.get("best_drawn", False) for row in rows)
-    others = f", {drawn} of them drawn from the others, of which {found} came out fastest" if drawn else ""
+    others = f" and {drawn} drawn from the others, one of which was fastest for {found} kernels" if drawn else ""
     return f"""For each different kernel: time of what the model picks over that of the fastest of its candidates, one thread,
-{_when(rows)}. Candidates are what strategies declare, all or the {most} that are predicted fastest{others}; the
+{_when(rows)}. Candidates are what strategies declare, all or the {most - drawn} that are predicted fastest{others}; the
 fastest few and the pick were timed a second time, and that counts.
 
 {_table(["kind", "workloads", "geometric mean", "worst"], lines)}
