@@ -26,6 +26,7 @@ from tvm import s_tir
 from sepwise.lowering import compute
 from sepwise.lowering.borders import mark_border
 from sepwise.lowering.cost import (
+    CACHE_SHARE,
     LINE_BYTES,
     copy_cycles,
     micro_kernel_cycles,
@@ -36,7 +37,13 @@ from sepwise.lowering.cost import (
     waiting_cycles,
 )
 from sepwise.lowering.strategies.base import Implementation, Refusal
-from sepwise.lowering.strategies.depthwise_tile import MOST_PEELED_FMAS, border_tiles, rectangle_cycles, rectangle_fits
+from sepwise.lowering.strategies.depthwise_tile import (
+    MOST_PEELED_FMAS,
+    border_tiles,
+    inside_share,
+    rectangle_cycles,
+    rectangle_fits,
+)
 from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
 from sepwise.lowering.strategies.separable import multiplied_rows_cycles
 from sepwise.lowering.strategies.steps import (
@@ -124,21 +131,26 @@ class InvertedStrategy:
         *skipping, _ = zip(depthwise.strides, compute.input_extents(depthwise, (1,) * len(depthwise.kernel)), strict=True)
         if any(stride > reach for stride, reach in skipping):
             return Refusal("the second convolution skips rows of the first")
+        if not inside_share(depthwise, workload.spatial, workload.spatials[-1]):
+            return Refusal("the second convolution reads padding alone")
         widths = [pixels for pixels, _ in _best_tiles(workload, device, last, workload.spatials[-1][-1])]
         if all(_rectangle(workload, device, 1, pixels) is None for pixels in widths):
             return Refusal("the taps of a tile are too many to be written out")
         return None
 
     def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[InvertedTile]:
-        """Row counts whose rows between the stages fit the second-level cache, times the best register tiles of each stage."""
+        """Row counts whose staged rows fit the second-level cache, or one row, times the best register tiles of each stage."""
         first, depthwise, last = workload.stages
         *_, height, width = workload.spatials[-1]
         in_width = workload.spatial[-1]
         expanded = _best_tiles(workload, device, first, in_width)
         deepest = max(vectors for _, vectors in expanded)
-        row_vectors = _blocks(workload, depthwise) * width + deepest * depthwise.strides[-2] * in_width
+        row_vectors = _blocks(workload, depthwise) * width
         found = []
         for rows in row_shares(device, height, staged_row_bytes=row_vectors * device.vector_bytes):
+            staged = rows * row_vectors + deepest * _rows_read(workload, rows) * in_width
+            if rows > 1 and staged * device.vector_bytes > CACHE_SHARE * device.l2_bytes:
+                continue
             for pixels, oc_vectors in _best_tiles(workload, device, last, width):
                 rectangle = _rectangle(workload, device, rows, pixels)
                 if rectangle is not None:

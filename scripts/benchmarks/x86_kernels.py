@@ -310,9 +310,9 @@ def time_choice(
         final = list(dict.fromkeys([pick, *leaders]))
         runner.time_calls(final, 1)
         times_us: dict[int, list[float]] = {call: [] for call in final}
-        for number in range(rounds):
-            turn = number % len(final)
-            order = [*final[turn:], *final[:turn]]
+        chance = np.random.default_rng(0)
+        for _ in range(rounds):
+            order = chance.permutation(final).tolist()
             for call, (run_us,) in zip(order, runner.time_calls(order, 1), strict=True):
                 times_us[call].append(run_us)
     medians_us = {call: statistics.median(found) for call, found in times_us.items()}

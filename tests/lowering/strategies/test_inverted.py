@@ -14,7 +14,7 @@ from sepwise.lowering.compute import input_extents
 from sepwise.lowering.cost import CACHE_SHARE
 from sepwise.lowering.selection import Selector
 from sepwise.lowering.strategies.base import Refusal
-from sepwise.lowering.strategies.depthwise_tile import MOST_PEELED_FMAS
+from sepwise.lowering.strategies.depthwise_tile import MOST_PEELED_FMAS, inside_share
 from sepwise.lowering.strategies.inverted import TILES_TRIED, InvertedStrategy, InvertedTile
 from sepwise.lowering.tiling import round_up
 from sepwise.lowering.workload import ConvWorkload, Stage
@@ -59,7 +59,7 @@ def workloads(draws: SimpleNamespace, lanes: int) -> st.SearchStrategy[ConvWorkl
         workload: ConvWorkload = draw(draws.chain(spatial, [first, depthwise, last], lanes))
         return workload
 
-    return build()
+    return build().filter(lambda drawn: inside_share(drawn.stages[1], drawn.spatial, drawn.spatials[-1]) > 0)
 
 
 def test_drawn_kernels(
@@ -120,7 +120,7 @@ def test_what_a_task_stages_stays_in_the_second_level_cache(every_device: dict[s
     for each in every_device.values():
         inner = 16 * each.lanes
         for tile in STRATEGY.tiles(inverted((64, 64), (each.lanes, inner, each.lanes), each.lanes), each, 1):
-            staged = tile.rows * 64 * (16 + tile.expanded_vectors) * each.vector_bytes
+            staged = 64 * (16 * tile.rows + tile.expanded_vectors * (tile.rows + 2)) * each.vector_bytes
             assert tile.rows == 1 or staged <= each.l2_bytes * CACHE_SHARE
 
 
@@ -171,6 +171,7 @@ def test_rectangles_divide_rows_and_the_computed_width(every_device: dict[str, d
         ({"flat_changes": {"pads_end": (1, 1)}}, "the first or the last convolution moves pixels or has groups"),
         ({"flat_changes": {"groups": 2}}, "the first or the last convolution moves pixels or has groups"),
         ({"kernel": (1, 3), "strides": (2, 1), "pads_begin": (0, 1), "pads_end": (0, 1)}, "the second convolution skips rows of the first"),
+        ({"kernel": (3, 1), "strides": (1, 7), "pads_begin": (1, 1), "pads_end": (1, 0)}, "the second convolution reads padding alone"),
         ({"kernel": (17, 17), "pads_begin": (8, 8), "pads_end": (8, 8)}, "the taps of a tile are too many to be written out"),
     ],
 )
