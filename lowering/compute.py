@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConvCompute",
+    "GroupWiseCompute",
     "LaneSource",
     "StageTensors",
     "WinogradCompute",
     "conv",
     "expanded",
+    "group_wise",
     "groups_of_block",
     "input_extents",
     "lane_source",
@@ -196,6 +198,70 @@ def _chain(
         names.append(StageTensors(pad, total.op.name, output.op.name))
         source = _Source(output, form.lanes)
     return ConvCompute(te.create_prim_func([*parameters, source.tensor]), tuple(names))
+
+
+@dataclass(frozen=True)
+class GroupWiseCompute:
+    """A grouped convolution of whole vectors of each group, as a PrimFunc.
+
+    Attributes:
+        function: Parameters: input, residual if any, weight, bias, output.
+        stage: Block names; `output` writes the sums of a group's vectors.
+        merged: Name of the block that takes each lane of the output from its group, with the epilogue.
+    """
+
+    function: tirx.PrimFunc
+    stage: StageTensors
+    merged: str
+
+
+def group_wise(workload: ConvWorkload, domain: Sequence[int], group_blocks: int, pack: int) -> GroupWiseCompute:
+    """Builds the compute of a grouped convolution whose output blocks hold lanes of several groups, each group by itself.
+
+    A group computes every block that has a lane of it, all lanes; the others' are not read again.
+
+    Args:
+        workload: What to compute, of one stage.
+        domain: Spatial extents of the output over which sums are computed, at least the true ones.
+        group_blocks: Blocks that are computed of each group, at least those of any one.
+        pack: Blocks that lie together in the weights, `[g * group_blocks / pack, *kernel, ic, pack, oc_v]`; those of a group are
+            whole packs.
+
+    Returns:
+        The PrimFunc, whose bias is `[g * group_blocks, oc_v]`, and the names of its blocks.
+    """
+    (stage,), lanes, dtype = workload.stages, workload.output_lanes, _element_type(workload.dtypes)
+    held = workload.spatial if stage.padded else input_extents(stage, domain)
+    source = _Source.placeholder("data", workload.batch, stage.in_channels, held, workload.input_lanes, dtype)
+    blocks = stage.groups * group_blocks
+    form = _Form(stage, 0, lanes, blocks, pack, tuple(domain), flat=False, permuted=False, group_blocks=group_blocks)
+    pad = form.stage_input(source, workload.spatial) if stage.padded else None
+    total, weight = form.accumulate(source if pad is None else pad)
+    bias = te.placeholder((blocks, lanes), dtype, name="bias0")
+    sums = te.compute(total.shape, lambda *index: total[index] + bias[index[1], index[-1]], name="sums0")
+    shape = (workload.batch, math.ceil(stage.out_channels / lanes), *domain[:-1], workload.spatials[-1][-1], lanes)
+    residual = te.placeholder(shape, dtype, name="residual") if workload.residual else None
+    count, per_group = groups_of_block(stage, lanes), stage.out_channels_per_group
+
+    def merge(n: Any, oc_o: Any, *rest: Any) -> PrimExpr:
+        first = tirx.floordiv(oc_o * lanes, per_group)
+
+        def lanes_of(place: int) -> PrimExpr:
+            """The block as a group computes it, counted from the block's first group; any block where it has no lane of it."""
+            group = tirx.min(first + place, stage.groups - 1) if place else first
+            block = tirx.max(oc_o - tirx.floordiv(group * per_group, lanes), 0)
+            return sums[(n, group * group_blocks + block, *rest)]
+
+        value = lanes_of(count - 1)
+        for place in reversed(range(count - 1)):
+            value = tirx.Select(rest[-1] < (first + place + 1) * per_group - oc_o * lanes, lanes_of(place), value)
+        added = None if residual is None else residual[(n, oc_o, *rest)]
+        return _finished(stage, value, added, workload.post_activation)
+
+    output = te.compute(shape, merge, name="output0")
+    parameters = [source.tensor, *([] if residual is None else [residual]), weight, bias, output]
+    names = StageTensors(None if pad is None else pad.tensor.op.name, total.op.name, sums.op.name)
+    return GroupWiseCompute(te.create_prim_func(parameters), names, output.op.name)
 
 
 def plain_depthwise(workload: ConvWorkload, domain: Sequence[int]) -> ConvCompute:
@@ -554,6 +620,7 @@ class _Form:
     flat: bool
     permuted: bool
     edges: tuple[_Edge, ...] = ()  # of the first axes, of a flat stage
+    group_blocks: int = 0  # of each group, where they are computed one by one
 
     @property
     def source(self) -> LaneSource:
@@ -567,6 +634,8 @@ class _Form:
         stage = self.stage
         if stage.groups == 1:
             return source.read(n, ic, position)
+        if self.group_blocks:
+            return source.read(n, tirx.floordiv(oc_o, self.group_blocks) * stage.in_channels_per_group + ic, position)
         if self.source is LaneSource.LANE:
             return source.tensor[(n, oc_o, *position, oc_v)]
         if self.permuted:

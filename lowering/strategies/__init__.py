@@ -80,6 +80,7 @@ CONV_STRATEGIES: list[AnyStrategy] = load_strategies(
     "dense.DenseStrategy",
     "winograd.Winograd2Strategy",
     "winograd.Winograd4Strategy",
+    "group_wise.GroupWiseStrategy",
     "grouped.GroupedStrategy",
 )
 

@@ -13,7 +13,8 @@ The input vector of one column and one step of `ic_i` holds for each lane the ch
 - permuted: where groups fill vectors evenly, the input's vectors are permuted, by `ic_i` unrolled a constant
   permutation (see `lane_loads`).
 
-Either way it costs moves beside the FMAs, and serves all taps of a row that read the column.
+Either way it costs moves beside the FMAs, and serves all taps of a row that read the column. `group_wise` makes none, and
+multiplies for lanes that it leaves out.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ from typing import TYPE_CHECKING
 from tvm import s_tir
 
 from sepwise.lowering import compute
-from sepwise.lowering.cost import COPY_CYCLES, EPILOGUE_CYCLES, TILE_OVERHEAD_CYCLES, copy_cycles, parallel_cycles
+from sepwise.lowering.cost import (
+    COPY_CYCLES,
+    EPILOGUE_CYCLES,
+    LOST_SHARE,
+    TILE_OVERHEAD_CYCLES,
+    copy_cycles,
+    loads_alone,
+    parallel_cycles,
+)
 from sepwise.lowering.graph import Layout
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, true_shapes
@@ -198,15 +207,18 @@ def _step_cycles(workload: ConvWorkload, device: Device, tile: GroupedTile) -> f
     if tile.permuted:
         loads = _permuted_vectors(workload)
         moves = max(1, loads - 1)
+        slots = loads + moves
     else:
-        loads = groups
-        # x86 broadcasts while it loads and ARM spends a move on it.
-        moves = groups - 1 if device.isa == "x86" else 2 * groups - 1
+        loads = slots = groups
+        moves = groups - 1
+        if device.isa != "x86":  # which broadcasts and selects while it loads
+            moves, slots = moves + groups, slots + moves + groups
     columns, fmas = _columns(stage, tile.pixels), tile.pixels * taps
-    instructions = fmas + columns * (moves + loads) + taps
-    return max(
+    others = columns * slots + taps
+    step = max(
         (fmas + columns * moves) / device.fma_ports,
         (columns * loads + taps) / device.load_ports,
-        instructions / device.issue_width,
+        (fmas + others) / device.issue_width,
         taps * device.fma_latency_cycles,
     )
+    return step if loads_alone(device) else step + LOST_SHARE * others / device.issue_width

@@ -67,7 +67,10 @@ if TYPE_CHECKING:
     from sepwise.lowering.device import Device
     from sepwise.lowering.workload import ConvWorkload, Stage
 
-__all__ = ["TILES_TRIED", "InvertedStrategy", "InvertedTile"]
+__all__ = ["NEAR_FASTEST", "TILES_TRIED", "InvertedStrategy", "InvertedTile"]
+
+NEAR_FASTEST = 1.03
+"""Predicted cycles over the fewest up to which tiles are ranked by what they stage."""
 
 TILES_TRIED = 5
 """Register tiles of either pointwise stage, of those that are predicted best by themselves, that are tried with each other's."""
@@ -139,7 +142,11 @@ class InvertedStrategy:
         return None
 
     def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[InvertedTile]:
-        """Row counts whose staged rows fit the second-level cache, or one row, times the best register tiles of each stage."""
+        """Row counts whose staged rows fit the second-level cache, or one row, times the best register tiles of each stage.
+
+        What is staged was a tensor before, and lies in the arena as that did: of tiles that are predicted about as fast those
+        that stage the least come first.
+        """
         first, depthwise, last = workload.stages
         *_, height, width = workload.spatials[-1]
         in_width = workload.spatial[-1]
@@ -155,7 +162,14 @@ class InvertedStrategy:
                 rectangle = _rectangle(workload, device, rows, pixels)
                 if rectangle is not None:
                     found += [InvertedTile(rows, pixels, oc_vectors, *rectangle, *each) for each in expanded]
-        return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
+        cycles = {tile: self.predicted_cycles(workload, device, threads, tile) for tile in found}
+        fastest = min(cycles.values())
+
+        def staged_vectors(tile: InvertedTile) -> float:
+            staged = tile.rows * row_vectors + tile.expanded_vectors * _rows_read(workload, tile.rows) * in_width
+            return staged if cycles[tile] <= NEAR_FASTEST * fastest else math.inf
+
+        return sorted(sorted(found, key=cycles.__getitem__), key=staged_vectors)
 
     def predicted_cycles(
         self, workload: ConvWorkload, device: Device, threads: int, tile: InvertedTile
@@ -183,7 +197,7 @@ class InvertedStrategy:
         filtered += waiting_cycles(device, expanded_bytes, lines=lines, streams=streams, instructions=work)
         weight_bytes = first.in_channels * depth * vector
         stored = depth * tile.rows * width * vector
-        rows = staged_cycles(device, expanded_bytes, passes=1, task_bytes=source_bytes + stored, pass_bytes=0)
+        rows = staged_cycles(device, expanded_bytes, passes=1, task_bytes=source_bytes + weight_bytes + stored, pass_bytes=0)
         again = copy_cycles(device, source_bytes * (passes - 1), footprint_bytes=source_bytes + expanded_bytes + stored)
         weights = copy_cycles(device, weight_bytes * passes, footprint_bytes=(weight_bytes + stored) * passes + source_bytes)
         weights += copy_cycles(device, weight_bytes * passes * (tiles - 1), footprint_bytes=weight_bytes)

@@ -85,6 +85,11 @@ def dense(channels: int, kernel: int, stride: int) -> Stage:
     return Stage(channels, channels, 1, (kernel,) * 2, (stride,) * 2, (pad,) * 2, (pad,) * 2, (1, 1), RELU6)
 
 
+def dilated(channels: int) -> Stage:
+    """A depthwise 3 x 3 stage of dilation 2 that keeps the size."""
+    return replace(depthwise(channels, 3, 1), pads_begin=(2, 2), pads_end=(2, 2), dilations=(2, 2))
+
+
 KINDS: Final[Mapping[str, Callable[[int], tuple[Stage, ...]]]] = {
     "pointwise": lambda channels: (pointwise(channels, channels),),
     "pointwise, 6 times as many out": lambda channels: (pointwise(channels, 6 * channels),),
@@ -93,9 +98,19 @@ KINDS: Final[Mapping[str, Callable[[int], tuple[Stage, ...]]]] = {
     "depthwise 3x3, stride 2": lambda channels: (depthwise(channels, 3, 2),),
     "depthwise 5x5": lambda channels: (depthwise(channels, 5, 1),),
     "depthwise 5x5, stride 2": lambda channels: (depthwise(channels, 5, 2),),
+    "depthwise 7x7": lambda channels: (depthwise(channels, 7, 1),),
+    "depthwise 3x3, dilation 2": lambda channels: (dilated(channels),),
+    "depthwise 3x3, multiplier 2": lambda channels: (replace(depthwise(channels, 3, 1), out_channels=2 * channels),),
+    "pointwise, 2 groups": lambda channels: (replace(pointwise(channels, channels), groups=2),),
+    "dense 3x3, 2 groups": lambda channels: (replace(dense(channels, 3, 1), groups=2),),
     "dense 3x3": lambda channels: (dense(channels, 3, 1),),
     "dense 3x3, stride 2": lambda channels: (dense(channels, 3, 2),),
     "depthwise 3x3 + pointwise": lambda channels: (depthwise(channels, 3, 1), pointwise(channels, channels)),
+    "pointwise + depthwise 3x3 + pointwise, 6 times as many between": lambda channels: (
+        pointwise(channels, 6 * channels),
+        depthwise(6 * channels, 3, 1),
+        pointwise(6 * channels, channels),
+    ),
 }
 """Chains of convolutions, by their names in the report."""
 

@@ -92,7 +92,7 @@ def test_each_kind_of_workload_has_its_list() -> None:
         (replace(pointwise(24, 40), pads_begin=(1, 1)), {"dense"}),
         (Stage(16, 32, 1, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1)), {"dense", "winograd 2x2", "winograd 4x4"}),
         (Stage(16, 32, 2, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1)), {"dense"}),
-        (Stage(16, 20, 2, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1)), {"grouped"}),
+        (Stage(16, 20, 2, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1)), {"grouped", "group-wise"}),
         (Stage(16, 32, 16, (3, 3), (1, 1), (1, 1), (1, 1), (1, 1)), {"grouped"}),
     ],
 )

@@ -533,9 +533,9 @@ def every_device() -> Mapping[str, device.Device]:
 
 @pytest.fixture(scope="session")
 def check_tiles() -> Callable[..., None]:
-    """Gives a function that checks a strategy's list of tiles on a device."""
+    """Gives a function that checks a strategy's list of tiles on a device; those `near` the fewest cycles come in any order."""
 
-    def check(strategy: AnyStrategy, workload: Workload, target: device.Device) -> None:
+    def check(strategy: AnyStrategy, workload: Workload, target: device.Device, near: float = 1.0) -> None:
         for threads in (1, 2, 4):
             tiles = strategy.tiles(workload, target, threads)
             where = f"{strategy.name} {workload.key} on {target.name}, {threads} threads"
@@ -543,7 +543,8 @@ def check_tiles() -> Callable[..., None]:
             assert len(set(tiles)) == len(tiles), f"{where}: a tile is listed twice"
             assert not [tile for tile in tiles if not tile.fits(target)], f"{where}: a tile does not fit"
             cycles = [strategy.predicted_cycles(workload, target, threads, tile) for tile in tiles]
-            assert all(a <= b for a, b in itertools.pairwise(cycles)), f"{where}: not in the order of predicted cycles"
+            ranked = [max(count, near * min(cycles)) for count in cycles]
+            assert all(a <= b for a, b in itertools.pairwise(ranked)), f"{where}: not in the order of predicted cycles"
             assert all(math.isfinite(count) and count > 0 for count in cycles), f"{where}: cycles {min(cycles)} to {max(cycles)}"
             assert tiles == strategy.tiles(workload, target, threads), f"{where}: another order the second time"
 
