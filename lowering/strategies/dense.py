@@ -91,7 +91,7 @@ class DenseStrategy:
         reduction = per_group * math.prod(stage.kernel)
         row_tasks, p_tiles = math.ceil(height / tile.rows), math.ceil(width / tile.pixels)
         oc_tiles = math.ceil(blocks / tile.oc_vectors)
-        passes = max(1, math.ceil(oc_tiles / stage.groups))  # each over the channels of its groups alone
+        passes = math.ceil(oc_tiles / stage.groups)  # over the channels of a group
         together = blocks % tile.oc_vectors == 0
         kernel = micro_kernel_cycles(
             device, tile.pixels, tile.oc_vectors, reduction, adjacent=tile.adjacent, weights_together=together
@@ -107,7 +107,9 @@ class DenseStrategy:
             cycles += staged_bytes / device.vector_bytes * COPY_CYCLES
             stored = float(tile.rows * width * device.vector_bytes)
             task_bytes, pass_bytes = staged_bytes + weight_tile + blocks * stored, weight_tile + tile.oc_vectors * stored
-            inputs = staged_cycles(device, staged_bytes, passes=passes, task_bytes=task_bytes, pass_bytes=pass_bytes)
+            inputs = staged_cycles(device, staged_bytes, passes=1, task_bytes=task_bytes, pass_bytes=pass_bytes)
+            again = staged_bytes * (passes - 1)
+            inputs += copy_cycles(device, again, footprint_bytes=staged_bytes / stage.groups + pass_bytes)
         else:
             inputs = copy_cycles(device, staged_bytes * passes, footprint_bytes=staged_bytes + weight_tile)
         weights = copy_cycles(device, weight_tile * oc_tiles, footprint_bytes=weight_tile * oc_tiles + staged_bytes)

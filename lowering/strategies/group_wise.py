@@ -9,8 +9,8 @@
 #   for oc_o, oh_i, ow:
 #     select lanes of groups, epilogue        [n, oc_o, oh, ow, oc_v]
 
-A vector that several groups share is computed by each of them, and no lane moves: of 2 groups of 58 channels 8 vectors of 16
-lanes are computed for 8, of 2 of 25 channels 6 for 4. Where groups are smaller than vectors, most lanes are computed in vain.
+A vector that several groups share is computed by each of them, and no lane moves: of 2 groups of 58 channels vectors of 16
+lanes are computed 10 for 8, of 2 of 25 channels 6 for 4. Where groups are smaller than vectors, most lanes are computed in vain.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy as np
 from tvm import s_tir
 
 from sepwise.lowering import compute
-from sepwise.lowering.cost import EPILOGUE_CYCLES, staged_cycles
+from sepwise.lowering.cost import CACHE_SHARE, EPILOGUE_CYCLES, staged_cycles
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.dense import DenseStrategy
 from sepwise.lowering.strategies.packing import pack_bias, pack_weight, true_shapes
 from sepwise.lowering.strategies.steps import (
     RowNest,
     accumulate_in_registers,
-    ask_for_next_weights,
+    ask_ahead,
     passes_of_rows,
     split_reduction,
     stage_rows,
@@ -59,28 +59,29 @@ class GroupWiseStrategy:
     direct = True
 
     def applies(self, workload: ConvWorkload, device: Device) -> Refusal | None:
-        """Refuses groups that fill vectors, depthwise stages, and devices that multiply by a lane whose number is in the code."""
+        """Refuses groups that fill vectors, lanes that each read their own channel, and devices that multiply by a lane.
+
+        There a step takes lanes that its code names, and a group's first channel may be any.
+        """
         if len(workload.stages) != 1:
             return Refusal("one convolution at a time")
         source = compute.lane_source(workload.stages[0], workload.output_lanes)
         if source is not compute.LaneSource.GATHER:
             return Refusal(f"a lane reads {source.value}")
-        if device.multiplies_by_lane:
-            return Refusal("a group's first channel may be any lane, and the device multiplies by one that its code names")
+        if device.isa != "x86":
+            return Refusal("the device does not broadcast what it loads beside a multiply-add")
         return None
 
     def tiles(self, workload: ConvWorkload, device: Device, threads: int) -> list[RowTile]:
         """Register tiles that fit, times row counts whose padded input and sums fit the second-level cache."""
-        stage = workload.stages[0]
-        *outer, height, width = workload.spatials[-1]
-        most = _most_blocks(stage, workload.output_lanes)
-        *depth, _, in_width = compute.input_extents(stage, (1,) * len(outer) + (1, width))
-        row_bytes = stage.groups * most * workload.output_lanes * width
-        if stage.padded:
-            row_bytes += stage.in_channels * math.prod(depth) * stage.strides[-2] * in_width
-        adjacent = workload.input_lanes == 0 and stage.strides[-1] == 1
-        staged_bytes = float(workload.dtypes.input_bytes) * row_bytes
-        found = row_tiles(device, height, width, most, staged_row_bytes=staged_bytes, adjacent=adjacent)
+        *_, height, width = workload.spatials[-1]
+        adjacent = workload.input_lanes == 0 and workload.stages[0].strides[-1] == 1
+        most = _most_blocks(workload.stages[0], workload.output_lanes)
+        found = [
+            tile
+            for tile in row_tiles(device, height, width, most, staged_row_bytes=0, adjacent=adjacent)
+            if tile.rows == 1 or sum(_staged_bytes(workload, tile)) <= CACHE_SHARE * device.l2_bytes
+        ]
         return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
 
     def predicted_cycles(
@@ -92,10 +93,12 @@ class GroupWiseStrategy:
         computed = stage.groups * round_up(_most_blocks(stage, lanes), tile.oc_vectors)
         whole = replace(workload, stages=(replace(stage, out_channels=computed * lanes),))
         cycles = DenseStrategy().predicted_cycles(whole, device, threads, tile)
-        pixels, vectors = tile.rows * width, math.ceil(stage.out_channels / lanes)
-        sum_bytes, stored = pixels * computed * device.vector_bytes, pixels * vectors * device.vector_bytes
-        merged = pixels * vectors * EPILOGUE_CYCLES * compute.groups_of_block(stage, lanes)
-        merged += staged_cycles(device, sum_bytes, passes=1, task_bytes=stored, pass_bytes=0) / 2
+        input_bytes, sum_bytes = _staged_bytes(workload, tile)
+        vectors = tile.rows * width * math.ceil(stage.out_channels / lanes)
+        weights = stage.in_channels_per_group * math.prod(stage.kernel) * computed
+        passed = input_bytes + (weights + vectors) * device.vector_bytes
+        merged = vectors * EPILOGUE_CYCLES * compute.groups_of_block(stage, lanes)
+        merged += staged_cycles(device, sum_bytes, passes=1, task_bytes=passed, pass_bytes=0) / 2
         tasks = workload.batch * math.prod(outer) * math.ceil(height / tile.rows)
         return cycles + merged * math.ceil(tasks / threads)
 
@@ -122,10 +125,8 @@ class GroupWiseStrategy:
         accumulate_in_registers(
             sch, total, sums, steps, unrolled=nest.registers, vector=nest.vector, output_loops=nest.output_loops
         )
-        passes = passes_of_rows(nest, workload, tile)
-        if math.prod(count for _, count in passes) > 1:
-            elements = stage.in_channels_per_group * math.prod(stage.kernel) * tile.oc_vectors * lanes
-            ask_for_next_weights(sch, passes, steps, "weight0", elements)
+        passes, register_tile = passes_of_rows(nest, workload, tile), (tile.pixels, tile.oc_vectors)
+        ask_ahead(sch, device, workload, steps, tile=register_tile, passes=passes, source=None)
         for loop in tasks:
             mark_task(sch, loop)
         mark_clamp(sch, oh_o, height, tile.rows)
@@ -165,6 +166,16 @@ def _most_blocks(stage: Stage, lanes: int) -> int:
     """Output blocks that have a lane of a group, of that group which has most."""
     size = stage.out_channels_per_group
     return max(math.ceil((group + 1) * size / lanes) - group * size // lanes for group in range(stage.groups))
+
+
+def _staged_bytes(workload: ConvWorkload, tile: RowTile) -> tuple[float, float]:
+    """Bytes of the padded input and of the sums that a task writes."""
+    stage, lanes = workload.stages[0], workload.output_lanes
+    *outer, _, width = workload.spatials[-1]
+    extents = compute.input_extents(stage, (*(1 for _ in outer), tile.rows, width))
+    read = stage.in_channels * math.prod(extents) if stage.padded else 0
+    computed = stage.groups * round_up(_most_blocks(stage, lanes), tile.oc_vectors)
+    return float(workload.dtypes.input_bytes) * read, float(workload.dtypes.input_bytes) * computed * lanes * tile.rows * width
 
 
 def _by_group(array: np.ndarray, stage: Stage, lanes: int, group_blocks: int) -> np.ndarray:

@@ -209,10 +209,10 @@ def _step_cycles(workload: ConvWorkload, device: Device, tile: GroupedTile) -> f
         moves = max(1, loads - 1)
         slots = loads + moves
     else:
-        loads = slots = groups
-        moves = groups - 1
-        if device.isa != "x86":  # which broadcasts and selects while it loads
-            moves, slots = moves + groups, slots + moves + groups
+        loads = groups
+        # x86 broadcasts while it loads, with masks it selects, too, and ARM spends moves on both.
+        moves = groups - 1 if device.isa == "x86" else 2 * groups - 1
+        slots = loads if "avx512f" in device.flags else loads + moves
     columns, fmas = _columns(stage, tile.pixels), tile.pixels * taps
     others = columns * slots + taps
     step = max(
@@ -221,4 +221,5 @@ def _step_cycles(workload: ConvWorkload, device: Device, tile: GroupedTile) -> f
         (fmas + others) / device.issue_width,
         taps * device.fma_latency_cycles,
     )
-    return step if loads_alone(device) else step + LOST_SHARE * others / device.issue_width
+    alone = device.multiplies_by_lane and loads_alone(device)
+    return step if alone else step + LOST_SHARE * others / device.issue_width

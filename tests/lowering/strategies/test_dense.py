@@ -1,6 +1,7 @@
 """Dense and grouped kernels against the bound in every tile; what they refuse."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from sepwise.lowering.codegen import lower_kernel
 from sepwise.lowering.memory_plan import ALIGNMENT_BYTES
 from sepwise.lowering.strategies.base import Refusal
 from sepwise.lowering.strategies.dense import DenseStrategy
+from sepwise.lowering.strategies.tiles import RowTile
 from sepwise.lowering.tiling import round_up
 from sepwise.lowering.workload import ConvWorkload, Stage
 from sepwise.passes.vocabulary import Activation
@@ -99,6 +101,16 @@ def test_pointwise_that_moves_pixels(
     ]
     cases = [make_case(w, STRATEGY, tile) for w in workloads for tile in STRATEGY.tiles(w, target, 1)[:5]]
     check_native(cases, target)
+
+
+def test_a_tile_of_channels_reads_its_group_alone() -> None:
+    """Inputs beyond level 2 are read once for each tile of a group, not of all groups."""
+    dense_ = dense((28, 28), 1024, 128, 16, kernel=(1, 1), pads_begin=(0, 0), pads_end=(0, 0))
+    stage = dense_.stages[0]
+    apart = replace(dense_, stages=(replace(stage, in_channels=8 * stage.in_channels, out_channels=8 * stage.out_channels, groups=8),))
+    tile = RowTile(28, 4, 4)
+    one, eight = (STRATEGY.predicted_cycles(workload, AVX512, 1, tile) for workload in (dense_, apart))
+    assert eight == pytest.approx(8 * one, rel=0.05)
 
 
 def test_tiles_fit_every_device(every_device: dict[str, device.Device], check_tiles: Callable[..., None]) -> None:

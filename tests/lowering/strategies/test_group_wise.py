@@ -80,9 +80,10 @@ def test_groups_that_share_vectors(
 
 def test_tiles_fit_every_device(every_device: dict[str, device.Device], check_tiles: Callable[..., None]) -> None:
     for each in every_device.values():
-        if not each.multiplies_by_lane:
-            for size, per_group, groups in ((56, (25, 100), 2), (7, (5, 3), 4), (14, (58, 58), 2), (27, (80, 20), 3)):
-                check_tiles(STRATEGY, flat(size, per_group, groups, each.lanes), each)
+        for size, per_group, groups in ((56, (25, 100), 2), (7, (5, 3), 4), (14, (58, 58), 2), (27, (80, 20), 3)):
+            workload = flat(size, per_group, groups, each.lanes)
+            if STRATEGY.applies(workload, each) is None:
+                check_tiles(STRATEGY, workload, each)
 
 
 def test_refuses_what_fills_vectors_depthwise_and_chains() -> None:
@@ -96,10 +97,18 @@ def test_refuses_what_fills_vectors_depthwise_and_chains() -> None:
     assert STRATEGY.applies(chain, v3) == Refusal("one convolution at a time")
 
 
-def test_refuses_devices_that_multiply_by_lane() -> None:
-    refusal = STRATEGY.applies(flat(5, (4, 6), 3, 4), device.get("cortex-a72"))
-    assert isinstance(refusal, Refusal)
-    assert "lane" in refusal.reason
+@pytest.mark.parametrize("name", ["cortex-a72", "cortex-a7"])
+def test_refuses_devices_that_load_and_then_multiply(name: str) -> None:
+    refusal = STRATEGY.applies(flat(5, (4, 6), 3, 4), device.get(name))
+    assert refusal == Refusal("the device does not broadcast what it loads beside a multiply-add")
+
+
+def test_rows_whose_sums_exceed_level_2_are_no_tiles() -> None:
+    v4 = device.get("x86-64-v4")
+    workload = flat(56, (200, 200), 5, 16)
+    rows = {tile.rows for tile in STRATEGY.tiles(workload, v4, 1)}
+    assert 1 in rows
+    assert max(rows) * 56 * 5 * 200 * 4 <= v4.l2_bytes
 
 
 @pytest.mark.parametrize(

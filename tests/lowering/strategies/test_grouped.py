@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -165,6 +166,15 @@ def test_few_groups_are_selected_where_loads_broadcast() -> None:
             workload = grouped((56, 56), (target.lanes // groups,) * 2, 8, target.lanes)
             found.append(STRATEGY.tiles(workload, target, 1)[0].permuted)
         assert tuple(found) == permuted, name
+
+
+def test_selecting_takes_more_slots_without_masks() -> None:
+    """Of two devices that differ in nothing else."""
+    v4 = device.get("x86-64-v4")
+    workload = grouped((28, 28), (80, 20), 3, 16, kernel=(1, 1), pads_begin=(0, 0), pads_end=(0, 0))
+    tile = next(tile for tile in STRATEGY.tiles(workload, v4, 1) if not tile.permuted)
+    unmasked = replace(v4, flags=v4.flags - {"avx512f"})
+    assert STRATEGY.predicted_cycles(workload, v4, 1, tile) < STRATEGY.predicted_cycles(workload, unmasked, 1, tile)
 
 
 def test_refuses_what_fills_vectors_and_depthwise() -> None:
