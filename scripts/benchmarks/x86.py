@@ -126,8 +126,13 @@ class Report:
         return all(key in known and known[key].get("sources") == own_sources() for key in unit.keys)
 
     def put(self, section: str, rows: Sequence[Row]) -> None:
-        """Adds rows, in place of those of the same keys, and writes the file."""
+        """Adds rows, in place of those of the same keys, and writes the file.
+
+        Other sources choose other kernels: of the choice nothing stays but what these have been measured with.
+        """
         known = self.rows(section)
+        if section == "choice":
+            known = {key: row for key, row in known.items() if row.get("sources") == own_sources()}
         known |= {tuple(row[field] for field in SECTIONS[section]): {**row, "sources": own_sources()} for row in rows}
         self.data[section] = list(known.values())
         with new_file(self.path) as partial:

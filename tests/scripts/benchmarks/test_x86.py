@@ -306,6 +306,21 @@ def test_what_is_known_is_kept_until_all_of_it_is_measured_again(
         x86.Report(tmp_path / "x86.json")
 
 
+def test_of_the_choice_what_other_sources_chose_is_dropped(
+    x86: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(x86, "describe_machine", lambda: MACHINE)
+    report = x86.Report(tmp_path / "x86.json")
+    for section in ("choice", "ragged"):
+        report.put(section, [{"workload": "a", "target": "host", "kind": "k", "channels": 1, "side": 1}])
+    monkeypatch.setattr(x86, "own_sources", lambda: "another")
+    for section in ("choice", "ragged"):
+        for workload in ("b", "c"):
+            report.put(section, [{"workload": workload, "target": "host", "kind": workload, "channels": 1, "side": 1}])
+    assert [row["workload"] for row in report.data["choice"]] == ["b", "c"]
+    assert [row["workload"] for row in report.data["ragged"]] == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("words", [["--against", "abacus"], ["--against", "onnxruntime,openvino-avx"]])
 def test_unknown_peers(x86: ModuleType, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
     monkeypatch.setattr("sys.argv", ["x86.py", *words])
