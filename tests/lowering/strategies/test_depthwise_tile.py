@@ -122,6 +122,15 @@ def test_taps_in_the_padding_cost_nothing() -> None:
     assert part < whole
 
 
+def test_inputs_between_dilated_taps_cost_nothing() -> None:
+    host = device.get("x86-64-v3")
+    stage = depthwise((33, 33), 8, 8).stages[0]
+    far, farther = (replace(stage, dilations=(apart, apart), pads_begin=(apart, apart), pads_end=(apart, apart)) for apart in (3, 6))
+    each = [depthwise_tile.rectangle_cycles(dilated, host, 2, 2, inside=1.0) for dilated in (far, farther)]
+    assert each[0] == each[1]  # 4 x 9 inputs either way: no two taps share one
+    assert depthwise_tile.rectangle_cycles(stage, host, 2, 2, inside=1.0) < each[0]
+
+
 def test_tiles_of_a_core_out_of_order_overlap() -> None:
     stage = depthwise((20, 20), 8, 8, kernel=(5, 5)).stages[0]
     host = replace(device.get("x86-64-v3"), cpu="toaster")  # whose core is not known
