@@ -35,6 +35,7 @@ from sepwise.lowering.strategies.steps import (
     split_reduction,
     stage_rows,
     start_from_bias,
+    unroll_lanes,
 )
 from sepwise.lowering.strategies.tiles import row_tiles
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
@@ -125,6 +126,7 @@ class GroupWiseStrategy:
         accumulate_in_registers(
             sch, total, sums, steps, unrolled=nest.registers, vector=nest.vector, output_loops=nest.output_loops
         )
+        steps[-1] = unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
         passes, register_tile = passes_of_rows(nest, workload, tile), (tile.pixels, tile.oc_vectors)
         ask_ahead(sch, device, workload, steps, tile=register_tile, passes=passes, source=None)
         for loop in tasks:

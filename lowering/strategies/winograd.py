@@ -204,7 +204,7 @@ class _WinogradStrategy:
         accumulate_in_registers(
             sch, total, product, steps, unrolled=[t_oc_i, t_p_i], vector=t_oc_v, output_loops=[p_oc_i, p_i, p_oc_v]
         )
-        unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
+        steps[-1] = unroll_lanes(sch, device, steps[-1], tile.pixels * tile.oc_vectors)
         if device.isa == "x86" and pack == tile.oc_vectors:
             slab = stage.in_channels * pack * workload.output_lanes
             ask_for_next_weights(sch, [(p_o, tile.rows * tile.columns // tile.pixels)], steps, "weight0", slab)
