@@ -3,7 +3,7 @@
 import pytest
 from tvm import s_tir, te, tirx
 
-from sepwise.lowering import compute
+from sepwise.lowering import compute, device
 from sepwise.lowering.borders import BORDER_LOOP
 from sepwise.lowering.strategies.steps import (
     accumulate_in_registers,
@@ -12,6 +12,7 @@ from sepwise.lowering.strategies.steps import (
     start_from_bias,
     tile_flat_pixels,
     tile_rectangle,
+    unroll_lanes,
 )
 from sepwise.lowering.workload import ConvWorkload, Stage
 
@@ -54,6 +55,18 @@ def _sum_of(channels: int) -> list[te.Tensor]:
     data = te.placeholder((1, channels), name="data")
     channel = te.reduce_axis((0, channels), "channel")
     return [data, te.compute((1,), lambda i: te.sum(data[i, channel], channel), name="total")]
+
+
+@pytest.mark.parametrize(
+    ("target", "accumulators", "steps"),
+    [("x86-64-v4", 21, [4, 4]), ("x86-64-v4", 12, [2, 8]), ("x86-64-v4", 101, [16, 1]), ("x86-64-v3", 12, [16]), ("cortex-a72", 12, [2, 8])],
+)
+def test_steps_are_written_out_where_registers_are_left(target: str, accumulators: int, steps: list[int]) -> None:
+    sch = s_tir.Schedule(te.create_prim_func(_sum_of(16)))
+    (_, loop) = sch.get_loops(sch.get_sblock("total"))
+    left = unroll_lanes(sch, device.get(target), loop, accumulators)
+    assert [int(sch.get(left).extent), *extents(sch, "total")[2:]] == steps
+    assert kinds(sch, "total")[2:] == ["UNROLLED"] * (len(steps) - 1)
 
 
 def test_accumulators_are_zeroed_summed_and_written_in_registers() -> None:
