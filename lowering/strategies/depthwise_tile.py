@@ -229,9 +229,9 @@ def inside_share(stage: Stage, inputs: Sequence[int], outputs: Sequence[int]) ->
 def rectangle_cycles(stage: Stage, device: Device, rows: int, pixels: int, *, inside: float) -> float:
     """Predicts the cycles of one register tile.
 
-    A core that runs out of order begins the next tiles while the chains of one are not done, as many as its reorder buffer holds,
-    and while what is around one is not: that takes ports and issue slots there, and else cycles of its own. With this the
-    predictions of 16 depthwise convolutions pick tiles that take 1.02 of the fastest ones' time by the geometric mean, and 1.11
+    A core that runs out of order begins the next tiles while the chains of one are not done, as many as its reorder buffer holds.
+    On x86 it does so while what is around one is not done either: that takes ports and issue slots, and on AArch64, where other
+    strategies count it so too, cycles of its own. With this the predictions of 16 depthwise convolutions pick tiles that take 1.02 of the fastest ones' time by the geometric mean, and 1.11
     at most; with cycles of its own they take 1.08 and 1.27 (Sapphire Rapids, one thread, medians of 60 turns, 2026-11-24).
 
     Args:
@@ -253,7 +253,8 @@ def rectangle_cycles(stage: Stage, device: Device, rows: int, pixels: int, *, in
     core = core_model(device)
     ahead = 0 if core is None else core.reorder_entries
     epilogue = accumulators * EPILOGUE_CYCLES
-    beside, alone = (epilogue, 0.0) if ahead else (0.0, epilogue + TILE_OVERHEAD_CYCLES)
+    overlaps = ahead > 0 and device.isa == "x86"
+    beside, alone = (epilogue, 0.0) if overlaps else (0.0, epilogue + TILE_OVERHEAD_CYCLES)
     cycles = max(
         (fmas + beside) / device.fma_ports,
         loads / device.load_ports,
