@@ -231,8 +231,9 @@ def rectangle_cycles(stage: Stage, device: Device, rows: int, pixels: int, *, in
 
     A core that runs out of order begins the next tiles while the chains of one are not done, as many as its reorder buffer holds.
     On x86 it does so while what is around one is not done either: that takes ports and issue slots, and on AArch64, where other
-    strategies count it so too, cycles of its own. With this the predictions of 16 depthwise convolutions pick tiles that take 1.02 of the fastest ones' time by the geometric mean, and 1.11
-    at most; with cycles of its own they take 1.08 and 1.27 (Sapphire Rapids, one thread, medians of 60 turns, 2026-11-24).
+    strategies count it so too, cycles of its own. With this the predictions of 16 depthwise convolutions pick tiles that take
+    1.02 of the fastest ones' time by the geometric mean, and 1.11 at most; with cycles of its own they take 1.08 and 1.27
+    (Sapphire Rapids, one thread, medians of 60 turns, 2026-11-24).
 
     Args:
         stage: The convolution.
