@@ -27,9 +27,8 @@ from sepwise.lowering.cost import (
     parallel_cycles,
     staged_cycles,
 )
-from sepwise.lowering.graph import Layout
 from sepwise.lowering.strategies.base import Implementation, Refusal
-from sepwise.lowering.strategies.packing import conv_packer, oc_pack, true_shapes
+from sepwise.lowering.strategies.packing import conv_packer, input_rows_bytes, oc_pack, true_shapes
 from sepwise.lowering.strategies.steps import (
     Source,
     accumulate_in_registers,
@@ -42,7 +41,7 @@ from sepwise.lowering.strategies.steps import (
     tile_rows,
     unroll_lanes,
 )
-from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, row_tiles
+from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, rank_staging, row_tiles
 from sepwise.lowering.tiling import clamp_tiles, round_up
 
 if TYPE_CHECKING:
@@ -78,7 +77,12 @@ class DenseStrategy:
         staged_bytes = row_bytes if stage.padded else 0
         adjacent = workload.input_lanes == 0 and stage.strides[-1] == 1
         found = row_tiles(device, height, width, blocks, staged_row_bytes=staged_bytes, adjacent=adjacent)
-        return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
+        return rank_staging(
+            found,
+            device,
+            lambda tile: self.predicted_cycles(workload, device, threads, tile),
+            lambda tile: input_rows_bytes(workload, tile.rows) if stage.padded else 0,
+        )
 
     def predicted_cycles(
         self, workload: ConvWorkload, device: Device, threads: int, tile: RowTile
@@ -96,9 +100,7 @@ class DenseStrategy:
         kernel = micro_kernel_cycles(
             device, tile.pixels, tile.oc_vectors, reduction, adjacent=tile.adjacent, weights_together=together
         )
-        *depth, in_rows, in_width = compute.input_extents(stage, (1,) * len(outer) + (tile.rows, width))
-        staged = Layout(workload.input_lanes).physical_shape((1, stage.in_channels, *depth, in_rows, in_width))
-        staged_bytes = float(workload.dtypes.input_bytes) * math.prod(staged)
+        staged_bytes = input_rows_bytes(workload, tile.rows)
         lines = reduction / stage.kernel[-1]  # the taps of a row share theirs
         waits = lines * line_cycles(device, staged_bytes) if tile.adjacent else 0.0
         cycles = tile.rows * p_tiles * oc_tiles * (kernel + waits)

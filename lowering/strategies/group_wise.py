@@ -37,7 +37,7 @@ from sepwise.lowering.strategies.steps import (
     start_from_bias,
     unroll_lanes,
 )
-from sepwise.lowering.strategies.tiles import row_tiles
+from sepwise.lowering.strategies.tiles import rank_staging, row_tiles
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
 if TYPE_CHECKING:
@@ -83,7 +83,12 @@ class GroupWiseStrategy:
             for tile in row_tiles(device, height, width, most, staged_row_bytes=0, adjacent=adjacent)
             if tile.rows == 1 or sum(_staged_bytes(workload, tile)) <= CACHE_SHARE * device.l2_bytes
         ]
-        return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
+        return rank_staging(
+            found,
+            device,
+            lambda tile: self.predicted_cycles(workload, device, threads, tile),
+            lambda tile: sum(_staged_bytes(workload, tile)),
+        )
 
     def predicted_cycles(
         self, workload: ConvWorkload, device: Device, threads: int, tile: RowTile

@@ -35,11 +35,10 @@ from sepwise.lowering.cost import (
     loads_alone,
     parallel_cycles,
 )
-from sepwise.lowering.graph import Layout
 from sepwise.lowering.strategies.base import Implementation, Refusal
-from sepwise.lowering.strategies.packing import conv_packer, true_shapes
+from sepwise.lowering.strategies.packing import conv_packer, input_rows_bytes, true_shapes
 from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows, start_from_bias
-from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, row_shares
+from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, rank_staging, row_shares
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class GroupedStrategy:
         """Row counts whose copied input fits the second-level cache, times pixels that fit with their inputs, in each form."""
         stage = workload.stages[0]
         *_, height, width = workload.spatials[-1]
-        row_bytes = _staged_bytes(workload, 2) - _staged_bytes(workload, 1) if stage.padded else 0
+        row_bytes = input_rows_bytes(workload, 2) - input_rows_bytes(workload, 1) if stage.padded else 0
         forms = [False]
         if compute.permuted_channels(stage, workload.input_lanes, workload.output_lanes):
             # At equal cost: a single step loads less where it permutes, several need fewer registers where they select.
@@ -106,7 +105,12 @@ class GroupedStrategy:
             for permuted in forms
         ]
         fitting = [tile for tile in found if tile.fits(device)]
-        return sorted(fitting, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
+        return rank_staging(
+            fitting,
+            device,
+            lambda tile: self.predicted_cycles(workload, device, threads, tile),
+            lambda tile: input_rows_bytes(workload, tile.rows) if stage.padded else 0,
+        )
 
     def predicted_cycles(
         self, workload: ConvWorkload, device: Device, threads: int, tile: GroupedTile
@@ -119,7 +123,7 @@ class GroupedStrategy:
         kernel = steps * _step_cycles(workload, device, tile) + tile.pixels * EPILOGUE_CYCLES + TILE_OVERHEAD_CYCLES
         cycles = tile.rows * math.ceil(width / tile.pixels) * blocks * kernel
         if stage.padded:
-            staged_bytes = _staged_bytes(workload, tile.rows)
+            staged_bytes = input_rows_bytes(workload, tile.rows)
             cycles += staged_bytes / device.vector_bytes * COPY_CYCLES
             cycles += copy_cycles(device, 2 * staged_bytes, footprint_bytes=staged_bytes)  # written, and read
         tasks = workload.batch * math.prod(outer) * math.ceil(height / tile.rows)
@@ -160,15 +164,6 @@ class GroupedStrategy:
         mark_clamp(sch, ow_o, width, tile.pixels)
         function = clamp_tiles(start_from_bias(sch.mod["main"]), true_shapes(workload, (1,)))
         return Implementation(function, conv_packer(workload, (1,)))
-
-
-def _staged_bytes(workload: ConvWorkload, rows: int) -> float:
-    """Bytes of the padded input that some output rows read."""
-    stage = workload.stages[0]
-    *outer, _, width = workload.spatials[-1]
-    extents = compute.input_extents(stage, (1,) * len(outer) + (rows, width))
-    shape = Layout(workload.input_lanes).physical_shape((1, stage.in_channels, *extents))
-    return float(workload.dtypes.input_bytes) * math.prod(shape)
 
 
 def _columns(stage: Stage, pixels: int) -> int:

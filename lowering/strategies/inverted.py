@@ -57,7 +57,7 @@ from sepwise.lowering.strategies.steps import (
     tile_rectangle,
     unroll_lanes,
 )
-from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, RowTile, row_shares
+from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, RowTile, rank_staging, row_shares
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, round_up
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ if TYPE_CHECKING:
     from sepwise.lowering.device import Device
     from sepwise.lowering.workload import ConvWorkload, Stage
 
-__all__ = ["NEAR_FASTEST", "TILES_TRIED", "InvertedStrategy", "InvertedTile"]
+__all__ = ["NEAR_FASTEST_CHAIN", "TILES_TRIED", "InvertedStrategy", "InvertedTile"]
 
-NEAR_FASTEST = 1.03
-"""Predicted cycles over the fewest up to which tiles are ranked by what they stage."""
+NEAR_FASTEST_CHAIN = 1.03
+"""In place of `NEAR_FASTEST`: rows are staged twice, and what is saved is most of what the largest tensor was."""
 
 TILES_TRIED = 5
 """Register tiles of either pointwise stage, of those that are predicted best by themselves, that are tried with each other's."""
@@ -162,14 +162,15 @@ class InvertedStrategy:
                 rectangle = _rectangle(workload, device, rows, pixels)
                 if rectangle is not None:
                     found += [InvertedTile(rows, pixels, oc_vectors, *rectangle, *each) for each in expanded]
-        cycles = {tile: self.predicted_cycles(workload, device, threads, tile) for tile in found}
-        fastest = min(cycles.values())
 
-        def staged_vectors(tile: InvertedTile) -> float:
+        def staged_bytes(tile: InvertedTile) -> float:
             staged = tile.rows * row_vectors + tile.expanded_vectors * _rows_read(workload, tile.rows) * in_width
-            return staged if cycles[tile] <= NEAR_FASTEST * fastest else math.inf
+            return staged * device.vector_bytes
 
-        return sorted(sorted(found, key=cycles.__getitem__), key=staged_vectors)
+        def cycles(tile: InvertedTile) -> float:
+            return self.predicted_cycles(workload, device, threads, tile)
+
+        return rank_staging(found, device, cycles, staged_bytes, near=NEAR_FASTEST_CHAIN)
 
     def predicted_cycles(
         self, workload: ConvWorkload, device: Device, threads: int, tile: InvertedTile

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sepwise.lowering import compute
 from sepwise.lowering.graph import Layout
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from sepwise.lowering.workload import ConvWorkload, Stage
 
-__all__ = ["boundary_bytes", "conv_packer", "oc_pack", "pack_bias", "pack_weight", "true_shapes"]
+__all__ = ["boundary_bytes", "conv_packer", "input_rows_bytes", "oc_pack", "pack_bias", "pack_weight", "true_shapes"]
 
 
 def oc_pack(blocks: int, oc_vectors: int) -> int:
@@ -128,6 +129,20 @@ def boundary_bytes(workload: ConvWorkload) -> tuple[int, int]:
     tensors = ((workload.input_lanes, first), (workload.output_lanes, workload.output_shape))
     read, written = (workload.dtypes.input_bytes * math.prod(Layout(lanes).physical_shape(shape)) for lanes, shape in tensors)
     return read, written
+
+
+def input_rows_bytes(workload: ConvWorkload, rows: int) -> float:
+    """Gives the bytes, as they lie in memory, of the padded input that some output rows of the first stage read.
+
+    Args:
+        workload: The chain.
+        rows: Output rows.
+    """
+    stage = workload.stages[0]
+    *outer, _, width = workload.spatials[1]
+    extents = compute.input_extents(stage, (*(1 for _ in outer), rows, width))
+    shape = Layout(workload.input_lanes).physical_shape((1, stage.in_channels, *extents))
+    return float(workload.dtypes.input_bytes) * math.prod(shape)
 
 
 def _weight_shape(stage: Stage, lanes: int, pack: int, *, flat: bool) -> tuple[int, ...]:

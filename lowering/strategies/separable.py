@@ -37,7 +37,7 @@ from sepwise.lowering.strategies.depthwise import depthwise_cycles, staging_wait
 from sepwise.lowering.strategies.depthwise_tile import border_tiles, code_fits, inside_share, rectangle_cycles, rectangle_fits
 from sepwise.lowering.strategies.packing import boundary_bytes, conv_packer, oc_pack, true_shapes
 from sepwise.lowering.strategies.steps import Source, mark_rows, multiply_rows, start_from_bias, tile_rectangle
-from sepwise.lowering.strategies.tiles import RowTile, row_tiles
+from sepwise.lowering.strategies.tiles import RowTile, rank_staging, row_tiles
 from sepwise.lowering.tiling import clamp_tiles, round_up
 
 if TYPE_CHECKING:
@@ -113,7 +113,12 @@ class SeparableStrategy:
             if area not in rectangles:
                 rectangles[area] = [0, *_rectangles(workload, device, *area)]
             found += [SeparableTile(each.rows, each.pixels, each.oc_vectors, rectangle) for rectangle in rectangles[area]]
-        return sorted(found, key=lambda tile: self.predicted_cycles(workload, device, threads, tile))
+        return rank_staging(
+            found,
+            device,
+            lambda tile: self.predicted_cycles(workload, device, threads, tile),
+            lambda tile: tile.rows * row_bytes,
+        )
 
     def predicted_cycles(
         self, workload: ConvWorkload, device: Device, threads: int, tile: SeparableTile

@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sepwise.lowering.cost import CACHE_SHARE, register_tile_fits, register_tiles
+from sepwise.lowering.strategies.base import TileT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from sepwise.lowering.device import Device
 
-__all__ = ["MOST_UNROLLED_FMAS", "RowTile", "grains", "row_shares", "row_tiles"]
+__all__ = ["MOST_UNROLLED_FMAS", "NEAR_FASTEST", "RowTile", "grains", "rank_staging", "row_shares", "row_tiles"]
 
 MOST_UNROLLED_FMAS = 256
 """Multiply-adds of one tile that are written out one by one: beyond, its taps or channels stay a loop."""
+
+NEAR_FASTEST = 1.01
+"""Predicted cycles over the fewest up to which tiles are ranked by what they stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +98,35 @@ def grains(count: int, threads: int) -> list[int]:
         Tiles of a task, fewest first.
     """
     return sorted({math.ceil(count / share) for share in (1, threads, 2 * threads, 4 * threads) if share <= count})
+
+
+def rank_staging(
+    tiles: Iterable[TileT],
+    device: Device,
+    cycles: Callable[[TileT], float],
+    staged_bytes: Callable[[TileT], float],
+    *,
+    near: float = NEAR_FASTEST,
+) -> list[TileT]:
+    """Orders tiles by their cycles; but of those that are about as fast as the fastest, the ones that stage least stand first.
+
+    What a task stages lies in the arena, and it displaces from the caches what the next kernel reads. Up to what level 1 holds
+    that is nothing to spare: fewer rows would be read just behind their stores, and more often.
+
+    Args:
+        tiles: In the order that equal ones keep.
+        device: Gives the caches.
+        cycles: Predicted ones of a tile.
+        staged_bytes: What a task of a tile stages.
+        near: Cycles over the fewest that count as about as fast.
+
+    Returns:
+        The same tiles.
+    """
+    by_cycles = sorted(((cycles(tile), tile) for tile in tiles), key=lambda pair: pair[0])
+    limit = near * by_cycles[0][0]
+
+    def staged(pair: tuple[float, TileT]) -> float:
+        return max(staged_bytes(pair[1]), device.l1d_bytes) if pair[0] <= limit else math.inf
+
+    return [tile for _, tile in sorted(by_cycles, key=staged)]

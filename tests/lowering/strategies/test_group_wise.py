@@ -12,6 +12,7 @@ from sepwise.lowering import device
 from sepwise.lowering.selection import Choice, Selector
 from sepwise.lowering.strategies.base import Refusal
 from sepwise.lowering.strategies.group_wise import GroupWiseStrategy
+from sepwise.lowering.strategies.tiles import NEAR_FASTEST
 from sepwise.lowering.workload import ConvWorkload, Stage
 from sepwise.passes.vocabulary import Activation
 
@@ -83,7 +84,7 @@ def test_tiles_fit_every_device(every_device: dict[str, device.Device], check_ti
         for size, per_group, groups in ((56, (25, 100), 2), (7, (5, 3), 4), (14, (58, 58), 2), (27, (80, 20), 3)):
             workload = flat(size, per_group, groups, each.lanes)
             if STRATEGY.applies(workload, each) is None:
-                check_tiles(STRATEGY, workload, each)
+                check_tiles(STRATEGY, workload, each, NEAR_FASTEST)
 
 
 def test_refuses_what_fills_vectors_depthwise_and_chains() -> None:

@@ -15,7 +15,7 @@ from sepwise.lowering.cost import CACHE_SHARE
 from sepwise.lowering.selection import Selector
 from sepwise.lowering.strategies.base import Refusal
 from sepwise.lowering.strategies.depthwise_tile import MOST_PEELED_FMAS, inside_share
-from sepwise.lowering.strategies.inverted import NEAR_FASTEST, TILES_TRIED, InvertedStrategy, InvertedTile
+from sepwise.lowering.strategies.inverted import NEAR_FASTEST_CHAIN, TILES_TRIED, InvertedStrategy, InvertedTile
 from sepwise.lowering.tiling import round_up
 from sepwise.lowering.workload import ConvWorkload, Stage
 from sepwise.passes.vocabulary import Activation
@@ -102,7 +102,7 @@ def test_of_tiles_about_as_fast_the_first_stages_least() -> None:
     for spatial, channels in (((112, 112), (16, 64, 24)), ((56, 56), (24, 144, 32))):
         workload = inverted(spatial, channels, 16, strides=(2, 2))
         first, *others = STRATEGY.tiles(workload, v4, 1)
-        limit = NEAR_FASTEST * min(STRATEGY.predicted_cycles(workload, v4, 1, tile) for tile in (first, *others))
+        limit = NEAR_FASTEST_CHAIN * min(STRATEGY.predicted_cycles(workload, v4, 1, tile) for tile in (first, *others))
         near = [tile for tile in others if STRATEGY.predicted_cycles(workload, v4, 1, tile) <= limit]
         assert STRATEGY.predicted_cycles(workload, v4, 1, first) <= limit
         scratch = [lower_kernel(STRATEGY.schedule(workload, v4, tile).function, "k", v4).scratch_bytes for tile in (first, *near[-3:])]
@@ -125,7 +125,7 @@ def test_emulated_kernels(make_case: Callable[..., Any], check_emulated: Callabl
 def test_tiles_fit_every_device(every_device: dict[str, device.Device], check_tiles: Callable[..., None]) -> None:
     for each in every_device.values():
         for spatial, channels in (((112, 112), (16, 96, 24)), ((7, 7), (160, 960, 320)), ((5, 1), (3, 7, 5)), ((3, 9, 9), (24, 48, 24))):
-            check_tiles(STRATEGY, inverted(spatial, channels, each.lanes), each, NEAR_FASTEST)
+            check_tiles(STRATEGY, inverted(spatial, channels, each.lanes), each, NEAR_FASTEST_CHAIN)
 
 
 def test_what_a_task_stages_stays_in_the_second_level_cache(every_device: dict[str, device.Device]) -> None:

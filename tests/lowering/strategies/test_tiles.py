@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import pytest
 
 from sepwise.lowering.cost import register_tiles
-from sepwise.lowering.device import Device
-from sepwise.lowering.strategies.tiles import RowTile, grains, row_tiles
+from sepwise.lowering.device import Device, get
+from sepwise.lowering.strategies.tiles import NEAR_FASTEST, RowTile, grains, rank_staging, row_tiles
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (-1, 1, 1)])
@@ -44,3 +44,18 @@ def test_staged_rows_stay_in_the_second_level_cache(every_device: Mapping[str, D
 @pytest.mark.parametrize(("count", "threads", "expected"), [(7, 1, [2, 4, 7]), (7, 2, [2, 4, 7]), (3, 4, [3]), (1, 1, [1])])
 def test_tasks_have_all_tiles_or_an_even_share(count: int, threads: int, expected: list[int]) -> None:
     assert grains(count, threads) == expected
+
+
+def test_of_tiles_about_as_fast_those_that_stage_least_stand_first() -> None:
+    v4 = get("x86-64-v4")
+    cycles = {"fastest": 1000, "near": 1000 * NEAR_FASTEST, "slow": 1000 * NEAR_FASTEST + 1, "slower": 1200}
+    staged = {"fastest": 9 * v4.l1d_bytes, "near": 8 * v4.l1d_bytes, "slow": 0, "slower": 0}
+    ranked = rank_staging(reversed(cycles), v4, cycles.__getitem__, staged.__getitem__)
+    assert ranked == ["near", "fastest", "slow", "slower"]
+    assert rank_staging(cycles, v4, cycles.__getitem__, staged.__getitem__, near=1.2) == ["slow", "slower", "near", "fastest"]
+
+
+def test_what_level_1_holds_is_nothing_to_spare() -> None:
+    v4 = get("x86-64-v4")
+    cycles, staged = {"fastest": 1000, "near": 1005}, {"fastest": v4.l1d_bytes, "near": 0}
+    assert rank_staging(cycles, v4, cycles.__getitem__, staged.__getitem__) == ["fastest", "near"]
