@@ -41,7 +41,7 @@ from sepwise.lowering.strategies.steps import (
     tile_rows,
     unroll_lanes,
 )
-from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, rank_staging, row_tiles
+from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, little_staged_bytes, rank_staging, row_tiles
 from sepwise.lowering.tiling import clamp_tiles, round_up
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ class DenseStrategy:
         found = row_tiles(device, height, width, blocks, staged_row_bytes=staged_bytes, adjacent=adjacent)
         return rank_staging(
             found,
-            device,
             lambda tile: self.predicted_cycles(workload, device, threads, tile),
             lambda tile: input_rows_bytes(workload, tile.rows) if stage.padded else 0,
+            little_bytes=little_staged_bytes(device),
         )
 
     def predicted_cycles(

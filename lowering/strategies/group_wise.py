@@ -37,7 +37,7 @@ from sepwise.lowering.strategies.steps import (
     start_from_bias,
     unroll_lanes,
 )
-from sepwise.lowering.strategies.tiles import rank_staging, row_tiles
+from sepwise.lowering.strategies.tiles import little_staged_bytes, rank_staging, row_tiles
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
 if TYPE_CHECKING:
@@ -85,9 +85,9 @@ class GroupWiseStrategy:
         ]
         return rank_staging(
             found,
-            device,
             lambda tile: self.predicted_cycles(workload, device, threads, tile),
             lambda tile: sum(_staged_bytes(workload, tile)),
+            little_bytes=little_staged_bytes(device),
         )
 
     def predicted_cycles(

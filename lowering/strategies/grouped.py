@@ -38,7 +38,7 @@ from sepwise.lowering.cost import (
 from sepwise.lowering.strategies.base import Implementation, Refusal
 from sepwise.lowering.strategies.packing import conv_packer, input_rows_bytes, true_shapes
 from sepwise.lowering.strategies.steps import accumulate_in_registers, split_reduction, stage_rows, start_from_bias
-from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, rank_staging, row_shares
+from sepwise.lowering.strategies.tiles import MOST_UNROLLED_FMAS, little_staged_bytes, rank_staging, row_shares
 from sepwise.lowering.tiling import clamp_tiles, mark_clamp, mark_task, round_up
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ class GroupedStrategy:
         fitting = [tile for tile in found if tile.fits(device)]
         return rank_staging(
             fitting,
-            device,
             lambda tile: self.predicted_cycles(workload, device, threads, tile),
             lambda tile: input_rows_bytes(workload, tile.rows) if stage.padded else 0,
+            little_bytes=little_staged_bytes(device),
         )
 
     def predicted_cycles(

@@ -170,7 +170,7 @@ class InvertedStrategy:
         def cycles(tile: InvertedTile) -> float:
             return self.predicted_cycles(workload, device, threads, tile)
 
-        return rank_staging(found, device, cycles, staged_bytes, near=NEAR_FASTEST_CHAIN)
+        return rank_staging(found, cycles, staged_bytes, near=NEAR_FASTEST_CHAIN)
 
     def predicted_cycles(
         self, workload: ConvWorkload, device: Device, threads: int, tile: InvertedTile

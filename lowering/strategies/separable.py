@@ -37,7 +37,7 @@ from sepwise.lowering.strategies.depthwise import depthwise_cycles, staging_wait
 from sepwise.lowering.strategies.depthwise_tile import border_tiles, code_fits, inside_share, rectangle_cycles, rectangle_fits
 from sepwise.lowering.strategies.packing import boundary_bytes, conv_packer, oc_pack, true_shapes
 from sepwise.lowering.strategies.steps import Source, mark_rows, multiply_rows, start_from_bias, tile_rectangle
-from sepwise.lowering.strategies.tiles import RowTile, rank_staging, row_tiles
+from sepwise.lowering.strategies.tiles import RowTile, little_staged_bytes, rank_staging, row_tiles
 from sepwise.lowering.tiling import clamp_tiles, round_up
 
 if TYPE_CHECKING:
@@ -115,9 +115,9 @@ class SeparableStrategy:
             found += [SeparableTile(each.rows, each.pixels, each.oc_vectors, rectangle) for rectangle in rectangles[area]]
         return rank_staging(
             found,
-            device,
             lambda tile: self.predicted_cycles(workload, device, threads, tile),
             lambda tile: tile.rows * row_bytes,
+            little_bytes=little_staged_bytes(device),
         )
 
     def predicted_cycles(

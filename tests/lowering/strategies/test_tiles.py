@@ -1,12 +1,16 @@
 """Tiles of rows: the register tile that fits, and the rows of a task."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from sepwise.lowering.cost import register_tiles
 from sepwise.lowering.device import Device, get
-from sepwise.lowering.strategies.tiles import NEAR_FASTEST, RowTile, grains, rank_staging, row_tiles
+from sepwise.lowering.strategies.dense import DenseStrategy
+from sepwise.lowering.strategies.packing import input_rows_bytes
+from sepwise.lowering.strategies.tiles import NEAR_FASTEST, RowTile, grains, little_staged_bytes, rank_staging, row_tiles
+from sepwise.lowering.workload import ConvWorkload, Stage
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (-1, 1, 1)])
@@ -47,15 +51,22 @@ def test_tasks_have_all_tiles_or_an_even_share(count: int, threads: int, expecte
 
 
 def test_of_tiles_about_as_fast_those_that_stage_least_stand_first() -> None:
-    v4 = get("x86-64-v4")
     cycles = {"fastest": 1000, "near": 1000 * NEAR_FASTEST, "slow": 1000 * NEAR_FASTEST + 1, "slower": 1200}
-    staged = {"fastest": 9 * v4.l1d_bytes, "near": 8 * v4.l1d_bytes, "slow": 0, "slower": 0}
-    ranked = rank_staging(reversed(cycles), v4, cycles.__getitem__, staged.__getitem__)
+    staged = {"fastest": 900, "near": 800, "slow": 100, "slower": 0}
+    ranked = rank_staging(reversed(cycles), cycles.__getitem__, staged.__getitem__)
     assert ranked == ["near", "fastest", "slow", "slower"]
-    assert rank_staging(cycles, v4, cycles.__getitem__, staged.__getitem__, near=1.2) == ["slow", "slower", "near", "fastest"]
+    ranked = rank_staging(cycles, cycles.__getitem__, staged.__getitem__, near=1.2, little_bytes=100)
+    assert ranked == ["slow", "slower", "near", "fastest"]
 
 
-def test_what_level_1_holds_is_nothing_to_spare() -> None:
-    v4 = get("x86-64-v4")
-    cycles, staged = {"fastest": 1000, "near": 1005}, {"fastest": v4.l1d_bytes, "near": 0}
-    assert rank_staging(cycles, v4, cycles.__getitem__, staged.__getitem__) == ["fastest", "near"]
+def test_large_caches_do_not_make_tasks_of_whole_images() -> None:
+    """What stays in level 2 is read at one rate: by cycles alone whole images would be staged, and lie in the arena."""
+    pipes = {"fma_ports": 1, "load_ports": 1, "issue_width": 6, "l2_bytes_per_cycle": 32.0, "memory_bytes_per_cycle": 32.0}
+    device = replace(get("x86-64-v4"), l1d_bytes=32 << 10, l2_bytes=1 << 20, **pipes)
+    one, two = (1, 1), (2, 2)
+    stage = Stage(3, 16, 1, (3, 3), two, one, one, one)
+    workload = ConvWorkload(1, (224, 224), (stage,), False, None, 0, 16)
+    first, *others = DenseStrategy().tiles(workload, device, 1)
+    fewest = min((first, *others), key=lambda tile: DenseStrategy().predicted_cycles(workload, device, 1, tile))
+    assert fewest.rows == 112
+    assert input_rows_bytes(workload, first.rows) <= little_staged_bytes(device) < input_rows_bytes(workload, fewest.rows)
