@@ -11,9 +11,12 @@ its buffers do not alias, and is what a bundle or an emulator wants to link.
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +32,7 @@ from sepwise.lowering.advanced_simd import clamp_by_minimum, load_by_streams, lo
 from sepwise.lowering.borders import peel_borders
 from sepwise.lowering.cost import repeats_iterations
 from sepwise.lowering.lane_loads import permute_loads
+from sepwise.lowering.link import merge_objects
 from sepwise.lowering.prefetch import ask_for_next_tiles, prefetch_next
 from sepwise.lowering.quotients import ascend_quotients
 from sepwise.lowering.scalable import widen_loops
@@ -152,21 +156,22 @@ def lower_kernel(function: tirx.PrimFunc, symbol: str, device: Device) -> Compil
 
 
 def build_object(kernels: Mapping[str, CompiledKernel], target: tvm.target.Target) -> bytes:
-    """Compiles kernels to one relocatable object.
+    """Compiles kernels to one relocatable object: each by itself, as many at a time as there are processors to run on.
 
     Args:
         kernels: By symbol.
         target: The LLVM target.
 
     Returns:
-        The object file's bytes.
+        The object file's bytes, the same each time.
 
     Raises:
-        InputError: The folder for temporary files has no room.
+        InputError: The folder for temporary files has no room, or zig is not installed.
         ValueError: A kernel calls a function that is not in the object.
     """
-    module = tvm.IRModule({symbol: kernel.function for symbol, kernel in kernels.items()})
-    built = tvm.get_global_func("target.build.llvm")(module, target)
+    modules = [tvm.IRModule({symbol: kernel.function}) for symbol, kernel in kernels.items()] or [tvm.IRModule()]
+    # The options are the process's: whoever is done takes them from all others.
+    workers = 1 if "cl-opt" in target.attrs else len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="sepwise-") as folder:
         free = shutil.disk_usage(folder).free
         if free < OBJECT_BYTES:  # LLVM would end the process
@@ -175,11 +180,20 @@ def build_object(kernels: Mapping[str, CompiledKernel], target: tvm.target.Targe
                 "set TMPDIR to another folder."
             )
         path = Path(folder) / "kernels.o"
-        built.write_to_file(str(path))
+        objects = [Path(folder) / f"{number}.o" for number in range(len(modules))] if len(modules) > 1 else [path]
+        with ThreadPoolExecutor(min(workers, len(modules))) as pool:
+            list(pool.map(_compile, modules, itertools.repeat(target), objects))
+        if len(modules) > 1:
+            merge_objects(objects, kernels, str(target.attrs["mtriple"]), path)
         object_code = path.read_bytes()
     if missing := undefined_symbols(object_code):
         raise ValueError(f"it would call {', '.join(missing)} of a C library")
     return object_code
+
+
+def _compile(module: tvm.IRModule, target: tvm.target.Target, output: Path) -> None:
+    """Compiles functions to an object file; Python runs beside LLVM."""
+    tvm.get_global_func("target.build.llvm")(module, target).write_to_file(str(output))
 
 
 _FLATTEN = tvm.ir.transform.Sequential(

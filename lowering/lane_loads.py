@@ -106,11 +106,14 @@ def permute_loads(function: tirx.PrimFunc, module: tvm.IRModule, context: Any) -
     analyzer = tvm.sym.Analyzer()
 
     def on_load(load: TensorLoad) -> Expr:
-        lanes = int(load.ty.dtype.lanes)
-        if lanes == 1 or len(load.indices) != 1 or isinstance(load.indices[0], (tirx.Ramp, tirx.Broadcast)):
+        index, *others = load.indices
+        if others or isinstance(index, (tirx.Ramp, tirx.Broadcast)):
             return load
-        indices = [lane_of(load.indices[0], lane) for lane in range(lanes)]
-        known = [analyzer.simplify(index) for index in indices if index is not None]
+        lanes = int(load.ty.dtype.lanes)
+        if lanes == 1:
+            return load
+        indices = [lane_of(index, lane) for lane in range(lanes)]
+        known = [analyzer.simplify(each) for each in indices if each is not None]
         permuted = _permuted(load, known, analyzer) if len(known) == lanes else None
         return load if permuted is None else permuted
 

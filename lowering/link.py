@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ __all__ = [
     "link_remote",
     "link_server",
     "link_shared",
+    "merge_objects",
     "run_zig",
     "tally_library",
 ]
@@ -95,6 +96,28 @@ def run_zig(*arguments: str | Path) -> None:
     if undefined:
         raise SepwiseError(f"zig {arguments[0]}: kernels need {', '.join(undefined)}, which the target does not have.")
     raise SepwiseError(f"zig {arguments[0]}: {said}")
+
+
+def _emulation(target: str) -> str:
+    """What lld calls the objects of a target, whose name begins with the machine's."""
+    return next(emulation for machine, emulation in _ELF_EMULATIONS.items() if target.startswith(machine))
+
+
+def merge_objects(objects: Sequence[Path], symbols: Collection[str], target: str, output: Path) -> None:
+    """Merges relocatable objects to one, without the sections that none of the symbols needs.
+
+    Args:
+        objects: Each by itself without undefined symbols.
+        symbols: What is to be found in the result.
+        target: LLVM's triple or zig's name of the target.
+        output: The file to write.
+
+    Raises:
+        InputError: zig is not installed, or there is no room.
+        SepwiseError: Two objects define one symbol.
+    """
+    kept = [option for symbol in symbols for option in ("-u", symbol)]
+    run_zig("ld.lld", "-m", _emulation(target), "-r", "--gc-sections", *kept, "-o", output, *objects)
 
 
 def compile_c(source: Path, output: Path, *, target: str, flags: Sequence[str] = ()) -> None:
@@ -187,7 +210,7 @@ def _link_shared(program: Program, target: str, flags: Sequence[str], runtime: S
         objects += [_runtime_object(name, target, flags) for name in runtime]
         # Position-dependent kernels and other mistakes show here; symbols of the C library resolve when it is loaded.
         options = ("-shared", "-Bsymbolic", "-z", "noexecstack", "--gc-sections", "--no-undefined-version")
-        run_zig("ld.lld", "-m", _ELF_EMULATIONS[target.split("-", maxsplit=1)[0]], *options, "-o", output, *objects)
+        run_zig("ld.lld", "-m", _emulation(target), *options, "-o", output, *objects)
 
 
 def _ffi_headers() -> tuple[str, str]:
@@ -267,8 +290,7 @@ def link_example(example: Path, library: Path, device: Device, output: Path, *, 
 
 def _link_static(objects: Sequence[Path], target: str, entry: str, output: Path) -> None:
     """Links a static program."""
-    emulation = _ELF_EMULATIONS[target.split("-", maxsplit=1)[0]]
-    options = ("-m", emulation, "-static", "-z", "noexecstack", "--gc-sections", "-e", entry, "-u", entry)
+    options = ("-m", _emulation(target), "-static", "-z", "noexecstack", "--gc-sections", "-e", entry, "-u", entry)
     run_zig("ld.lld", *options, "-o", output, *objects)
 
 

@@ -103,13 +103,18 @@ def _accumulated(body: tirx.Stmt) -> list[tuple[Expr, int]]:
 
 def _apart(tile: Sequence[tirx.Stmt], accumulators: int, places: Sequence[tuple[Expr, Expr]], registers: int) -> list[tirx.Stmt]:
     """The statements of a tile, with pointers of its own to what registers beside its accumulators do not hold."""
+    together = tvm_ffi.Array(tile)  # a walk costs more than a statement in it
     written: list[Expr] = []
-    for statement in tile:
-        tvm_ffi.structural_walk(statement, (tirx.BufferStore, lambda store: written.append(store.buffer)))
+
+    def on_store(store: tirx.BufferStore) -> None:
+        if not _among(store.buffer, written):
+            written.append(store.buffer)
+
+    tvm_ffi.structural_walk(together, (tirx.BufferStore, on_store))
     zero = Var("zero", PrimType("int64"))
     declared: list[tirx.Stmt] = [tirx.Bind(zero, tirx.call_extern("int64", APART))]
     moved: list[tuple[Expr, Expr]] = []
-    counts = _vectors(tile, [source for source, _ in places])
+    counts = _vectors(together, [source for source, _ in places])
     for (source, place), count in zip(places, counts, strict=True):
         if _among(source, written) or count + accumulators <= registers:
             continue
@@ -124,10 +129,10 @@ def _apart(tile: Sequence[tirx.Stmt], accumulators: int, places: Sequence[tuple[
         buffer = next((buffer for source, buffer in moved if source.same_as(load.source)), None)
         return load if buffer is None else tirx.BufferLoad(buffer, load.indices)
 
-    return [*declared, *(tvm_ffi.structural_map(statement, (TensorLoad, on_load)) for statement in tile)]
+    return [*declared, *tvm_ffi.structural_map(together, (TensorLoad, on_load))]
 
 
-def _vectors(statements: Sequence[tirx.Stmt], sources: Sequence[Expr]) -> list[int]:
+def _vectors(statements: tvm_ffi.Array[tirx.Stmt] | tirx.Stmt, sources: Sequence[Expr]) -> list[int]:
     """For each tensor the different vectors, or broadcast elements, that statements load of it, each iteration others."""
     places: list[set[Any]] = [set() for _ in sources]
     inside = [0 for _ in sources]
@@ -141,12 +146,11 @@ def _vectors(statements: Sequence[tirx.Stmt], sources: Sequence[Expr]) -> list[i
 
     def on_loop(loop: tirx.For) -> tvm_ffi.WalkResult:
         extent = int(loop.extent.value) if isinstance(loop.extent, tirx.IntImm) else 1
-        for number, count in enumerate(_vectors([loop.body], sources)):
+        for number, count in enumerate(_vectors(loop.body, sources)):
             inside[number] += extent * count
         return tvm_ffi.WalkResult.SKIP
 
-    for statement in statements:
-        tvm_ffi.structural_walk(statement, ((tirx.For, on_loop), (TensorLoad, on_load)), order="pre")
+    tvm_ffi.structural_walk(statements, ((tirx.For, on_loop), (TensorLoad, on_load)), order="pre")
     return [len(known) + count for known, count in zip(places, inside, strict=True)]
 
 

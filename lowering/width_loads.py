@@ -53,6 +53,8 @@ def load_along_width(function: tirx.PrimFunc) -> tirx.PrimFunc:
     Returns:
         The function with such loads replaced.
     """
+    if not _unlike_vectors(function.body):
+        return function
     analyzer = tvm.sym.Analyzer()
     tvm_ffi.structural_walk(
         function.body,
@@ -64,12 +66,7 @@ def load_along_width(function: tirx.PrimFunc) -> tirx.PrimFunc:
 
 def _permuted(run: Sequence[tirx.BufferStore], analyzer: Any) -> Sequence[tirx.Stmt]:
     """Statements that follow each other and write registers alone, with their loads replaced."""
-    unlike: list[Expr] = []  # what may be no load of one vector
     reads: list[tuple[Expr, _Read]] = []  # each by the expression that it replaces
-
-    def note_unlike(expression: tirx.Select | TensorLoad) -> None:
-        if isinstance(expression, tirx.Select) or any(_is_strided(index) for index in expression.indices):
-            unlike.append(expression)
 
     def note(expression: Expr) -> tvm_ffi.WalkResult | None:
         read = _read(expression, analyzer)
@@ -77,12 +74,10 @@ def _permuted(run: Sequence[tirx.BufferStore], analyzer: Any) -> Sequence[tirx.S
             reads.append((expression, read))
         return None if read is None and isinstance(expression, TensorLoad) else tvm_ffi.WalkResult.SKIP
 
-    for statement in run:
-        tvm_ffi.structural_walk(statement, ((tirx.Select, TensorLoad), note_unlike))
-    if not unlike:
+    together = tvm_ffi.Array(run)  # a walk costs more than a statement in it
+    if not _unlike_vectors(together):
         return run
-    for statement in run:
-        tvm_ffi.structural_walk(statement, ((tirx.Select, Call, TensorLoad), note), order="pre")
+    tvm_ffi.structural_walk(together, ((tirx.Select, Call, TensorLoad), note), order="pre")
     groups: list[list[_Read]] = []
     for _, read in reads:
         group = next((each for each in groups if _is_of(read, each[0])), None)
@@ -100,7 +95,16 @@ def _permuted(run: Sequence[tirx.BufferStore], analyzer: Any) -> Sequence[tirx.S
         number = next(number for number, group in enumerate(groups) if _is_of(read, group[0]))
         return _load(read, rows[number], str(expression.ty.dtype).split("x")[0])
 
-    return [tvm_ffi.structural_map(statement, ((tirx.Select, TensorLoad), on_expression)) for statement in run]
+    return list(tvm_ffi.structural_map(together, ((tirx.Select, TensorLoad), on_expression)))
+
+
+def _unlike_vectors(code: tvm_ffi.Array[tirx.Stmt] | tirx.Stmt) -> bool:
+    """Whether anything in statements may be a selection of a load, or a load with a stride."""
+
+    def stop(expression: tirx.Select | tirx.Ramp) -> tvm_ffi.VisitInterrupt | None:
+        return tvm_ffi.VisitInterrupt() if isinstance(expression, tirx.Select) or _is_strided(expression) else None
+
+    return tvm_ffi.structural_walk(code, ((tirx.Select, tirx.Ramp), stop)) is not None
 
 
 def _read(expression: Expr, analyzer: Any) -> _Read | None:
@@ -133,9 +137,9 @@ def _read(expression: Expr, analyzer: Any) -> _Read | None:
     return _Read(load.source, base, tuple(places))
 
 
-def _is_strided(index: Expr) -> bool:
+def _is_strided(index: tirx.Ramp) -> bool:
     """Whether lanes lie apart."""
-    return isinstance(index, tirx.Ramp) and not (isinstance(index.stride, tirx.IntImm) and int(index.stride) == 1)
+    return not (isinstance(index.stride, tirx.IntImm) and int(index.stride) == 1)
 
 
 def _is_vector(places: Sequence[int | None]) -> bool:

@@ -2,6 +2,7 @@
 
 import ctypes
 import io
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -354,6 +355,52 @@ def test_copying_and_clearing_through_registers_calls_no_library(name: str, fill
     assert "local" in kernel.function.script()
     file = ELFFile(io.BytesIO(codegen.build_object({"kernel": kernel}, codegen.tvm_target(device.get(name)))))
     assert [s.name for s in symbols(file) if s["st_shndx"] == "SHN_UNDEF" and s.name] == []
+
+
+def two_kernels(target: device.Device) -> dict[str, codegen.CompiledKernel]:
+    """Kernels that LLVM takes a while for."""
+    schedules = list(every_schedule(target).items())[:2]
+    return {symbol: codegen.lower_kernel(function, symbol, target) for symbol, function in schedules}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_an_object_is_the_same_each_time_and_holds_its_kernels_alone(name: str) -> None:
+    """LLVM compiles each kernel by itself, with functions of TVM's beside it that none of ours calls."""
+    target = device.get(name)
+    kernels = two_kernels(target)
+    first, second = (codegen.build_object(kernels, codegen.tvm_target(target)) for _ in range(2))
+    assert first == second
+    functions = [symbol.name for symbol in symbols(ELFFile(io.BytesIO(first))) if symbol["st_info"]["type"] == "STT_FUNC"]
+    assert functions == list(kernels)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_kernels_are_compiled_beside_each_other_only_where_llvm_has_no_options(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options are the process's: a thread that ends would take them from the others."""
+    target = device.get(name)
+    kernels = two_kernels(target)
+    compile_module = codegen._compile
+    together = threading.Barrier(2)
+    running: list[int] = []
+    most: list[int] = []
+
+    def compile_noted(*arguments: Any) -> None:
+        running.append(1)
+        most.append(len(running))
+        if not repeats_iterations(target):
+            together.wait()  # broken where they run one by one
+        compile_module(*arguments)
+        running.pop()
+
+    monkeypatch.setattr(codegen, "_compile", compile_noted)
+    monkeypatch.setattr(codegen.os, "sched_getaffinity", lambda _: {0, 1})
+    assert codegen.build_object(kernels, codegen.tvm_target(target))
+    assert max(most) == (1 if repeats_iterations(target) else 2)
+
+
+def test_a_network_without_kernels_has_an_object() -> None:
+    target = codegen.tvm_target(device.get("x86-64-v3"))
+    assert ELFFile(io.BytesIO(codegen.build_object({}, target)))["e_type"] == "ET_REL"
 
 
 def test_an_object_that_calls_a_library_is_refused() -> None:
